@@ -1,0 +1,425 @@
+//! A strict reading of HTTP/1.1 requests on the wire, ahead of hyper.
+//!
+//! hyper repairs what it can: it drops `Content-Length` beside `Transfer-Encoding`, takes
+//! two `Host` headers, bare line feeds, absolute-form targets. A proxy that decides on
+//! requests must not, since whoever reads the same bytes differently reads another request
+//! (RFC 9112 §11.2). This scanner follows the bytes that hyper is about to get, knows where
+//! every head and body begins and ends, and stops at the first that is not in the
+//! intersection of what all parsers agree on.
+//!
+//! Invariants:
+//! - Pure: bytes in, verdict out; constant memory (a head is kept only while incomplete).
+//! - Whatever passes, hyper frames in the same way: one head, one body, then the next head.
+
+use std::fmt;
+
+pub const MAX_HEAD: usize = 32 * 1024;
+pub const MAX_HEADER: usize = 16 * 1024;
+pub const MAX_HEADERS: usize = 64;
+pub const MAX_TARGET: usize = 8 * 1024;
+
+/// Why a head is refused: the status to answer and what to tell the client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fault {
+    pub status: u16,
+    pub what: &'static str,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.what)
+    }
+}
+
+const fn fault<T>(status: u16, what: &'static str) -> Result<T, Fault> {
+    Err(Fault { status, what })
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// All of the piece may go on.
+    Pass,
+    /// So many bytes may go on; the head after them is refused.
+    BadHead { good: usize, fault: Fault },
+    /// So many bytes may go on; the chunked body is broken after them.
+    BadBody { good: usize, fault: Fault },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Head,
+    Body(u64),
+    /// A chunk-size line: digits so far, their value.
+    Size(u8, u64),
+    SizeLf(u64),
+    Chunk(u64),
+    ChunkCr,
+    ChunkLf,
+    EndCr,
+    EndLf,
+    /// A verdict fell; nothing more passes.
+    Dead,
+}
+
+/// Follows one connection from its first byte.
+#[derive(Debug)]
+pub struct Scanner {
+    state: State,
+    /// The part of a head that earlier pieces brought.
+    partial: Vec<u8>,
+    request_line: String,
+}
+
+impl Default for Scanner {
+    fn default() -> Self {
+        Scanner { state: State::Head, partial: Vec::new(), request_line: String::new() }
+    }
+}
+
+impl Scanner {
+    /// The request line of the head that was refused, as far as it is printable.
+    pub fn refused_line(&self) -> &str {
+        &self.request_line
+    }
+
+    /// Is the connection inside a head that has begun but not ended?
+    pub fn mid_head(&self) -> bool {
+        self.state == State::Head && !self.partial.is_empty()
+    }
+
+    pub fn scan(&mut self, bytes: &[u8]) -> Verdict {
+        let mut at = 0;
+        while at < bytes.len() {
+            let rest = &bytes[at..];
+            match self.state {
+                State::Head => match self.head(rest) {
+                    Ok(Some(used)) => at += used,
+                    Ok(None) => return Verdict::Pass,
+                    Err(fault) => {
+                        self.state = State::Dead;
+                        return Verdict::BadHead { good: at, fault };
+                    }
+                },
+                State::Body(left) => {
+                    let n = left.min(rest.len() as u64);
+                    self.state = if n == left { State::Head } else { State::Body(left - n) };
+                    at += n as usize;
+                }
+                State::Chunk(left) => {
+                    let n = left.min(rest.len() as u64);
+                    self.state = if n == left { State::ChunkCr } else { State::Chunk(left - n) };
+                    at += n as usize;
+                }
+                State::Dead => return Verdict::BadHead { good: at, fault: Fault { status: 400, what: "the connection is over" } },
+                framing => match chunk_byte(framing, rest[0]) {
+                    Some(next) => {
+                        self.state = next;
+                        at += 1;
+                    }
+                    None => {
+                        self.state = State::Dead;
+                        return Verdict::BadBody { good: at, fault: Fault { status: 400, what: "malformed chunked body" } };
+                    }
+                },
+            }
+        }
+        Verdict::Pass
+    }
+
+    /// `Some(n)`: the head ended after `n` bytes of `rest`.
+    fn head(&mut self, rest: &[u8]) -> Result<Option<usize>, Fault> {
+        if self.partial.is_empty() {
+            let found = self.whole_head(rest, 0);
+            if let Ok(None) = found {
+                self.partial.extend_from_slice(rest);
+            }
+            return found;
+        }
+        let mut partial = std::mem::take(&mut self.partial);
+        let known = partial.len();
+        partial.extend_from_slice(&rest[..rest.len().min(MAX_HEAD + 4)]);
+        let found = self.whole_head(&partial, known);
+        if let Ok(None) = found {
+            self.partial = partial;
+        }
+        Ok(found?.map(|end| end - known))
+    }
+
+    /// Looks for the end of a head of which `known` bytes were looked at before.
+    fn whole_head(&mut self, head: &[u8], known: usize) -> Result<Option<usize>, Fault> {
+        let checked = match find_end(head, known) {
+            Some(end) if end <= MAX_HEAD => check_head(&head[..end]).map(|state| {
+                self.state = state;
+                Some(end)
+            }),
+            _ if head.len() > MAX_HEAD => match memchr::memchr(b'\n', &head[..MAX_HEAD]) {
+                None => fault(414, "the request target is longer than 8 KiB"),
+                Some(_) => fault(431, "the request head is larger than 32 KiB"),
+            },
+            // Fail early on what can never become a head: TLS, HTTP/2, a bare line feed.
+            _ => check_prefix(head, known).map(|()| None),
+        };
+        if checked.is_err() {
+            self.request_line = printable_line(head);
+        }
+        checked
+    }
+}
+
+fn printable_line(head: &[u8]) -> String {
+    head.iter().take(256).take_while(|b| (0x20..0x7f).contains(*b)).map(|&b| b as char).collect()
+}
+
+/// Where the head ends (after its blank line). A bare LF blank line ends it too, so that
+/// the check sees and refuses it.
+fn find_end(head: &[u8], known: usize) -> Option<usize> {
+    let mut from = known.saturating_sub(3);
+    while let Some(lf) = memchr::memchr(b'\n', &head[from..]) {
+        let after = from + lf + 1;
+        match head.get(after) {
+            Some(b'\n') => return Some(after + 1),
+            Some(b'\r') if head.get(after + 1) == Some(&b'\n') => return Some(after + 2),
+            _ => from = after,
+        }
+    }
+    None
+}
+
+fn check_prefix(head: &[u8], known: usize) -> Result<(), Fault> {
+    let line = &head[..memchr::memchr(b'\n', head).unwrap_or(head.len())];
+    let method_end = line.iter().position(|b| !b.is_ascii_alphabetic() && *b != b'-');
+    match method_end {
+        Some(n) if n > 0 && line[n] == b' ' => {}
+        None if line.len() <= 16 => {}
+        _ => return fault(400, "not an HTTP/1.1 request"),
+    }
+    if line.starts_with(b"PRI ") {
+        return fault(400, "HTTP/2 is not spoken here; use HTTP/1.1");
+    }
+    if line.len() > MAX_TARGET + 32 {
+        return fault(414, "the request target is longer than 8 KiB");
+    }
+    match memchr::memchr_iter(b'\n', &head[known..]).map(|i| i + known).find(|&i| i == 0 || head[i - 1] != b'\r') {
+        Some(_) => fault(400, "bare line feed in the head"),
+        None => Ok(()),
+    }
+}
+
+/// Checks a whole head (request line to blank line) and says what follows it.
+fn check_head(head: &[u8]) -> Result<State, Fault> {
+    let mut lines = Lines(head);
+    let line = lines.next().unwrap_or(Ok(b""))?;
+    let (method, version) = check_request_line(line)?;
+
+    let (mut host, mut length, mut chunked) = (0, None, false);
+    let mut seen_once = 0u32;
+    for (count, line) in lines.enumerate() {
+        let line = line?;
+        if line.is_empty() {
+            break;
+        }
+        if count == MAX_HEADERS {
+            return fault(431, "more than 64 headers");
+        }
+        let (name, value) = check_header(line)?;
+        if let Some(i) = SINGLE.iter().position(|s| name.eq_ignore_ascii_case(s.as_bytes())) {
+            if seen_once & (1 << i) != 0 {
+                return fault(400, "a header that must stand once is repeated");
+            }
+            seen_once |= 1 << i;
+        }
+        if name.eq_ignore_ascii_case(b"host") {
+            host += 1;
+        } else if name.eq_ignore_ascii_case(b"content-length") {
+            length = Some(content_length(value)?);
+        } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
+            if !value.eq_ignore_ascii_case(b"chunked") || version != b"HTTP/1.1" {
+                return fault(400, "`transfer-encoding` may only be `chunked`");
+            }
+            chunked = true;
+        } else if name.eq_ignore_ascii_case(b"expect") && !value.eq_ignore_ascii_case(b"100-continue") {
+            return fault(417, "`expect` may only be `100-continue`");
+        } else if name.contains(&b'_') && is_sensitive_twin(name) {
+            return fault(400, "a header name with `_` stands for one with `-`");
+        }
+    }
+    if host != 1 {
+        return fault(400, "exactly one `host` header is required");
+    }
+    if chunked && length.is_some() {
+        return fault(400, "`content-length` beside `transfer-encoding`");
+    }
+    let body = chunked || length.is_some_and(|n| n > 0);
+    if body && matches!(method, b"GET" | b"HEAD") {
+        return fault(400, "a GET or HEAD request with a body");
+    }
+    Ok(match length {
+        _ if chunked => State::Size(0, 0),
+        Some(n) if n > 0 => State::Body(n),
+        _ => State::Head,
+    })
+}
+
+/// Headers that decide something, here or upstream; a repeated one decides nothing.
+const SINGLE: [&str; 12] = [
+    "host",
+    "content-length",
+    "transfer-encoding",
+    "content-type",
+    "content-encoding",
+    "authorization",
+    "x-api-key",
+    "x-goog-api-key",
+    "api-key",
+    "expect",
+    "upgrade",
+    "origin",
+];
+
+fn is_sensitive_twin(name: &[u8]) -> bool {
+    let dashed: Vec<u8> = name.iter().map(|&b| if b == b'_' { b'-' } else { b.to_ascii_lowercase() }).collect();
+    SINGLE.iter().any(|s| s.as_bytes() == dashed) || dashed.starts_with(b"anthropic-") || dashed.starts_with(b"openai-")
+}
+
+struct Lines<'a>(&'a [u8]);
+
+impl<'a> Iterator for Lines<'a> {
+    type Item = Result<&'a [u8], Fault>;
+    fn next(&mut self) -> Option<Self::Item> {
+        let lf = memchr::memchr(b'\n', self.0)?;
+        let line = &self.0[..lf];
+        self.0 = &self.0[lf + 1..];
+        Some(match line.strip_suffix(b"\r") {
+            Some(line) => Ok(line),
+            None => fault(400, "bare line feed in the head"),
+        })
+    }
+}
+
+fn check_request_line(line: &[u8]) -> Result<(&[u8], &[u8]), Fault> {
+    let mut parts = line.split(|&b| b == b' ');
+    let (Some(method), Some(target), Some(version), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
+        return fault(400, "not an HTTP/1.1 request");
+    };
+    if !matches!(method, b"GET" | b"HEAD" | b"POST" | b"PUT" | b"PATCH" | b"DELETE" | b"OPTIONS") {
+        return fault(405, "the method is not offered");
+    }
+    match version {
+        b"HTTP/1.1" => {}
+        b"HTTP/1.0" => return fault(505, "HTTP/1.0 is not spoken here; use HTTP/1.1"),
+        _ => return fault(400, "not an HTTP/1.1 request"),
+    }
+    if target.len() > MAX_TARGET {
+        return fault(414, "the request target is longer than 8 KiB");
+    }
+    if target.first() != Some(&b'/') {
+        return fault(400, "the request target must be a path");
+    }
+    let odd = |b: &u8| !(0x21..0x7f).contains(b) || matches!(b, b'\\' | b'#' | b'"' | b'<' | b'>' | b'^' | b'`' | b'{' | b'|' | b'}');
+    if target.iter().any(odd) {
+        return fault(400, "a byte in the request target that needs no place in a path");
+    }
+    Ok((method, version))
+}
+
+fn check_header(line: &[u8]) -> Result<(&[u8], &[u8]), Fault> {
+    let Some(colon) = memchr::memchr(b':', line) else { return fault(400, "a header without a colon") };
+    let (name, value) = (&line[..colon], &line[colon + 1..]);
+    let token = |b: &u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b);
+    if name.is_empty() || !name.iter().all(token) {
+        return fault(400, "a header name that is no token");
+    }
+    if line.len() > MAX_HEADER {
+        return fault(431, "a header larger than 16 KiB");
+    }
+    if value.iter().any(|&b| (b < 0x20 && b != b'\t') || b == 0x7f) {
+        return fault(400, "a control character in a header");
+    }
+    Ok((name, value.trim_ascii()))
+}
+
+fn content_length(value: &[u8]) -> Result<u64, Fault> {
+    let digits = !value.is_empty() && value.len() <= 18 && value.iter().all(u8::is_ascii_digit);
+    match std::str::from_utf8(value).ok().and_then(|v| v.parse().ok()) {
+        Some(n) if digits => Ok(n),
+        _ => fault(400, "`content-length` is not a number"),
+    }
+}
+
+/// The strict chunk grammar: `1*16HEXDIG CRLF data CRLF`, no extension, no trailer.
+/// No client of a model API sends either, and they are what smuggling is made of.
+fn chunk_byte(state: State, b: u8) -> Option<State> {
+    Some(match (state, b) {
+        (State::Size(n, _), b'\r') if n == 0 => return None,
+        (State::Size(_, size), b'\r') => State::SizeLf(size),
+        (State::Size(n, size), _) if n < 16 => State::Size(n + 1, size << 4 | u64::from((b as char).to_digit(16)?)),
+        (State::SizeLf(0), b'\n') => State::EndCr,
+        (State::SizeLf(size), b'\n') => State::Chunk(size),
+        (State::ChunkCr, b'\r') => State::ChunkLf,
+        (State::ChunkLf, b'\n') => State::Size(0, 0),
+        (State::EndCr, b'\r') => State::EndLf,
+        (State::EndLf, b'\n') => State::Head,
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scan_all(pieces: &[&[u8]]) -> (Verdict, Scanner) {
+        let mut s = Scanner::default();
+        let mut total = 0;
+        for p in pieces {
+            match s.scan(p) {
+                Verdict::Pass => total += p.len(),
+                Verdict::BadHead { good, fault } => return (Verdict::BadHead { good: total + good, fault }, s),
+                bad => return (bad, s),
+            }
+        }
+        (Verdict::Pass, s)
+    }
+
+    const TWO: &[u8] =
+        b"POST /a HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\nPOST /b HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\nhi";
+
+    #[test]
+    fn follows_requests_however_they_are_split() {
+        for at in 0..TWO.len() {
+            let (a, b) = TWO.split_at(at);
+            let (v, s) = scan_all(&[a, b]);
+            assert_eq!(v, Verdict::Pass, "split at {at}");
+            assert_eq!(s.state, State::Head);
+            assert!(!s.mid_head());
+        }
+        let bytes: Vec<&[u8]> = TWO.chunks(1).collect();
+        assert_eq!(scan_all(&bytes).0, Verdict::Pass);
+    }
+
+    #[test]
+    fn a_bad_second_head_lets_the_first_request_pass() {
+        let raw = [TWO, b"GET /c HTTP/1.1\r\nHost: h\r\nHost: h\r\n\r\n"].concat();
+        for at in 0..raw.len() {
+            let (a, b) = raw.split_at(at);
+            match scan_all(&[a, b]).0 {
+                Verdict::BadHead { good, .. } => assert!(good >= TWO.len(), "{good}"),
+                v => panic!("{v:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn limits_have_their_own_status() {
+        let status = |raw: String| match scan_all(&[raw.as_bytes()]).0 {
+            Verdict::BadHead { fault, .. } => fault.status,
+            _ => 0,
+        };
+        assert_eq!(status(format!("GET /{} HTTP/1.1\r\nHost: h\r\n\r\n", "a".repeat(9000))), 414);
+        assert_eq!(status(format!("GET / HTTP/1.1\r\nHost: h\r\nX: {}\r\n\r\n", "a".repeat(17_000))), 431);
+        assert_eq!(status(format!("GET / HTTP/1.1\r\nHost: h\r\n{}\r\n", "X: y\r\n".repeat(64))), 431);
+        assert_eq!(status(format!("GET / HTTP/1.1\r\nHost: h\r\nX: {}", "a".repeat(40_000))), 431);
+        assert_eq!(status("CONNECT x:1 HTTP/1.1\r\nHost: h\r\n\r\n".into()), 405);
+        assert_eq!(status("GET / HTTP/1.0\r\nHost: h\r\n\r\n".into()), 505);
+        assert_eq!(status("GET / HTTP/1.1\r\nHost: h\r\nExpect: x\r\n\r\n".into()), 417);
+    }
+}

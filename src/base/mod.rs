@@ -1,0 +1,8 @@
+//! The leaf: what both halves stand on. Knows no provider and no agent.
+
+pub mod framing;
+pub mod harden;
+pub mod json;
+pub mod logging;
+pub mod settings;
+pub mod sse;

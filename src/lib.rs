@@ -1,0 +1,23 @@
+//! Outrigger: the sidecar that a coding-agent pod cannot do without.
+//!
+//! Looking for X? Open Y.
+//!
+//! | X | Y |
+//! |---|---|
+//! | the way of a request through the sidecar | `sidecar/proxy.rs` |
+//! | a step of it (guard, route, model, scope, limit, sign, upstream, relay) | `sidecar/<step>.rs` |
+//! | a provider | `sidecar/provider/<provider>.rs`, listed in `registry.rs` |
+//! | what operators configure | `sidecar/config.rs`, `config/sidecar.yaml` |
+//! | what models cost | `catalogue/` |
+//! | the embedded scripted provider | `rehearsal/` |
+//! | a command | `cli.rs`, `command/<command>.rs` |
+//! | JSON, SSE and HTTP parsers | `base/` |
+
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
+
+pub mod base;
+pub mod catalogue;
+pub mod cli;
+pub mod command;
+pub mod rehearsal;
+pub mod sidecar;
