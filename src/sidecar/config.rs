@@ -1,0 +1,492 @@
+//! `sidecar.yaml`: what the operator decides.
+//!
+//! All problems are reported together. What may change while running (providers, grants,
+//! limits) is the [`Policy`], replaced whole; the rest is read once.
+
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::http::uri::{Authority, Scheme, Uri};
+
+use super::limit::{Ledger, Limits};
+use super::provider::registry::{self, Auth, Feature, Provider};
+use super::scope::{self, Glob, Grant};
+use super::secret;
+use crate::base::settings::{Problems, Section, parse_yaml};
+use crate::catalogue::Overrides;
+
+/// Read once, at start.
+#[derive(Debug)]
+pub struct Config {
+    pub listen: SocketAddr,
+    pub admin: Option<SocketAddr>,
+    /// Names besides `localhost` and loopback addresses that `Host` may say.
+    pub hosts: Vec<String>,
+    pub secrets_dir: PathBuf,
+    pub audit: AuditConfig,
+    pub timeouts: Timeouts,
+    pub ca_file: Option<PathBuf>,
+    pub prices: Overrides,
+    /// Threads that serve requests.
+    pub workers: usize,
+    pub connections: usize,
+    pub session_id: Option<String>,
+    pub log: LogConfig,
+}
+
+#[derive(Debug, Clone)]
+pub struct AuditConfig {
+    /// `None`: standard output.
+    pub file: Option<PathBuf>,
+    pub max_bytes: u64,
+    pub keep: u32,
+    /// Where spent budgets are kept across restarts; `None`: nowhere.
+    pub state: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct Timeouts {
+    pub connect: Duration,
+    /// From the request sent to the head of the reply.
+    pub first_byte: Duration,
+    /// Between two pieces of a reply.
+    pub idle: Duration,
+    pub total: Duration,
+    /// After SIGTERM, for streams that are still open.
+    pub drain: Duration,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    Json,
+    Text,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct LogConfig {
+    pub format: LogFormat,
+    pub level: tracing::Level,
+}
+
+/// What is decided by; one immutable value a reload.
+#[derive(Debug)]
+pub struct Policy {
+    /// Changes when the file's meaning may have; stands in every audit record.
+    pub revision: String,
+    pub providers: BTreeMap<String, Arc<ProviderConfig>>,
+    pub grants: Vec<Grant>,
+}
+
+#[derive(Debug)]
+pub struct ProviderConfig {
+    /// Its mount and its name in scopes.
+    pub name: String,
+    pub def: &'static Provider,
+    pub base: BaseUrl,
+    pub secret: Option<secret::Source>,
+    /// Optional endpoints that the operator switched on.
+    pub endpoints: Vec<String>,
+    /// Headers that the operator pins (`openai-organization`).
+    pub headers: Vec<(&'static str, hyper::header::HeaderValue)>,
+}
+
+/// `https://host[:port][/path]`, taken apart once.
+#[derive(Debug, Clone)]
+pub struct BaseUrl {
+    pub scheme: Scheme,
+    pub authority: Authority,
+    /// Without a trailing slash; empty for the root.
+    pub path: String,
+    /// The operator wrote it: it may lead into a private network.
+    pub own: bool,
+}
+
+/// Both halves of the file.
+#[derive(Debug)]
+pub struct Loaded {
+    pub config: Config,
+    pub policy: Policy,
+}
+
+/// Reads the file.
+///
+/// # Errors
+/// Every problem, with its path in the file.
+pub fn load(path: &Path, ledger: &Arc<Ledger>) -> Result<Loaded, Vec<String>> {
+    let text = std::fs::read_to_string(path).map_err(|e| vec![format!("cannot read it: {e}")])?;
+    parse(&text, ledger)
+}
+
+/// # Errors
+/// As [`load`].
+pub fn parse(text: &str, ledger: &Arc<Ledger>) -> Result<Loaded, Vec<String>> {
+    let value = parse_yaml(text).map_err(|e| vec![format!("not YAML: {e}")])?;
+    let problems = Problems::default();
+    let loaded = {
+        let mut root = Section::new("", value, &problems);
+        let providers = providers(&mut root);
+        let grants = grants(&mut root, &providers, ledger);
+        let policy = Policy { revision: revision(text), providers, grants };
+        let config = config(&mut root);
+        if config.audit.state.is_none() && policy.grants.iter().any(|g| g.limits.has_budget()) {
+            root.add(
+                "audit.state",
+                "a budget (`tokensPerDay`, `usdPerSession`) must survive a restart, and with the audit on standard output it has no place; name a file",
+            );
+        }
+        Loaded { config, policy }
+    };
+    let all = problems.take();
+    if all.is_empty() { Ok(loaded) } else { Err(all) }
+}
+
+fn revision(text: &str) -> String {
+    let mut hasher = DefaultHasher::new();
+    text.hash(&mut hasher);
+    format!("{:016x}", hasher.finish())
+}
+
+fn config(root: &mut Section) -> Config {
+    let listen = address(root, "listen").unwrap_or(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 11432));
+    if !listen.ip().is_loopback() {
+        root.add(
+            "listen",
+            format!("`{listen}` is not a loopback address; whoever reaches this port spends the workspace's keys, so only `127.0.0.1` and `[::1]` are allowed"),
+        );
+    }
+    let admin = match root.value("admin") {
+        Some(serde_json::Value::String(s)) if s == "off" => None,
+        Some(serde_json::Value::String(s)) => parse_address(root, "admin", &s),
+        Some(other) => {
+            root.add("admin", format!("`{other}` is not an address such as `0.0.0.0:9091`, or `off`"));
+            None
+        }
+        None => Some(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 9091)),
+    };
+    let secrets_dir = root.string("secretsDir").map_or_else(|| PathBuf::from("/run/secrets/outrigger"), PathBuf::from);
+    let prices = match root.string("prices").map(PathBuf::from) {
+        Some(file) => Overrides::load(&file).unwrap_or_else(|problems| {
+            problems.iter().for_each(|p| root.add("prices", p));
+            Overrides::default()
+        }),
+        None => Overrides::default(),
+    };
+    let ca_file = root.section("tls").and_then(|mut tls| tls.string("caFile").map(PathBuf::from));
+    let log = log(root);
+    Config {
+        listen,
+        admin,
+        hosts: root.strings("hosts").unwrap_or_default().into_iter().map(|h| h.to_ascii_lowercase()).collect(),
+        secrets_dir,
+        audit: audit(root),
+        timeouts: timeouts(root),
+        ca_file,
+        prices,
+        workers: root.integer("workers", 1, 64).unwrap_or(1) as usize,
+        connections: root.integer("connections", 1, 65_536).unwrap_or(512) as usize,
+        session_id: root.string("sessionId"),
+        log,
+    }
+}
+
+fn log(root: &mut Section) -> LogConfig {
+    let mut log = LogConfig { format: LogFormat::Json, level: tracing::Level::INFO };
+    if let Some(mut s) = root.section("log") {
+        log.format = s.choice("format", &[("json", LogFormat::Json), ("text", LogFormat::Text)]).unwrap_or(log.format);
+        use tracing::Level;
+        log.level = s.choice("level", &[("error", Level::ERROR), ("warn", Level::WARN), ("info", Level::INFO), ("debug", Level::DEBUG)]).unwrap_or(log.level);
+    }
+    log
+}
+
+fn audit(root: &mut Section) -> AuditConfig {
+    let mut audit = AuditConfig { file: Some("/var/lib/outrigger/audit.jsonl".into()), max_bytes: 64 << 20, keep: 16, state: None };
+    if let Some(mut s) = root.section("audit") {
+        match s.string("file") {
+            Some(f) if f == "-" => audit.file = None,
+            Some(f) => audit.file = Some(f.into()),
+            None => {}
+        }
+        audit.max_bytes = s.integer("maxBytes", 4096, u64::MAX).unwrap_or(audit.max_bytes);
+        audit.keep = s.integer("keep", 1, 10_000).unwrap_or(audit.keep.into()) as u32;
+        audit.state = s.string("state").map(PathBuf::from);
+    }
+    if audit.state.is_none() {
+        audit.state = audit.file.as_ref().map(|f| f.with_extension("state.json"));
+    }
+    audit
+}
+
+fn timeouts(root: &mut Section) -> Timeouts {
+    let mut t = Timeouts {
+        connect: Duration::from_secs(5),
+        // Claude Code and the SDKs wait 600 s themselves; giving up earlier would break them.
+        first_byte: Duration::from_secs(600),
+        idle: Duration::from_secs(600),
+        total: Duration::from_secs(3600),
+        drain: Duration::from_secs(25),
+    };
+    if let Some(mut s) = root.section("timeouts") {
+        for (key, slot) in
+            [("connect", &mut t.connect), ("firstByte", &mut t.first_byte), ("idle", &mut t.idle), ("total", &mut t.total), ("drain", &mut t.drain)]
+        {
+            *slot = s.duration(key).unwrap_or(*slot);
+        }
+    }
+    t
+}
+
+fn address(section: &mut Section, key: &'static str) -> Option<SocketAddr> {
+    let s = section.string(key)?;
+    parse_address(section, key, &s)
+}
+
+fn parse_address(section: &Section, key: &str, s: &str) -> Option<SocketAddr> {
+    let parsed = s.replace("localhost", "127.0.0.1").parse().ok();
+    if parsed.is_none() {
+        section.add(key, format!("`{s}` is not an address such as `127.0.0.1:11432`"));
+    }
+    parsed
+}
+
+fn providers(root: &mut Section) -> BTreeMap<String, Arc<ProviderConfig>> {
+    let mut all = BTreeMap::new();
+    for (name, mut section) in root.entries("aiProviders") {
+        if let Some(p) = provider(&name, &mut section) {
+            all.insert(name, Arc::new(p));
+        }
+    }
+    all
+}
+
+fn provider(name: &str, section: &mut Section) -> Option<ProviderConfig> {
+    let kind = section.string("kind");
+    let def = registry::find(kind.as_deref().unwrap_or(name));
+    let base = section.string("baseUrl");
+    let secret = secret_source(section);
+    let endpoints = section.strings("endpoints").unwrap_or_default();
+    let org = section.string("org");
+    let project = section.string("project");
+    if !scope::is_provider_name(name) {
+        section.add("", format!("`{name}` is not a provider name of lower-case letters, digits, `-` and `_`"));
+        return None;
+    }
+    let Some(def) = def else {
+        let kinds: Vec<String> = registry::PROVIDERS.iter().map(|p| format!("`{}`", p.kind)).collect();
+        let (key, value) = match &kind {
+            Some(kind) => ("kind", kind.as_str()),
+            None => ("", name),
+        };
+        section.add(key, format!("`{value}` is no provider of this version; known: {}; hint: any other that speaks OpenAI's chat API works with `kind: openai-compatible` and a `baseUrl`", kinds.join(", ")));
+        return None;
+    };
+    if kind.as_deref() != Some(def.kind) && registry::find(name).is_some_and(|p| p.kind != def.kind) {
+        section.add("kind", format!("`{name}` is the name of another provider"));
+    }
+    let base = match (base.as_deref(), def.base_url) {
+        (Some(url), _) => base_url(url, true).map_err(|e| section.add("baseUrl", e)).ok()?,
+        (None, Some(url)) => base_url(url, def.local).ok()?,
+        (None, None) => {
+            section.add("baseUrl", format!("`{}` needs one, such as `https://llm.example.com/v1`", def.kind));
+            return None;
+        }
+    };
+    if secret.is_none() && def.auth != Auth::OptionalBearer {
+        section.add("secretRef", "the provider's key is needed: `secretRef: { name: …, key: … }`, or `credential: { command: […], ttl: 60s }`");
+    }
+    let mut headers = Vec::new();
+    for (key, name, value) in [("org", "openai-organization", org), ("project", "openai-project", project)] {
+        let Some(value) = value else { continue };
+        if def.kind != "openai" && def.kind != "openai-compatible" {
+            section.add(key, "only OpenAI's API has it");
+        }
+        match hyper::header::HeaderValue::from_str(&value) {
+            Ok(v) => headers.push((name, v)),
+            Err(_) => section.add(key, format!("`{}` cannot stand in a header", value.escape_debug())),
+        }
+    }
+    for (i, name) in endpoints.iter().enumerate() {
+        let optional: Vec<&str> = def.endpoints.iter().filter(|e| e.optional).map(|e| e.name).collect();
+        if !optional.contains(&name.as_str()) {
+            let known = if optional.is_empty() { "none".into() } else { format!("`{}`", optional.join("`, `")) };
+            section.add(&format!("endpoints[{i}]"), format!("`{name}` is no optional endpoint of `{}`; optional: {known}", def.kind));
+        }
+    }
+    Some(ProviderConfig { name: name.to_owned(), def, base, secret, endpoints, headers })
+}
+
+fn secret_source(section: &mut Section) -> Option<secret::Source> {
+    let file = section.section("secretRef").and_then(|mut s| {
+        let (name, key) = (s.string("name"), s.string("key"));
+        for (field, value) in [("name", &name), ("key", &key)] {
+            match value {
+                None => s.add(field, "is needed"),
+                Some(v) if !secret::is_file_name(v) => s.add(field, format!("`{v}` is not a plain file name")),
+                Some(_) => {}
+            }
+        }
+        Some(secret::Source::File { name: name.filter(|v| secret::is_file_name(v))?, key: key.filter(|v| secret::is_file_name(v))? })
+    });
+    let command = section.section("credential").and_then(|mut s| {
+        let ttl = s.duration("ttl").unwrap_or(Duration::from_secs(300));
+        match s.strings("command") {
+            Some(command) if !command.is_empty() => Some(secret::Source::Command { command, ttl }),
+            _ => {
+                s.add("command", "expected a list: the program and its arguments");
+                None
+            }
+        }
+    });
+    if file.is_some() && command.is_some() {
+        section.add("credential", "beside `secretRef`: a key comes from one place");
+    }
+    file.or(command)
+}
+
+/// # Errors
+/// What is wrong with it.
+pub fn base_url(url: &str, own: bool) -> Result<BaseUrl, String> {
+    let wrong = || format!("`{url}` is not a URL such as `https://llm.example.com/v1`");
+    let uri: Uri = url.parse().map_err(|_| wrong())?;
+    let (Some(scheme), Some(authority)) = (uri.scheme().cloned(), uri.authority().cloned()) else { return Err(wrong()) };
+    let path = uri.path().trim_end_matches('/').to_owned();
+    let plain_path = path.bytes().all(|b| b == b'/' || super::model::is_id_byte(b)) && !path.contains("..") && !path.contains("//");
+    if uri.query().is_some() || authority.as_str().contains('@') || !plain_path || url.contains('#') {
+        return Err(format!("{}: without user, query or fragment", wrong()));
+    }
+    if scheme == Scheme::HTTP && !is_loopback(authority.host()) {
+        return Err(format!("`{url}` would send the key in the clear; `http://` is for loopback addresses only, use `https://`"));
+    }
+    if scheme != Scheme::HTTP && scheme != Scheme::HTTPS {
+        return Err(wrong());
+    }
+    Ok(BaseUrl { scheme, authority, path, own })
+}
+
+/// The literal addresses (and the one name) that need no look-up to be this machine.
+pub fn is_loopback(host: &str) -> bool {
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost" || bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+fn grants(root: &mut Section, providers: &BTreeMap<String, Arc<ProviderConfig>>, ledger: &Arc<Ledger>) -> Vec<Grant> {
+    root.sections("permissionGrants").into_iter().filter_map(|mut s| grant(&mut s, providers, ledger)).collect()
+}
+
+fn grant(s: &mut Section, providers: &BTreeMap<String, Arc<ProviderConfig>>, ledger: &Arc<Ledger>) -> Option<Grant> {
+    let scope_text = s.string("scope");
+    let models = s.strings("models");
+    let allow = s.strings("allow").unwrap_or_default();
+    let expires = s.string("expires").and_then(|t| t.parse().map_err(|_| s.add("expires", format!("`{t}` is not a time such as `2026-12-01T00:00:00Z`"))).ok());
+    let limits = s.section("limits").map(|mut l| Limits {
+        requests_per_minute: l.integer("requestsPerMinute", 1, 1_000_000).map(|n| n as u32),
+        concurrent: l.integer("concurrent", 1, 100_000).map(|n| n as u32),
+        tokens_per_day: l.integer("tokensPerDay", 1, u64::MAX),
+        usd_per_session: l.positive("usdPerSession"),
+    });
+    let Some(scope_text) = scope_text else {
+        s.add("scope", "is needed, such as `ai.anthropic` or `ai.openai:gpt-*`");
+        return None;
+    };
+    let parsed = scope::parse(&scope_text).map_err(|e| s.add("scope", e)).ok();
+    if models.as_ref().is_some_and(Vec::is_empty) {
+        s.add("models", "is an empty list, which grants nothing; leave it out to grant every model");
+    }
+    let mut globs = Vec::new();
+    for (i, m) in models.unwrap_or_default().iter().enumerate() {
+        match Glob::parse(m) {
+            Ok(g) => globs.push(g),
+            Err(e) => s.add(&format!("models[{i}]"), e),
+        }
+    }
+    let mut features = Vec::new();
+    for (i, name) in allow.iter().enumerate() {
+        match Feature::ALL.into_iter().find(|f| f.name() == name) {
+            Some(f) => features.push(f),
+            None => {
+                let known: Vec<String> = Feature::ALL.iter().map(|f| format!("`{}`", f.name())).collect();
+                s.add(&format!("allow[{i}]"), format!("`{name}` is not one of {}", known.join(", ")));
+            }
+        }
+    }
+    let (provider, glob) = parsed?;
+    if !providers.contains_key(&provider) {
+        let names: Vec<String> = providers.keys().map(|n| format!("`{n}`")).collect();
+        s.add("scope", format!("provider `{provider}` is not configured; configured: {}", if names.is_empty() { "none".into() } else { names.join(", ") }));
+    }
+    let limits = limits.unwrap_or_default();
+    let mut grant = Grant { scope: scope_text, provider, glob, models: globs, allow: features, expires, limits, limiter: Arc::default() };
+    grant.limiter = ledger.limiter(&grant.to_string(), &grant.limits);
+    Some(grant)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problems(text: &str) -> Vec<String> {
+        parse(text, &Arc::new(Ledger::default())).err().unwrap_or_default()
+    }
+
+    #[test]
+    fn the_contracts_example_loads_in_both_spellings() {
+        let camel = include_str!("../../config/sidecar.yaml");
+        let loaded = parse(camel, &Arc::new(Ledger::default())).unwrap();
+        assert_eq!(loaded.config.listen.port(), 11432);
+        assert!(!loaded.policy.grants.is_empty());
+        let snake = camel
+            .replace("aiProviders", "ai_providers")
+            .replace("secretRef", "secret_ref")
+            .replace("permissionGrants", "permission_grants")
+            .replace("requestsPerMinute", "requests_per_minute");
+        assert_eq!(problems(&snake), Vec::<String>::new());
+    }
+
+    #[test]
+    fn every_mistake_is_named_at_once() {
+        let all = problems(
+            "listen: 0.0.0.0:1\nadmin: x\nnope: 1\naiProviders:\n  anthropic: { secretRef: { name: ../x, key: k } }\n  bedrock: {}\n  mine: { kind: openai-compatible, baseUrl: \"http://example.com\", secretRef: {name: a, key: b} }\npermissionGrants:\n  - scope: ai.*\n  - scope: ai.openai\n    models: []\n  - scope: ai.anthropic\n    expires: tomorrow\n    limits: { concurrent: 0, usdPerSession: -1 }\n    allow: [everything]\n",
+        );
+        for (path, what) in [
+            ("`listen`", "loopback"),
+            ("`admin`", "not an address"),
+            ("`nope`", "unknown key"),
+            ("`aiProviders.anthropic.secretRef.name`", "plain file name"),
+            ("`aiProviders.bedrock", "no provider"),
+            ("`aiProviders.mine.baseUrl`", "in the clear"),
+            ("`permissionGrants[0].scope`", "`ai.*` is not"),
+            ("`permissionGrants[1].models`", "empty"),
+            ("`permissionGrants[1].scope`", "not configured"),
+            ("`permissionGrants[2].expires`", "tomorrow"),
+            ("`permissionGrants[2].limits.concurrent`", "`0`"),
+            ("`permissionGrants[2].limits.usdPerSession`", "`-1`"),
+            ("`permissionGrants[2].allow[0]`", "everything"),
+        ] {
+            assert!(all.iter().any(|p| p.starts_with(path) && p.contains(what)), "{path} {what}: {all:#?}");
+        }
+    }
+
+    #[test]
+    fn base_urls_never_carry_a_key_in_the_clear() {
+        for good in ["https://a.example", "https://a.example:8443/v1/", "http://127.0.0.1:9/x", "http://[::1]:9", "http://localhost:9"] {
+            assert!(base_url(good, true).is_ok(), "{good}");
+        }
+        for bad in [
+            "http://10.0.0.1",
+            "http://localhost.evil.example",
+            "https://u:p@a.example",
+            "https://a.example/?k=1",
+            "https://a.example/../x",
+            "ftp://a.example",
+            "a.example",
+            "https://",
+            "https://a.example/#x",
+        ] {
+            assert!(base_url(bad, true).is_err(), "{bad}");
+        }
+    }
+}

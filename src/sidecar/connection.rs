@@ -1,0 +1,262 @@
+//! One client connection: strict framing, timeouts, and a decent end.
+//!
+//! hyper reads through a [`Strict`] stream, which follows the bytes and stops at the first
+//! that breaks the grammar. hyper then sees the end of the stream; the refusal is written
+//! here, after what hyper still had to say.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use http_body_util::BodyExt;
+use hyper::Response;
+use hyper::body::{Bytes, Incoming};
+use hyper::server::conn::http1;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::sync::{Notify, watch};
+use tokio::time::Sleep;
+
+use super::proxy::{self, Busy, Shared};
+use super::refusal::{Client, Code, Denial};
+use super::route;
+use crate::base::framing::{Fault, Scanner, Verdict};
+
+/// A head, once begun (or a connection, once made), must be whole within this time.
+const HEAD_TIME: Duration = Duration::from_secs(10);
+/// Longer than the pools of the CLIs keep a connection, so that none is closed under a request.
+const IDLE_TIME: Duration = Duration::from_secs(90);
+/// A client that reads nothing for so long is gone; its upstream request is cancelled.
+const WRITE_STALL: Duration = Duration::from_secs(60);
+/// Largest piece that hyper reads at once, and so a part of what a stream costs.
+const READ_BUFFER: usize = 64 * 1024;
+/// Bytes of an unwanted body that are read away so that the client sees its refusal.
+const LINGER_BYTES: usize = 64 << 20;
+const LINGER_TIME: Duration = Duration::from_secs(2);
+
+/// What the acceptor knows of a connection.
+#[derive(Debug)]
+pub struct Handle {
+    pub busy: Arc<AtomicBool>,
+    /// Told to go, to make room for another.
+    pub leave: Notify,
+    fault: Mutex<Option<(Fault, String)>>,
+}
+
+impl Handle {
+    pub fn new() -> Arc<Self> {
+        Arc::new(Handle { busy: Arc::default(), leave: Notify::new(), fault: Mutex::default() })
+    }
+}
+
+/// Serves the connection to its end.
+pub async fn serve(shared: Arc<Shared>, stream: TcpStream, handle: Arc<Handle>, mut stop: watch::Receiver<bool>) {
+    let _ = stream.set_nodelay(true);
+    let strict = Strict::new(stream, handle.clone());
+    let service = hyper::service::service_fn(|request: hyper::Request<Incoming>| {
+        let busy = Busy::new(&handle.busy, &shared);
+        let answer = proxy::serve(shared.clone(), request, busy);
+        Box::pin(async move { Ok::<_, std::convert::Infallible>(answer.await) })
+    });
+    let mut connection = http1::Builder::new().max_buf_size(READ_BUFFER).serve_connection(TokioIo::new(strict), service);
+    let mut stopping = *stop.borrow();
+    loop {
+        if stopping {
+            Pin::new(&mut connection).graceful_shutdown();
+        }
+        tokio::select! {
+            end = poll_fn(|cx| connection.poll_without_shutdown(cx)) => {
+                if let Err(e) = end {
+                    tracing::debug!(error = %e, "connection");
+                }
+                break;
+            }
+            _ = stop.changed(), if !stopping => stopping = true,
+            () = handle.leave.notified() => return,
+        }
+    }
+    let mut io = connection.into_parts().io.into_inner().io;
+    let fault = handle.fault.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some((fault, line)) = fault {
+        let _ = tokio::time::timeout(LINGER_TIME, refuse(&shared, &mut io, fault, &line)).await;
+    }
+    linger(io).await;
+}
+
+/// Answers a head that is no request.
+async fn refuse(shared: &Arc<Shared>, io: &mut TcpStream, fault: Fault, line: &str) -> io::Result<()> {
+    let mut entry = shared.audit.entry();
+    let policy = shared.policy.load_full();
+    entry.record.policy_revision = Some(policy.revision.as_str().into());
+    let mut denial = Denial::new(Code::BadRequest, fault.what).cause(line);
+    denial.status = Some(fault.status);
+    let path = line.split(' ').nth(1).unwrap_or_default();
+    let response = proxy::refused(shared, &mut entry, &denial, route::shape(&policy, path), Client::Other);
+    drop(entry);
+    io.write_all(&serialize(response).await).await
+}
+
+async fn serialize(response: Response<http_body_util::Full<Bytes>>) -> Vec<u8> {
+    let (parts, body) = response.into_parts();
+    let body = match body.collect().await {
+        Ok(body) => body.to_bytes(),
+        Err(never) => match never {},
+    };
+    let mut out = format!("HTTP/1.1 {} {}\r\n", parts.status.as_u16(), parts.status.canonical_reason().unwrap_or("Refused")).into_bytes();
+    for (name, value) in &parts.headers {
+        out.extend_from_slice(name.as_str().as_bytes());
+        out.extend_from_slice(b": ");
+        out.extend_from_slice(value.as_bytes());
+        out.extend_from_slice(b"\r\n");
+    }
+    out.extend_from_slice(format!("content-length: {}\r\n\r\n", body.len()).as_bytes());
+    out.extend_from_slice(&body);
+    out
+}
+
+/// Closes so that the client gets to read what it was told: closing a socket with unread
+/// bytes resets it, and the answer with it.
+async fn linger(mut io: TcpStream) {
+    if io.shutdown().await.is_err() {
+        return;
+    }
+    let mut waste = [0u8; 4096];
+    let mut total = 0;
+    let until = tokio::time::Instant::now() + LINGER_TIME;
+    while total < LINGER_BYTES {
+        match tokio::time::timeout_at(until, io.read(&mut waste)).await {
+            Ok(Ok(n)) if n > 0 => total += n,
+            _ => return,
+        }
+    }
+}
+
+/// A client's bytes, followed as hyper reads them.
+struct Strict {
+    io: TcpStream,
+    scanner: Scanner,
+    handle: Arc<Handle>,
+    /// The last byte in or out.
+    last: Instant,
+    fresh: bool,
+    over: bool,
+    /// The body broke: its reader is told once, and answers.
+    broken: Option<&'static str>,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Strict {
+    fn new(io: TcpStream, handle: Arc<Handle>) -> Self {
+        Strict { io, scanner: Scanner::default(), handle, last: Instant::now(), fresh: true, over: false, broken: None, timer: None }
+    }
+
+    /// Has nothing moved for this long? Otherwise the task is woken when it would be.
+    fn expired(&mut self, cx: &mut Context<'_>, limit: Duration) -> bool {
+        loop {
+            let due = self.last + limit;
+            let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due.into())));
+            if timer.deadline() > due.into() {
+                timer.as_mut().reset(due.into());
+            }
+            if timer.as_mut().poll(cx).is_pending() {
+                return false;
+            }
+            if Instant::now() >= due {
+                return true;
+            }
+            timer.as_mut().reset(due.into());
+        }
+    }
+}
+
+impl AsyncRead for Strict {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if let Some(what) = this.broken.take() {
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, what)));
+        }
+        if this.over {
+            return Poll::Ready(Ok(()));
+        }
+        let before = buf.filled().len();
+        if Pin::new(&mut this.io).poll_read(cx, buf)?.is_pending() {
+            if this.handle.busy.load(Ordering::Acquire) {
+                return Poll::Pending;
+            }
+            let limit = if this.fresh || this.scanner.mid_head() { HEAD_TIME } else { IDLE_TIME };
+            if !this.expired(cx, limit) {
+                return Poll::Pending;
+            }
+            this.over = true;
+            return Poll::Ready(Ok(()));
+        }
+        // The head's time runs from its first byte, whatever trickles in after it.
+        if !this.scanner.mid_head() {
+            this.last = Instant::now();
+        }
+        this.fresh = false;
+        match this.scanner.scan(&buf.filled()[before..]) {
+            Verdict::Pass => Poll::Ready(Ok(())),
+            Verdict::BadHead { good, fault } => {
+                buf.set_filled(before + good);
+                this.over = true;
+                let line = this.scanner.refused_line().to_owned();
+                *this.handle.fault.lock().unwrap_or_else(PoisonError::into_inner) = Some((fault, line));
+                Poll::Ready(Ok(()))
+            }
+            Verdict::BadBody { good, fault } => {
+                buf.set_filled(before + good);
+                this.over = true;
+                this.broken = Some(fault.what);
+                if good == 0 { Pin::new(this).poll_read(cx, buf) } else { Poll::Ready(Ok(())) }
+            }
+        }
+    }
+}
+
+impl Strict {
+    fn wrote(&mut self, cx: &mut Context<'_>, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        match result {
+            Poll::Pending if self.expired(cx, WRITE_STALL) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
+            Poll::Pending => Poll::Pending,
+            ready => {
+                self.last = Instant::now();
+                ready
+            }
+        }
+    }
+}
+
+impl AsyncWrite for Strict {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let result = Pin::new(&mut this.io).poll_write(cx, buf);
+        this.wrote(cx, result)
+    }
+
+    fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let result = Pin::new(&mut this.io).poll_write_vectored(cx, bufs);
+        this.wrote(cx, result)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(Pin::new(&mut self.get_mut().io).poll_shutdown(cx))?;
+        Poll::Ready(Ok(()))
+    }
+}
+
+use std::future::Future;

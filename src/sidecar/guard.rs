@@ -1,0 +1,79 @@
+//! Step 1 of a request: who may talk to this port at all.
+//!
+//! A web page must not (DNS rebinding, CSRF): the `Host` must be one of ours, there is no
+//! `Origin`, and a body is JSON by its content type. Framing was checked before, on the wire
+//! (`base::framing`). `Sec-Fetch-Mode` alone is what Node's `fetch` sends, and no reason.
+
+use hyper::Method;
+use hyper::header::{CONTENT_TYPE, HOST, HeaderMap, ORIGIN, UPGRADE};
+use hyper::http::request::Parts;
+
+use super::refusal::{Client, Code, Denial};
+
+/// Proof that a request came from a client and not from a page.
+#[derive(Debug)]
+pub struct Guarded {
+    client: Client,
+}
+
+impl Guarded {
+    pub fn client(&self) -> Client {
+        self.client
+    }
+}
+
+/// What `Host` may say.
+#[derive(Debug)]
+pub struct Hosts(Vec<String>);
+
+impl Hosts {
+    /// `names` are allowed beside the loopback ones, all with the port that is listened on.
+    pub fn new(port: u16, names: &[String]) -> Self {
+        let own = ["localhost", "127.0.0.1", "[::1]"];
+        Hosts(own.into_iter().chain(names.iter().map(String::as_str)).map(|name| format!("{name}:{port}")).collect())
+    }
+
+    fn allows(&self, host: &[u8]) -> bool {
+        self.0.iter().any(|h| h.as_bytes().eq_ignore_ascii_case(host))
+    }
+}
+
+/// # Errors
+/// `host_denied`, `websocket_unsupported`, `unsupported_media_type`, `route_denied`.
+pub fn check(parts: &Parts, hosts: &Hosts) -> Result<Guarded, Denial> {
+    let headers = &parts.headers;
+    let host = headers.get(HOST).map(|h| h.as_bytes()).unwrap_or_default();
+    if !hosts.allows(host) {
+        return Err(Denial::new(Code::HostDenied, format!("host `{}` is not this proxy; allowed: `{}`", host.escape_ascii(), hosts.0.join("`, `"))));
+    }
+    if let Some(origin) = headers.get(ORIGIN) {
+        return Err(Denial::new(Code::HostDenied, format!("requests from web pages are not served (origin `{}`)", origin.as_bytes().escape_ascii())));
+    }
+    if headers.get("sec-fetch-site").is_some_and(|v| v != "none") {
+        return Err(Denial::new(Code::HostDenied, "requests from web pages are not served (`sec-fetch-site`)"));
+    }
+    if headers.contains_key(UPGRADE) {
+        return Err(Denial::new(Code::WebsocketUnsupported, "upgrades are not offered; use plain HTTP"));
+    }
+    match parts.method {
+        Method::GET | Method::HEAD => {}
+        Method::POST => json(headers)?,
+        _ => {
+            let mut d = Denial::new(Code::RouteDenied, format!("method `{}` is not offered; allowed: `GET`, `HEAD`, `POST`", parts.method));
+            d.status = Some(405);
+            return Err(d);
+        }
+    }
+    Ok(Guarded { client: Client::of(headers) })
+}
+
+fn json(headers: &HeaderMap) -> Result<(), Denial> {
+    let value = headers.get(CONTENT_TYPE).map(|v| v.as_bytes()).unwrap_or_default();
+    let text = std::str::from_utf8(value).unwrap_or_default().to_ascii_lowercase();
+    let mut parts = text.split(';').map(str::trim);
+    let plain = parts.next() == Some("application/json") && parts.all(|p| p.is_empty() || matches!(p, "charset=utf-8" | "charset=\"utf-8\""));
+    if plain {
+        return Ok(());
+    }
+    Err(Denial::new(Code::UnsupportedMediaType, format!("content-type `{}` is not `application/json`", value.escape_ascii())))
+}

@@ -1,0 +1,148 @@
+//! Counters for Prometheus. Labels come from the configuration and from enums only: nothing
+//! that a client sends can make a new series.
+
+use std::sync::atomic::{AtomicI64, AtomicU64};
+
+use prometheus_client::encoding::{EncodeLabelSet, text};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+use super::audit::Record;
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    provider: String,
+    endpoint: &'static str,
+    code: &'static str,
+    status: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TokenLabels {
+    provider: String,
+    kind: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ProviderLabel {
+    provider: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResultLabel {
+    result: &'static str,
+}
+
+type Usd = Counter<f64, AtomicU64>;
+type Histograms = Family<ProviderLabel, Histogram, fn() -> Histogram>;
+
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    requests: Family<RequestLabels, Counter>,
+    tokens: Family<TokenLabels, Counter>,
+    cost: Family<ProviderLabel, Usd>,
+    duration: Histograms,
+    first_byte: Histograms,
+    reloads: Family<ResultLabel, Counter>,
+    secret_ok: Family<ProviderLabel, Gauge>,
+    pub connections: Gauge<i64, AtomicI64>,
+    pub in_flight: Gauge<i64, AtomicI64>,
+    pub policy_ok: Gauge,
+    pub audit_ok: Gauge,
+    pub key_echoes: Counter,
+    pub model_mismatches: Counter,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    pub fn new() -> Self {
+        let seconds: fn() -> Histogram = || Histogram::new([0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0]);
+        let mut m = Metrics {
+            registry: Registry::with_prefix("outrigger"),
+            requests: Family::default(),
+            tokens: Family::default(),
+            cost: Family::default(),
+            duration: Family::new_with_constructor(seconds),
+            first_byte: Family::new_with_constructor(seconds),
+            reloads: Family::default(),
+            secret_ok: Family::default(),
+            connections: Gauge::default(),
+            in_flight: Gauge::default(),
+            policy_ok: Gauge::default(),
+            audit_ok: Gauge::default(),
+            key_echoes: Counter::default(),
+            model_mismatches: Counter::default(),
+        };
+        m.policy_ok.set(1);
+        m.audit_ok.set(1);
+        let r = &mut m.registry;
+        r.register("requests", "Requests, by what became of them; `code` is `ok` or the refusal's", m.requests.clone());
+        r.register("tokens", "Tokens that replies reported; `input` excludes both kinds of cache", m.tokens.clone());
+        r.register("cost_usd", "What the tokens cost by the price table", m.cost.clone());
+        r.register("request_duration_seconds", "From a request's head to the end of its reply", m.duration.clone());
+        r.register("time_to_first_byte_seconds", "From a request's head to the first byte of its reply's body", m.first_byte.clone());
+        r.register("policy_reloads", "Readings of a changed configuration", m.reloads.clone());
+        r.register("secret_ok", "1 if the provider's key is readable", m.secret_ok.clone());
+        r.register("connections", "Open client connections", m.connections.clone());
+        r.register("requests_in_flight", "Requests being served, their streams included", m.in_flight.clone());
+        r.register("policy_ok", "0 while the configuration file is broken and the last good one serves", m.policy_ok.clone());
+        r.register("audit_ok", "0 while audit records cannot be written and nothing is served", m.audit_ok.clone());
+        r.register("key_echoes", "Replies that held the workspace's key, blotted out", m.key_echoes.clone());
+        r.register("model_mismatches", "Replies from a model that no grant covers", m.model_mismatches.clone());
+        m
+    }
+
+    /// A request is over. `provider` is `None` unless it is a configured one.
+    pub fn request(&self, record: &Record, provider: Option<&str>) {
+        let provider = provider.unwrap_or("none").to_owned();
+        let status = match record.status.unwrap_or(0) / 100 {
+            1 => "1xx",
+            2 => "2xx",
+            3 => "3xx",
+            4 => "4xx",
+            5 => "5xx",
+            _ => "none",
+        };
+        let labels = RequestLabels { provider: provider.clone(), endpoint: record.endpoint.unwrap_or("none"), code: record.code.unwrap_or("ok"), status };
+        self.requests.get_or_create(&labels).inc();
+        let t = &record.tokens;
+        for (kind, n) in [("input", t.input), ("cache_read", t.cache_read), ("cache_write", t.cache_write), ("output", t.output), ("reasoning", t.reasoning)] {
+            if let Some(n) = n {
+                self.tokens.get_or_create(&TokenLabels { provider: provider.clone(), kind }).inc_by(n);
+            }
+        }
+        let label = ProviderLabel { provider };
+        if let Some(usd) = record.cost_usd {
+            self.cost.get_or_create(&label).inc_by(usd);
+        }
+        self.duration.get_or_create(&label).observe(record.duration_ms / 1000.0);
+        if let Some(ms) = record.ttft_ms {
+            self.first_byte.get_or_create(&label).observe(ms / 1000.0);
+        }
+    }
+
+    pub fn reload(&self, ok: bool) {
+        self.reloads.get_or_create(&ResultLabel { result: if ok { "ok" } else { "broken" } }).inc();
+        self.policy_ok.set(ok.into());
+    }
+
+    pub fn secret(&self, provider: &str, ok: bool) {
+        self.secret_ok.get_or_create(&ProviderLabel { provider: provider.to_owned() }).set(ok.into());
+    }
+
+    /// The text exposition format.
+    pub fn render(&self) -> String {
+        let mut out = String::new();
+        let _ = text::encode(&mut out, &self.registry);
+        out
+    }
+}

@@ -1,0 +1,48 @@
+//! Every provider that speaks OpenAI's Chat Completions: `kind: openai-compatible` with a
+//! `baseUrl`, and presets for the well known. A client's base URL may end where it likes:
+//! `/groq`, `/groq/v1`, or as the provider's own does (`/groq/openai/v1`).
+
+use super::openai;
+use super::registry::{Auth, BASE, Endpoint, Kind, Method, NO_BODY, Provider, Stream, never};
+
+pub static GENERIC: Provider = BASE_PROVIDER;
+pub static GROQ: Provider = Provider { kind: "groq", base_url: Some("https://api.groq.com/openai/v1"), ..BASE_PROVIDER };
+pub static MISTRAL: Provider = Provider { kind: "mistral", base_url: Some("https://api.mistral.ai/v1"), ..BASE_PROVIDER };
+/// xAI reports reasoning beside `completion_tokens` and bills both.
+pub static XAI: Provider = Provider { kind: "xai", base_url: Some("https://api.x.ai/v1"), reasoning_beside_output: true, ..BASE_PROVIDER };
+pub static DEEPSEEK: Provider = Provider { kind: "deepseek", base_url: Some("https://api.deepseek.com"), ..BASE_PROVIDER };
+pub static TOGETHER: Provider = Provider { kind: "together", base_url: Some("https://api.together.xyz/v1"), ..BASE_PROVIDER };
+pub static FIREWORKS: Provider = Provider { kind: "fireworks", base_url: Some("https://api.fireworks.ai/inference/v1"), ..BASE_PROVIDER };
+pub static CEREBRAS: Provider = Provider { kind: "cerebras", base_url: Some("https://api.cerebras.ai/v1"), ..BASE_PROVIDER };
+
+const BASE_PROVIDER: Provider = Provider {
+    kind: "openai-compatible",
+    base_url: None,
+    auth: Auth::Bearer,
+    shape: openai::SHAPE,
+    endpoints: &[
+        Endpoint {
+            name: "chat",
+            paths: &["chat/completions", "v1/chat/completions"],
+            upstream: "chat/completions",
+            stream: Stream::Flag,
+            body: &openai::CHAT,
+            usage: Some(&openai::CHAT_FORMAT),
+            ..BASE
+        },
+        Endpoint {
+            name: "responses",
+            paths: &["responses", "v1/responses"],
+            upstream: "responses",
+            stream: Stream::Flag,
+            body: &openai::RESPONSES,
+            usage: Some(&openai::RESPONSES_FORMAT),
+            ..BASE
+        },
+        Endpoint { name: "models", method: Method::Get, paths: &["models", "v1/models"], upstream: "models", kind: Kind::Models, body: &NO_BODY, ..BASE },
+    ],
+    opaque_models: never,
+    scrub_header: None,
+    reasoning_beside_output: false,
+    local: false,
+};

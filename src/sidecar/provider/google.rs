@@ -1,0 +1,214 @@
+//! Google: the Gemini API (`generativelanguage.googleapis.com`).
+//!
+//! Formats: `@google/genai` 2.32 and the error handling of Gemini CLI.
+
+use super::registry::{Auth, BASE, Body, Endpoint, Feature, Kind, Method, Model, NO_BODY, Provider, Stream, never};
+use crate::sidecar::refusal::{self, Answer, Code, Refusal, Shape};
+use crate::sidecar::usage::{Complete, Field, Format, Raw, Usage};
+use serde_json::json;
+
+pub static PROVIDER: Provider = Provider {
+    kind: "google",
+    base_url: Some("https://generativelanguage.googleapis.com"),
+    auth: Auth::Header("x-goog-api-key"),
+    shape: SHAPE,
+    endpoints: &[
+        Endpoint { bare: V1BETA_GENERATE, ..GENERATE },
+        Endpoint {
+            paths: &["v1/models/{model}:generateContent"],
+            bare: &["v1/models/{model}:generateContent"],
+            upstream: "v1/models/{model}:generateContent",
+            ..GENERATE
+        },
+        Endpoint { bare: V1BETA_STREAM, ..STREAM },
+        Endpoint {
+            paths: &["v1/models/{model}:streamGenerateContent"],
+            bare: &["v1/models/{model}:streamGenerateContent"],
+            upstream: "v1/models/{model}:streamGenerateContent",
+            ..STREAM
+        },
+        Endpoint { bare: &["v1beta/models/{model}:countTokens"], ..COUNT },
+        Endpoint { paths: &["v1/models/{model}:countTokens"], bare: &["v1/models/{model}:countTokens"], upstream: "v1/models/{model}:countTokens", ..COUNT },
+        Endpoint {
+            paths: &["v1beta/models/{model}:embedContent"],
+            upstream: "v1beta/models/{model}:embedContent",
+            name: "embedContent",
+            optional: true,
+            query: &[],
+            ..GENERATE
+        },
+        Endpoint {
+            name: "interactions",
+            optional: true,
+            paths: &["v1beta/interactions"],
+            upstream: "v1beta/interactions",
+            query: &["alt=sse"],
+            query_credentials: KEYS,
+            stream: Stream::Flag,
+            body: &INTERACTIONS,
+            usage: Some(&INTERACTIONS_FORMAT),
+            ..BASE
+        },
+        Endpoint {
+            name: "models",
+            method: Method::Get,
+            paths: &["v1beta/models"],
+            bare: &["v1beta/models"],
+            upstream: "v1beta/models",
+            kind: Kind::Models,
+            query: &["pageSize", "pageToken"],
+            query_credentials: KEYS,
+            body: &NO_BODY,
+            ..BASE
+        },
+        Endpoint {
+            name: "model",
+            method: Method::Get,
+            paths: &["v1beta/models/{model}"],
+            bare: &["v1beta/models/{model}"],
+            upstream: "v1beta/models/{model}",
+            kind: Kind::Free,
+            query_credentials: KEYS,
+            body: &NO_BODY,
+            ..BASE
+        },
+    ],
+    opaque_models: never,
+    scrub_header: None,
+    reasoning_beside_output: false,
+    local: false,
+};
+
+/// Google's documented way to pass a key in the query: dropped, ours travels in a header.
+const KEYS: &[&str] = &["key", "access_token"];
+const V1BETA_GENERATE: &[&str] = &["v1beta/models/{model}:generateContent"];
+const V1BETA_STREAM: &[&str] = &["v1beta/models/{model}:streamGenerateContent"];
+
+const GENERATE: Endpoint = Endpoint {
+    name: "generateContent",
+    paths: V1BETA_GENERATE,
+    upstream: "v1beta/models/{model}:generateContent",
+    query: &["alt=sse", "alt=json"],
+    query_credentials: KEYS,
+    body: &CONTENT,
+    usage: Some(&FORMAT),
+    ..BASE
+};
+
+const STREAM: Endpoint = Endpoint {
+    name: "streamGenerateContent",
+    paths: V1BETA_STREAM,
+    upstream: "v1beta/models/{model}:streamGenerateContent",
+    stream: Stream::Always,
+    ..GENERATE
+};
+
+const COUNT: Endpoint = Endpoint {
+    name: "countTokens",
+    paths: &["v1beta/models/{model}:countTokens"],
+    upstream: "v1beta/models/{model}:countTokens",
+    kind: Kind::Free,
+    usage: None,
+    ..GENERATE
+};
+
+const CONTENT: Body = Body {
+    model: Model::Path,
+    content: &["contents", "systemInstruction", "system_instruction", "safetySettings", "safety_settings", "labels"],
+    content_but: &[],
+    restricted: &[],
+};
+
+const INTERACTIONS: Body = Body {
+    model: Model::Body,
+    content: &["input", "system_instruction", "systemInstruction", "response_format"],
+    content_but: &[],
+    restricted: &[("agent", Feature::StoredObjects), ("previous_interaction_id", Feature::StoredObjects), ("background", Feature::Background)],
+};
+
+static INTERACTIONS_FORMAT: Format = Format {
+    fields: &[
+        ("model", Field::Model),
+        ("interaction.model", Field::Model),
+        ("event_type", Field::Type),
+        ("usage.total_input_tokens", Field::Input),
+        ("usage.total_cached_tokens", Field::CacheRead),
+        ("usage.total_output_tokens", Field::Output),
+        ("usage.total_thought_tokens", Field::Reasoning),
+        ("interaction.usage.total_input_tokens", Field::Input),
+        ("interaction.usage.total_cached_tokens", Field::CacheRead),
+        ("interaction.usage.total_output_tokens", Field::Output),
+        ("interaction.usage.total_thought_tokens", Field::Reasoning),
+        ("error.status", Field::ErrorType),
+        ("error.message", Field::ErrorMessage),
+    ],
+    complete: Complete::Type(&["interaction.completed"]),
+    normal,
+};
+
+static FORMAT: Format = Format {
+    fields: &[
+        ("modelVersion", Field::Model),
+        ("usageMetadata.promptTokenCount", Field::Input),
+        ("usageMetadata.cachedContentTokenCount", Field::CacheRead),
+        ("usageMetadata.candidatesTokenCount", Field::Output),
+        ("usageMetadata.thoughtsTokenCount", Field::Reasoning),
+        ("usageMetadata.toolUsePromptTokenCount", Field::ToolPrompt),
+        ("candidates[].finishReason", Field::Finished),
+        ("error.status", Field::ErrorType),
+        ("error.message", Field::ErrorMessage),
+        // Without `alt=sse` a stream is one JSON array, sent in pieces.
+        ("[].modelVersion", Field::Model),
+        ("[].usageMetadata.promptTokenCount", Field::Input),
+        ("[].usageMetadata.cachedContentTokenCount", Field::CacheRead),
+        ("[].usageMetadata.candidatesTokenCount", Field::Output),
+        ("[].usageMetadata.thoughtsTokenCount", Field::Reasoning),
+        ("[].usageMetadata.toolUsePromptTokenCount", Field::ToolPrompt),
+        ("[].candidates[].finishReason", Field::Finished),
+        ("[].error.status", Field::ErrorType),
+        ("[].error.message", Field::ErrorMessage),
+    ],
+    complete: Complete::Finished,
+    normal,
+};
+
+/// `promptTokenCount` includes the cache, `candidatesTokenCount` excludes thoughts, and the
+/// prompt of tool use stands beside both. Counts are cumulative: the last chunk wins.
+fn normal(raw: &Raw) -> Option<Usage> {
+    let sum = |a: Option<u64>, b: Option<u64>| if a.is_none() && b.is_none() { None } else { Some(a.unwrap_or(0) + b.unwrap_or(0)) };
+    Usage {
+        input: sum(raw.input.map(|n| n.saturating_sub(raw.cache_read.unwrap_or(0))), raw.tool_prompt),
+        cache_read: raw.cache_read,
+        cache_write: None,
+        cache_write_1h: None,
+        output: sum(raw.output, raw.reasoning),
+        reasoning: raw.reasoning,
+        cost_usd: None,
+        extra: Vec::new(),
+    }
+    .known()
+}
+
+const SHAPE: Shape = Shape { answer };
+
+fn answer(refusal: &Refusal<'_>) -> Answer {
+    let (status, name) = match (refusal.code, refusal.code.status()) {
+        (Code::BudgetExhausted, _) => (429, "RESOURCE_EXHAUSTED"),
+        (Code::UpstreamUnreachable, _) => (503, "UNAVAILABLE"),
+        (_, s @ (403 | 426)) => (s, "PERMISSION_DENIED"),
+        (_, s @ (404 | 405)) => (s, "NOT_FOUND"),
+        (_, 429) => (429, "RESOURCE_EXHAUSTED"),
+        (_, 504) => (504, "DEADLINE_EXCEEDED"),
+        (_, s) if s >= 500 => (s, "UNAVAILABLE"),
+        (_, s) => (s, "INVALID_ARGUMENT"),
+    };
+    let reason = refusal::local_code(refusal.code).to_uppercase();
+    let mut details = vec![json!({ "@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": reason, "domain": "outrigger.local", "metadata": {} })];
+    if refusal.code == Code::BudgetExhausted {
+        // A `quotaId` with `PerDay` is what Gemini CLI takes as final.
+        details.push(json!({ "@type": "type.googleapis.com/google.rpc.QuotaFailure", "violations": [{ "subject": "outrigger", "description": "budget", "quotaId": "OutriggerBudgetPerDay" }] }));
+    } else if let Some(after) = refusal.retry_after {
+        details.push(json!({ "@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": format!("{}s", after.as_secs()) }));
+    }
+    Answer::new(status, json!({ "error": { "code": status, "message": refusal.message, "status": name, "details": details } }))
+}

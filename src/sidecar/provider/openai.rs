@@ -1,0 +1,225 @@
+//! OpenAI: the Responses and Chat Completions APIs, which many others speak too.
+//!
+//! Formats: `openai` 6.49 (npm) and the sources of Codex for what it retries.
+
+use super::registry::{Auth, BASE, Body, Endpoint, Feature, Kind, Method, Model, NO_BODY, Provider, Stream, never};
+use crate::sidecar::refusal::{self, Answer, Client, Code, Refusal, Shape};
+use crate::sidecar::usage::{Complete, Field, Format, Raw, Usage};
+use serde_json::json;
+
+pub static PROVIDER: Provider = Provider {
+    kind: "openai",
+    base_url: Some("https://api.openai.com/v1"),
+    auth: Auth::Bearer,
+    shape: SHAPE,
+    endpoints: &[
+        Endpoint {
+            name: "responses",
+            paths: &["v1/responses"],
+            // Without `/v1`: what the SDK sends when the base URL is the bare host.
+            bare: &["v1/responses", "responses"],
+            upstream: "responses",
+            stream: Stream::Flag,
+            body: &RESPONSES,
+            usage: Some(&RESPONSES_FORMAT),
+            ..BASE
+        },
+        Endpoint {
+            name: "responses.compact",
+            paths: &["v1/responses/compact"],
+            bare: &["v1/responses/compact", "responses/compact"],
+            upstream: "responses/compact",
+            body: &RESPONSES,
+            usage: Some(&RESPONSES_FORMAT),
+            ..BASE
+        },
+        Endpoint {
+            name: "input_tokens",
+            paths: &["v1/responses/input_tokens"],
+            bare: &["v1/responses/input_tokens", "responses/input_tokens"],
+            upstream: "responses/input_tokens",
+            kind: Kind::Free,
+            body: &RESPONSES,
+            ..BASE
+        },
+        Endpoint {
+            name: "chat",
+            paths: &["v1/chat/completions"],
+            bare: &["v1/chat/completions", "chat/completions"],
+            upstream: "chat/completions",
+            stream: Stream::Flag,
+            body: &CHAT,
+            usage: Some(&CHAT_FORMAT),
+            ..BASE
+        },
+        Endpoint {
+            name: "embeddings",
+            optional: true,
+            paths: &["v1/embeddings"],
+            bare: &["v1/embeddings", "embeddings"],
+            upstream: "embeddings",
+            body: &EMBEDDINGS,
+            usage: Some(&CHAT_FORMAT),
+            ..BASE
+        },
+        Endpoint {
+            name: "completions",
+            optional: true,
+            paths: &["v1/completions"],
+            bare: &["v1/completions", "completions"],
+            upstream: "completions",
+            stream: Stream::Flag,
+            body: &COMPLETIONS,
+            usage: Some(&CHAT_FORMAT),
+            ..BASE
+        },
+        Endpoint {
+            name: "models",
+            method: Method::Get,
+            paths: &["v1/models"],
+            bare: &["v1/models", "models"],
+            upstream: "models",
+            kind: Kind::Models,
+            query: &["client_version"],
+            body: &NO_BODY,
+            ..BASE
+        },
+        Endpoint {
+            name: "model",
+            method: Method::Get,
+            paths: &["v1/models/{id}"],
+            bare: &["v1/models/{id}", "models/{id}"],
+            upstream: "models/{id}",
+            kind: Kind::Free,
+            body: &NO_BODY,
+            ..BASE
+        },
+    ],
+    opaque_models: never,
+    scrub_header: None,
+    reasoning_beside_output: false,
+    local: false,
+};
+
+pub(super) const RESPONSES: Body = Body {
+    model: Model::Body,
+    content: &["instructions", "metadata", "client_metadata", "text", "reasoning", "include", "prompt_cache_key"],
+    // "Responses lite" puts the tools into the first input item.
+    content_but: &[("input", "tools")],
+    restricted: &[
+        ("prompt", Feature::StoredObjects),
+        ("conversation", Feature::StoredObjects),
+        ("previous_response_id", Feature::StoredObjects),
+        ("background", Feature::Background),
+    ],
+};
+
+pub(super) const CHAT: Body = Body {
+    model: Model::Body,
+    content: &["messages", "functions", "response_format", "metadata", "prediction", "stop", "logit_bias", "user"],
+    content_but: &[],
+    restricted: &[],
+};
+
+const EMBEDDINGS: Body = Body { content: &["input", "user"], ..CHAT };
+const COMPLETIONS: Body = Body { content: &["prompt", "suffix", "stop", "logit_bias", "user"], ..CHAT };
+
+pub(super) static CHAT_FORMAT: Format = Format {
+    fields: &[
+        ("model", Field::Model),
+        ("usage.prompt_tokens", Field::Input),
+        ("usage.completion_tokens", Field::Output),
+        ("usage.prompt_tokens_details.cached_tokens", Field::CacheRead),
+        ("usage.prompt_tokens_details.cache_write_tokens", Field::CacheWrite),
+        ("usage.completion_tokens_details.reasoning_tokens", Field::Reasoning),
+        // OpenRouter's own bill in USD beats every table.
+        ("usage.cost", Field::Cost),
+        ("usage.prompt_cache_hit_tokens", Field::CacheRead), // DeepSeek
+        ("usage.num_cached_tokens", Field::CacheRead),       // Mistral
+        ("x_groq.usage.prompt_tokens", Field::Input),
+        ("x_groq.usage.completion_tokens", Field::Output),
+        ("x_groq.usage.prompt_tokens_details.cached_tokens", Field::CacheRead),
+        ("error", Field::ErrorMessage), // Ollama: a string
+        ("error.type", Field::ErrorType),
+        ("error.code", Field::ErrorCode),
+        ("error.message", Field::ErrorMessage),
+        ("detail", Field::ErrorMessage), // FastAPI
+        ("object", Field::Object),
+        ("type", Field::FlatErrorType),
+        ("message", Field::FlatErrorMessage),
+    ],
+    complete: Complete::Done,
+    normal,
+};
+
+pub(super) static RESPONSES_FORMAT: Format = Format {
+    fields: &[
+        ("model", Field::Model),
+        ("response.model", Field::Model),
+        ("type", Field::Type),
+        ("usage.input_tokens", Field::Input),
+        ("usage.input_tokens_details.cached_tokens", Field::CacheRead),
+        ("usage.input_tokens_details.cache_write_tokens", Field::CacheWrite),
+        ("usage.output_tokens", Field::Output),
+        ("usage.output_tokens_details.reasoning_tokens", Field::Reasoning),
+        ("response.usage.input_tokens", Field::Input),
+        ("response.usage.input_tokens_details.cached_tokens", Field::CacheRead),
+        ("response.usage.input_tokens_details.cache_write_tokens", Field::CacheWrite),
+        ("response.usage.output_tokens", Field::Output),
+        ("response.usage.output_tokens_details.reasoning_tokens", Field::Reasoning),
+        ("error.type", Field::ErrorType),
+        ("error.code", Field::ErrorCode),
+        ("error.message", Field::ErrorMessage),
+        ("response.error.code", Field::ErrorType),
+        ("response.error.message", Field::ErrorMessage),
+        ("code", Field::EventErrorType),
+        ("message", Field::EventErrorMessage),
+    ],
+    complete: Complete::Type(&["response.completed", "response.incomplete", "response.failed"]),
+    normal,
+};
+
+/// `prompt_tokens`/`input_tokens` include what was read from and written to the cache;
+/// output includes reasoning.
+pub(super) fn normal(raw: &Raw) -> Option<Usage> {
+    let cached = raw.cache_read.unwrap_or(0) + raw.cache_write.unwrap_or(0);
+    Usage {
+        input: raw.input.map(|n| n.saturating_sub(cached)),
+        cache_read: raw.cache_read,
+        cache_write: raw.cache_write,
+        cache_write_1h: None,
+        output: raw.output,
+        reasoning: raw.reasoning,
+        cost_usd: raw.cost_usd,
+        extra: Vec::new(),
+    }
+    .known()
+}
+
+pub(super) const SHAPE: Shape = Shape { answer };
+
+fn answer(refusal: &Refusal<'_>) -> Answer {
+    let codex = refusal.client == Client::Codex;
+    let (status, kind) = match (refusal.code, refusal.code.status()) {
+        (Code::BudgetExhausted, _) if codex => {
+            // The one 429 whose text and reset time Codex shows.
+            return Answer::new(429, json!({ "error": { "type": "usage_limit_reached", "message": refusal.message, "resets_at": refusal.resets_at } }));
+        }
+        // The AI SDK retries every 429 whatever the headers say.
+        (Code::BudgetExhausted, _) if refusal.client == Client::AiSdk => (403, "insufficient_quota"),
+        (Code::BudgetExhausted, _) => (429, "insufficient_quota"),
+        // Codex retries a 403 five times but shows a 400 at once.
+        (_, 403) if codex => (400, "invalid_request_error"),
+        (_, 403) => (403, "permission_error"),
+        (_, 429) => (429, "rate_limit_error"),
+        (_, s) if s >= 500 => (s, "server_error"),
+        (_, s) => (s, "invalid_request_error"),
+    };
+    let code = match refusal.code {
+        Code::BudgetExhausted => "insufficient_quota".to_owned(),
+        Code::RateLimited => "rate_limit_exceeded".to_owned(),
+        Code::WebsocketUnsupported => "websocket_unsupported".to_owned(),
+        code => refusal::local_code(code),
+    };
+    Answer::new(status, json!({ "error": { "message": refusal.message, "type": kind, "param": null, "code": code } }))
+}

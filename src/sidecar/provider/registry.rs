@@ -1,0 +1,229 @@
+//! What a provider *is*: data, and plain functions over data. No I/O.
+//!
+//! A new provider is one file beside this one and one line in [`PROVIDERS`] (a test compares
+//! the two). Nothing else in the sidecar knows a provider's name.
+
+use std::borrow::Cow;
+
+use crate::sidecar::refusal::Shape;
+use crate::sidecar::usage::Format;
+
+use super::{anthropic, compatible, google, ollama, openai, openrouter};
+
+/// Every provider this version speaks to. The order decides between providers that offer
+/// the same bare path.
+pub static PROVIDERS: &[&Provider] = &[
+    &anthropic::PROVIDER,
+    &openai::PROVIDER,
+    &google::PROVIDER,
+    &openrouter::PROVIDER,
+    &ollama::PROVIDER,
+    &compatible::GROQ,
+    &compatible::MISTRAL,
+    &compatible::XAI,
+    &compatible::DEEPSEEK,
+    &compatible::TOGETHER,
+    &compatible::FIREWORKS,
+    &compatible::CEREBRAS,
+    &compatible::GENERIC,
+];
+
+/// The provider of this `kind` (which is also the name it has when none is given).
+pub fn find(kind: &str) -> Option<&'static Provider> {
+    PROVIDERS.iter().copied().find(|p| p.kind == kind)
+}
+
+#[derive(Debug)]
+pub struct Provider {
+    pub kind: &'static str,
+    /// Where its API lives; `None`: the operator must say.
+    pub base_url: Option<&'static str>,
+    pub auth: Auth,
+    /// How our own answers look to this provider's clients.
+    pub shape: Shape,
+    pub endpoints: &'static [Endpoint],
+    /// Model ids that let the provider choose the model. They need a grant without a model
+    /// filter, or one that names them literally.
+    pub opaque_models: fn(&str) -> bool,
+    /// Header values of the client that must not travel with the workspace's key.
+    pub scrub_header: Option<(&'static str, fn(&str) -> Cow<'_, str>)>,
+    /// Reasoning tokens are billed beside the reported output, not inside it.
+    pub reasoning_beside_output: bool,
+    /// The provider lives on this machine: plain `http://` to loopback is its normal state.
+    pub local: bool,
+}
+
+/// How the workspace's key is attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Auth {
+    /// `Authorization: Bearer KEY`
+    Bearer,
+    /// The key alone in this header.
+    Header(&'static str),
+    /// `Authorization: Bearer KEY` where a key is configured, nothing otherwise.
+    OptionalBearer,
+}
+
+#[derive(Debug)]
+pub struct Endpoint {
+    /// Its name in the audit.
+    pub name: &'static str,
+    pub method: Method,
+    /// Offered only where the operator lists it (`endpoints`).
+    pub optional: bool,
+    /// Accepted behind the mount (`/anthropic/…`), without the leading slash. `{model}`
+    /// stands for one segment, percent-decoded once, `{id}` for one that may hold colons.
+    pub paths: &'static [&'static str],
+    /// Accepted without a mount, so that `*_BASE_URL=http://localhost:11432` alone works.
+    pub bare: &'static [&'static str],
+    /// A bare path counts only when the client sends this header.
+    pub bare_needs: Option<&'static str>,
+    /// Appended to the provider's base URL.
+    pub upstream: &'static str,
+    pub kind: Kind,
+    /// Query keys (or whole `key=value` pairs) that are forwarded; any other is refused.
+    pub query: &'static [&'static str],
+    /// Query keys that are credentials: dropped, never forwarded.
+    pub query_credentials: &'static [&'static str],
+    pub stream: Stream,
+    pub body: &'static Body,
+    pub usage: Option<&'static Format>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Method {
+    Get,
+    Post,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Tokens are billed.
+    Billed,
+    /// Names a model, costs nothing (counting).
+    Free,
+    /// Lists models: the answer is cut down to what is granted.
+    Models,
+}
+
+/// How a client asks for a streamed reply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stream {
+    Never,
+    /// The endpoint always streams.
+    Always,
+    /// Top-level `"stream": true`.
+    Flag,
+    /// Streams unless top-level `"stream": false`.
+    UnlessFalse,
+}
+
+/// Where a request body can name a model, and what else in it decides.
+#[derive(Debug)]
+pub struct Body {
+    pub model: Model,
+    /// Top-level keys that hold the user's content: never looked into, so that no prompt
+    /// can be refused for the words in it.
+    pub content: &'static [&'static str],
+    /// Top-level arrays whose items are content but for the keys named here.
+    pub content_but: &'static [(&'static str, &'static str)],
+    /// What needs a grant's `allow`, by its top-level key.
+    pub restricted: &'static [(&'static str, Feature)],
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Model {
+    /// Top-level `model`, required.
+    Body,
+    /// Top-level `model`, or the first of `models`.
+    BodyOrFirst,
+    /// In the path; a `model` in the body must be the same.
+    Path,
+    /// There is no body.
+    NoBody,
+}
+
+/// What a request can ask for beyond a model, refused unless a grant's `allow` names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Feature {
+    /// The provider connects to a server that the client names (`mcp_servers`, `tools[].server_url`).
+    McpServers,
+    /// Objects kept at the provider under the shared key: stored prompts, conversations,
+    /// earlier responses, containers. They can hold a model and other pods' data.
+    StoredObjects,
+    /// The reply comes later by another request, so its usage would be seen by nobody.
+    Background,
+}
+
+impl Feature {
+    pub const ALL: [Feature; 3] = [Feature::McpServers, Feature::StoredObjects, Feature::Background];
+
+    /// Its name in a grant's `allow`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Feature::McpServers => "mcp_servers",
+            Feature::StoredObjects => "stored_objects",
+            Feature::Background => "background",
+        }
+    }
+}
+
+pub(super) const NO_BODY: Body = Body { model: Model::NoBody, content: &[], content_but: &[], restricted: &[] };
+
+/// The rest of an endpoint, so that each entry says only what is its own.
+pub(super) const BASE: Endpoint = Endpoint {
+    name: "",
+    method: Method::Post,
+    optional: false,
+    paths: &[],
+    bare: &[],
+    bare_needs: None,
+    upstream: "",
+    kind: Kind::Billed,
+    query: &[],
+    query_credentials: &[],
+    stream: Stream::Never,
+    body: &NO_BODY,
+    usage: None,
+};
+
+pub(super) fn never(_: &str) -> bool {
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn every_provider_file_is_registered() {
+        let here = concat!(env!("CARGO_MANIFEST_DIR"), "/src/sidecar/provider");
+        let files: BTreeSet<String> = std::fs::read_dir(here)
+            .unwrap()
+            .map(|e| e.unwrap().file_name().to_string_lossy().trim_end_matches(".rs").to_owned())
+            .filter(|n| n != "mod" && n != "registry")
+            .collect();
+        let source = include_str!("registry.rs");
+        let list = &source[source.find("PROVIDERS: &[&Provider] = &[").unwrap()..];
+        let list = &list[..list.find("];").unwrap()];
+        let registered: BTreeSet<String> = list.lines().filter_map(|l| l.trim().strip_prefix('&')?.split("::").next().map(str::to_owned)).collect();
+        assert_eq!(files, registered);
+    }
+
+    #[test]
+    fn kinds_and_endpoint_names_are_unique() {
+        let mut kinds = BTreeSet::new();
+        for p in PROVIDERS {
+            assert!(kinds.insert(p.kind), "{}", p.kind);
+            let mut paths = BTreeSet::new();
+            for e in p.endpoints {
+                assert!(!e.name.is_empty() && !e.paths.is_empty() && !e.upstream.is_empty());
+                assert_eq!(e.body.model == Model::NoBody, e.method == Method::Get, "{} {}", p.kind, e.name);
+                for path in e.paths {
+                    assert!(paths.insert((*path, e.method == Method::Get)), "{} {path}", p.kind);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! The way of a request, in [`decide`]: guard, route, model, scope, limit, sign, upstream;
+//! then relay, and one audit record whatever happens.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use http_body_util::Full;
+use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
+use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
+use hyper::http::request::Parts;
+use hyper::{Request, Response};
+use tokio::sync::Semaphore;
+
+use super::audit::{Audit, Decision, Entry};
+use super::config::{Config, Policy};
+use super::guard::Hosts;
+use super::limit::Ledger;
+use super::metrics::Metrics;
+use super::model::Held;
+use super::provider::registry::Kind;
+use super::refusal::{self, Client, Code, Denial, Shape};
+use super::relay::{Call, Cut, Relay};
+use super::route::{Route, Target};
+use super::scope::Permit;
+use super::secret::Store;
+use super::upstream::{self, Upstream};
+use super::{guard, limit, model, relay, route, scope, sign};
+
+/// What every request shares.
+#[derive(Debug)]
+pub struct Shared {
+    pub config: Config,
+    pub policy: ArcSwap<Policy>,
+    pub secrets: Store,
+    pub ledger: Arc<Ledger>,
+    pub audit: Audit,
+    pub metrics: Metrics,
+    pub upstream: Upstream,
+    pub hosts: Hosts,
+    /// Bytes that all held bodies may still take.
+    pub body_memory: Arc<Semaphore>,
+    pub draining: AtomicBool,
+}
+
+/// Where a request that may be served leads.
+enum Outcome {
+    Probe,
+    Reply(Call, Response<Incoming>),
+    Models(Vec<u8>),
+}
+
+async fn decide(shared: &Arc<Shared>, policy: &Arc<Policy>, parts: &Parts, body: Incoming, entry: &mut Entry) -> Result<Outcome, Denial> {
+    audit_works(shared)?;
+    let guarded = guard::check(parts, &shared.hosts)?;
+    let route = match route::resolve(policy, parts, &guarded)? {
+        Target::Probe(provider) => return Ok(entry.probed(provider)),
+        Target::Call(route) => entry.routed(route),
+    };
+    let held = model::collect(body, &parts.headers, &shared.body_memory).await?;
+    entry.record.bytes_in = held.len() as u64;
+    let asked = model::read(&route, &held)?;
+    entry.record.model_requested = asked.main_model().map(str::to_owned);
+    entry.record.stream = asked.stream();
+    let permit = scope::check(policy, route.provider(), &asked)?;
+    entry.record.scope_matched = permit.scope_matched().map(str::to_owned);
+    let admission = limit::admit(&permit, held.len())?;
+    entry.record.decision = Decision::Allow;
+    let reply = send(shared, &route, &permit, &parts.headers, held).await?;
+    entry.record.status = Some(reply.status().as_u16());
+    if route.endpoint().kind == Kind::Models && reply.status().is_success() {
+        return relay::filter_models(&permit, reply).await.map(Outcome::Models);
+    }
+    Ok(Outcome::Reply(Call { shared: shared.clone(), route, permit, admission }, reply))
+}
+
+/// Signs and sends. A key that the provider refuses is read again; if it has changed, the
+/// request, which the provider did not work on, goes out once more with the new one.
+async fn send(shared: &Shared, route: &Route, permit: &Permit, client: &HeaderMap, body: Held) -> Result<Response<Incoming>, Denial> {
+    let own = permit.provider().base.own;
+    let signed = sign::sign(route, permit, client, body.clone(), &shared.secrets)?;
+    let used = signed.secret().cloned();
+    let reply = shared.upstream.send(signed, own).await?;
+    let (Some(used), Some(source)) = (used, &permit.provider().secret) else { return Ok(reply) };
+    if !upstream::refuses_key(reply.status()) {
+        return Ok(reply);
+    }
+    shared.secrets.reread(source);
+    if shared.secrets.get(source).is_ok_and(|now| !Arc::ptr_eq(&now, &used)) {
+        drop(reply);
+        let reply = shared.upstream.send(sign::sign(route, permit, client, body, &shared.secrets)?, own).await?;
+        if !upstream::refuses_key(reply.status()) {
+            return Ok(reply);
+        }
+    }
+    // The provider's own text may quote the key, and its 401 sends clients to log in.
+    Err(Denial::new(Code::UpstreamAuth, format!("provider `{}` refused the workspace's key", permit.provider().name))
+        .hint("ask an operator to renew the key; no restart is needed"))
+}
+
+fn audit_works(shared: &Shared) -> Result<(), Denial> {
+    if shared.audit.works() {
+        return Ok(());
+    }
+    let mut d =
+        Denial::new(Code::AuditUnavailable, "audit records cannot be written, so nothing is served").hint("an operator must make room under the audit file");
+    d.retry_after = Some(Duration::from_secs(5));
+    Err(d)
+}
+
+/// Serves one request. Never fails: what goes wrong is an answer.
+pub async fn serve(shared: Arc<Shared>, request: Request<Incoming>, busy: Busy) -> Response<Answer> {
+    let mut entry = shared.audit.entry();
+    let policy = shared.policy.load_full();
+    entry.record.policy_revision = Some(policy.revision.as_str().into());
+    let (parts, body) = request.into_parts();
+    entry.record.client_session = client_session(&parts.headers);
+    let outcome = decide(&shared, &policy, &parts, body, &mut entry).await;
+    let shape = || route::shape(&policy, parts.uri.path());
+    let client = || Client::of(&parts.headers);
+    match outcome {
+        Ok(Outcome::Reply(call, reply)) => match relay::relay(call, reply, entry) {
+            Ok(response) => response.map(|relay| Answer { kind: AnswerKind::Relay(Box::new(relay)), _busy: busy }),
+            Err((denial, entry)) => refuse(&shared, *entry, &denial, shape(), client(), busy),
+        },
+        Ok(Outcome::Models(list)) => own(&shared, entry, list, busy),
+        Ok(Outcome::Probe) => own(&shared, entry, b"{\"outrigger\":\"sidecar\"}".to_vec(), busy),
+        Err(denial) => refuse(&shared, entry, &denial, shape(), client(), busy),
+    }
+}
+
+fn own(shared: &Shared, mut entry: Entry, body: Vec<u8>, busy: Busy) -> Response<Answer> {
+    entry.record.bytes_out = body.len() as u64;
+    close(shared, &mut entry);
+    let mut response = Response::new(Answer { kind: AnswerKind::Own(Full::from(body)), _busy: busy });
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response.headers_mut().insert("x-content-type-options", HeaderValue::from_static("nosniff"));
+    response
+}
+
+fn refuse(shared: &Shared, mut entry: Entry, denial: &Denial, shape: Shape, client: Client, busy: Busy) -> Response<Answer> {
+    let response = refused(shared, &mut entry, denial, shape, client);
+    response.map(|body| Answer { kind: AnswerKind::Own(body), _busy: busy })
+}
+
+/// The answer to a refusal, with its record filled and its line in the log.
+pub fn refused(shared: &Shared, entry: &mut Entry, denial: &Denial, shape: Shape, client: Client) -> Response<Full<Bytes>> {
+    let response = refusal::respond(denial, shape, client, entry.id());
+    entry.record.code = Some(denial.code.name());
+    entry.record.scope_needed = denial.scope_needed.clone();
+    entry.record.status = Some(response.status().as_u16());
+    entry.record.bytes_out = response.body().size_hint().exact().unwrap_or(0);
+    // Cause is for operators only; values in it are escaped by the log's format.
+    tracing::info!(
+        request_id = entry.id(),
+        code = denial.code.name(),
+        status = response.status().as_u16(),
+        cause = denial.cause.as_deref(),
+        "{}",
+        denial.message
+    );
+    close(shared, entry);
+    response
+}
+
+fn close(shared: &Shared, entry: &mut Entry) {
+    entry.record.duration_ms = entry.elapsed_ms();
+    let provider = entry.record.provider.clone().filter(|p| shared.policy.load().providers.contains_key(p));
+    shared.metrics.request(&entry.record, provider.as_deref());
+}
+
+impl Entry {
+    fn probed(&mut self, provider: Option<String>) -> Outcome {
+        self.record.provider = provider;
+        self.record.endpoint = Some("probe");
+        self.record.decision = Decision::Allow;
+        self.record.status = Some(200);
+        Outcome::Probe
+    }
+
+    fn routed(&mut self, route: Route) -> Route {
+        self.record.provider = Some(route.provider().to_owned());
+        self.record.endpoint = Some(route.endpoint().name);
+        self.record.model_requested = route.model().map(str::to_owned);
+        route
+    }
+}
+
+fn client_session(headers: &HeaderMap) -> Option<String> {
+    const NAMES: [&str; 5] = ["x-claude-code-session-id", "session-id", "session_id", "x-session-id", "x-session-affinity"];
+    let value = NAMES.iter().find_map(|n| headers.get(*n))?.to_str().ok()?;
+    (value.len() <= 128).then(|| value.to_owned())
+}
+
+/// While it lives, its connection is serving a request.
+#[derive(Debug)]
+pub struct Busy {
+    flag: Arc<AtomicBool>,
+    shared: Arc<Shared>,
+}
+
+impl Busy {
+    pub fn new(flag: &Arc<AtomicBool>, shared: &Arc<Shared>) -> Self {
+        flag.store(true, Ordering::Release);
+        shared.metrics.in_flight.inc();
+        Busy { flag: flag.clone(), shared: shared.clone() }
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.flag.store(false, Ordering::Release);
+        self.shared.metrics.in_flight.dec();
+    }
+}
+
+/// The body of what we answer.
+#[derive(Debug)]
+pub struct Answer {
+    kind: AnswerKind,
+    _busy: Busy,
+}
+
+#[derive(Debug)]
+enum AnswerKind {
+    Own(Full<Bytes>),
+    Relay(Box<Relay>),
+}
+
+impl Body for Answer {
+    type Data = Bytes;
+    type Error = Cut;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+        match &mut self.kind {
+            AnswerKind::Own(body) => Pin::new(body).poll_frame(cx).map_err(|never| match never {}),
+            AnswerKind::Relay(body) => Pin::new(body).poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.kind {
+            AnswerKind::Own(body) => body.is_end_stream(),
+            AnswerKind::Relay(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.kind {
+            AnswerKind::Own(body) => body.size_hint(),
+            AnswerKind::Relay(body) => body.size_hint(),
+        }
+    }
+}

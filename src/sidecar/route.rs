@@ -1,0 +1,272 @@
+//! Step 2 of a request: which provider, which of its listed endpoints.
+//!
+//! Invariants:
+//! - Default deny: what the provider's table does not list does not exist.
+//! - The client's path and query are matched, never forwarded: `sign` writes new ones from
+//!   what is held here.
+//! - A percent sign means something in a model segment only, where it is decoded once.
+
+use std::sync::Arc;
+
+use hyper::Method;
+use hyper::http::request::Parts;
+
+use super::config::{Policy, ProviderConfig};
+use super::guard::Guarded;
+use super::model;
+use super::provider::registry::{self, Endpoint, Method as Verb, PROVIDERS, Provider};
+use super::refusal::{Code, Denial, Shape};
+
+#[derive(Debug)]
+pub enum Target {
+    /// A look whether anybody is here (`HEAD /`): answered by us.
+    Probe(Option<String>),
+    Call(Route),
+}
+
+/// An endpoint that is offered, and what the request line said beyond it.
+#[derive(Debug)]
+pub struct Route {
+    provider: String,
+    endpoint: &'static Endpoint,
+    model: Option<String>,
+    query: String,
+}
+
+impl Route {
+    pub fn provider(&self) -> &str {
+        &self.provider
+    }
+
+    pub fn endpoint(&self) -> &'static Endpoint {
+        self.endpoint
+    }
+
+    /// The model that the path names, decoded.
+    pub fn model(&self) -> Option<&str> {
+        self.model.as_deref()
+    }
+
+    /// The query to send, `?` included; empty where there is none.
+    pub fn query(&self) -> &str {
+        &self.query
+    }
+}
+
+/// How answers to this path look, whatever becomes of it.
+pub fn shape(policy: &Policy, path: &str) -> Shape {
+    let mount = path.split('/').nth(1).unwrap_or_default();
+    if let Some(p) = known(policy, mount) {
+        return p.1.shape;
+    }
+    let rel = path.trim_start_matches('/');
+    let leads = |e: &Endpoint| e.bare.iter().any(|b| rel == *b || rel.starts_with(b.split('{').next().unwrap_or(b)));
+    let bare = PROVIDERS.iter().find(|p| p.endpoints.iter().any(leads));
+    bare.unwrap_or(&&super::provider::openai::PROVIDER).shape
+}
+
+/// # Errors
+/// `unknown_provider`, `route_denied`, `bad_request`.
+pub fn resolve(policy: &Policy, parts: &Parts, _: &Guarded) -> Result<Target, Denial> {
+    let path = parts.uri.path();
+    check_path(path)?;
+    let segments: Vec<&str> = path[1..].split('/').collect();
+    if matches!(parts.method, Method::GET | Method::HEAD) && segments.len() == 1 {
+        if path == "/" {
+            return Ok(Target::Probe(None));
+        }
+        if let Some((name, _)) = known(policy, segments[0]) {
+            return Ok(Target::Probe(Some(name.to_owned())));
+        }
+    }
+    let verb = match parts.method {
+        Method::GET => Verb::Get,
+        Method::POST => Verb::Post,
+        _ => return Err(not_offered(path, parts, None)),
+    };
+    // `/compat/<name>/…` is another spelling of `/<name>/…`.
+    let mounted = if segments[0] == "compat" && !policy.providers.contains_key("compat") { &segments[1..] } else { &segments[..] };
+    let found = match mounted.first().and_then(|m| known(policy, m)) {
+        Some((name, def)) => {
+            let config = policy.providers.get(name);
+            match def.endpoints.iter().filter(|e| offers(config, e)).find_map(|e| Some((e, behind_mount(e, verb, &mounted[1..], base_path(config, def))?))) {
+                Some((endpoint, model)) => Some((name.to_owned(), endpoint, model)),
+                None => return Err(not_offered(path, parts, Some(def))),
+            }
+        }
+        None => PROVIDERS.iter().find_map(|def| {
+            let config = policy.providers.get(def.kind);
+            let named = |e: &&Endpoint| offers(config, e) && e.bare_needs.is_none_or(|h| parts.headers.contains_key(h));
+            let (endpoint, model) = def.endpoints.iter().filter(named).find_map(|e| Some((e, e.bare.iter().find_map(|t| matches(t, e, verb, &segments))?)))?;
+            Some((def.kind.to_owned(), endpoint, model))
+        }),
+    };
+    let Some((provider, endpoint, model)) = found else { return Err(unknown(policy, path)) };
+    if let Some(m) = model.as_deref().filter(|m| !model::is_id(m)) {
+        return Err(Denial::new(Code::BadRequest, format!("`{}` is not a model id", m.escape_debug())));
+    }
+    let query = query(endpoint, parts.uri.query().unwrap_or_default())?;
+    Ok(Target::Call(Route { provider, endpoint, model, query }))
+}
+
+fn offers(config: Option<&Arc<ProviderConfig>>, endpoint: &Endpoint) -> bool {
+    !endpoint.optional || config.is_some_and(|c| c.endpoints.iter().any(|name| name == endpoint.name))
+}
+
+/// A provider by its mount: a configured one, or one that this version could speak to (so
+/// that its clients are refused in a shape that they read).
+fn known<'a>(policy: &'a Policy, mount: &'a str) -> Option<(&'a str, &'static Provider)> {
+    match policy.providers.get(mount) {
+        Some(config) => Some((mount, config.def)),
+        None => registry::find(mount).filter(|p| p.base_url.is_some()).map(|p| (mount, p)),
+    }
+}
+
+fn base_path<'a>(config: Option<&'a Arc<ProviderConfig>>, def: &'static Provider) -> &'a str {
+    match config {
+        Some(config) => &config.base.path,
+        None => def.base_url.and_then(|u| u.splitn(4, '/').nth(3)).unwrap_or_default(),
+    }
+}
+
+/// Behind the mount stands one of the endpoint's own paths, or the provider's real one.
+fn behind_mount(endpoint: &Endpoint, verb: Verb, rel: &[&str], base: &str) -> Option<Option<String>> {
+    let own = endpoint.paths.iter().find_map(|t| matches(t, endpoint, verb, rel));
+    own.or_else(|| {
+        let prefix: Vec<&str> = base.split('/').filter(|s| !s.is_empty()).collect();
+        let rest = rel.strip_prefix(prefix.as_slice()).filter(|_| !prefix.is_empty())?;
+        matches(endpoint.upstream, endpoint, verb, rest)
+    })
+}
+
+/// `Some(model)` if the segments are those of the template.
+fn matches(template: &str, endpoint: &Endpoint, verb: Verb, segments: &[&str]) -> Option<Option<String>> {
+    if endpoint.method != verb {
+        return None;
+    }
+    let mut model = None;
+    let mut parts = template.split('/');
+    for segment in segments {
+        let part = parts.next()?;
+        match part.strip_prefix("{model}") {
+            None if part == "{id}" => model = Some(decode_once(segment)?),
+            None if part == *segment => {}
+            None => return None,
+            Some(suffix) => model = Some(model_segment(segment, suffix)?),
+        }
+    }
+    parts.next().is_none().then_some(model)
+}
+
+/// Decodes a segment once and takes `:verb` off its end. The model holds no colon and no
+/// slash, so that nobody can find another verb in it.
+fn model_segment(segment: &str, verb: &str) -> Option<String> {
+    let decoded = decode_once(segment)?;
+    let model = decoded.strip_suffix(verb)?;
+    (!model.contains([':', '/'])).then(|| model.to_owned())
+}
+
+fn decode_once(segment: &str) -> Option<String> {
+    let mut out = Vec::with_capacity(segment.len());
+    let mut bytes = segment.bytes();
+    while let Some(b) = bytes.next() {
+        if b == b'%' {
+            let digit = |b: Option<u8>| b.and_then(|b| (b as char).to_digit(16));
+            let (high, low) = (digit(bytes.next())?, digit(bytes.next())?);
+            out.push((high << 4 | low) as u8);
+        } else {
+            out.push(b);
+        }
+    }
+    String::from_utf8(out).ok().filter(|s| !s.contains('%'))
+}
+
+/// Writes a model back as one path segment.
+pub fn encode_segment(model: &str) -> String {
+    let mut out = String::with_capacity(model.len());
+    for b in model.bytes() {
+        match b {
+            b if b.is_ascii_alphanumeric() || b"-._~:@".contains(&b) => out.push(b as char),
+            b => out.push_str(&format!("%{b:02X}")),
+        }
+    }
+    out
+}
+
+fn check_path(path: &str) -> Result<(), Denial> {
+    let odd = path.bytes().find(|&b| !(model::is_id_byte(b) || b == b'%' || b == b'~'));
+    if let Some(b) = odd {
+        return Err(Denial::new(Code::BadRequest, format!("byte `{}` has no place in a path of this proxy", [b].escape_ascii())));
+    }
+    let dots = |s: &str| matches!(s, "." | "..") || decode_once(s).is_some_and(|d| d == "." || d == ".." || d.contains("../") || d.contains("/.."));
+    if path.split('/').any(dots) {
+        return Err(Denial::new(Code::BadRequest, "dot segments have no place in a path of this proxy"));
+    }
+    Ok(())
+}
+
+fn query(endpoint: &Endpoint, query: &str) -> Result<String, Denial> {
+    let mut kept = String::new();
+    let mut seen: Vec<&str> = Vec::new();
+    for pair in query.split('&').filter(|p| !p.is_empty()) {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let refuse = |why: &str| Err(Denial::new(Code::BadRequest, format!("query `{}` {why}; allowed: {}", pair.escape_debug(), allowed(endpoint))));
+        if seen.contains(&key) {
+            return refuse("stands twice");
+        }
+        seen.push(key);
+        if endpoint.query_credentials.contains(&key) {
+            continue;
+        }
+        let listed = endpoint.query.iter().any(|q| *q == key || *q == pair);
+        if !listed {
+            return refuse("is not offered here");
+        }
+        if !value.bytes().all(|b| model::is_id_byte(b) || b"~%=,".contains(&b)) {
+            return refuse("holds a character that needs no place there");
+        }
+        kept.push(if kept.is_empty() { '?' } else { '&' });
+        kept.push_str(pair);
+    }
+    Ok(kept)
+}
+
+fn allowed(endpoint: &Endpoint) -> String {
+    if endpoint.query.is_empty() { "none".into() } else { format!("`{}`", endpoint.query.join("`, `")) }
+}
+
+fn not_offered(path: &str, parts: &Parts, def: Option<&Provider>) -> Denial {
+    let offered = def.map(|d| {
+        let list: Vec<String> =
+            d.endpoints.iter().filter(|e| !e.optional).map(|e| format!("`{} {}`", if e.method == Verb::Get { "GET" } else { "POST" }, e.paths[0])).collect();
+        format!("; offered: {}", list.join(", "))
+    });
+    Denial::new(Code::RouteDenied, format!("`{} {}` is not offered by this proxy{}", parts.method, path.escape_debug(), offered.unwrap_or_default()))
+}
+
+fn unknown(policy: &Policy, path: &str) -> Denial {
+    let configured: Vec<String> = policy.providers.keys().map(|p| format!("`/{p}`")).collect();
+    let list = if configured.is_empty() { "none".into() } else { configured.join(", ") };
+    Denial::new(Code::UnknownProvider, format!("path `{}` belongs to no provider; known prefixes: {list}", path.escape_debug()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn segments_are_decoded_once() {
+        assert_eq!(model_segment("gemini-2.5-pro:generateContent", ":generateContent").as_deref(), Some("gemini-2.5-pro"));
+        assert_eq!(model_segment("gemini-2.5-pro%3AgenerateContent", ":generateContent").as_deref(), Some("gemini-2.5-pro"));
+        for bad in [
+            "m:generateContent:streamGenerateContent",
+            "a%252fb:streamGenerateContent",
+            "m%ZZ:streamGenerateContent",
+            "a%2Fb:streamGenerateContent",
+            "%ff:streamGenerateContent",
+        ] {
+            assert_eq!(model_segment(bad, ":streamGenerateContent"), None, "{bad}");
+        }
+        assert_eq!(encode_segment("a/b c:d@1"), "a%2Fb%20c:d@1");
+    }
+}

@@ -1,0 +1,312 @@
+//! The sidecar as a whole: listeners, the threads that follow files, and the end.
+//!
+//! Everything that is started here is owned by [`Sidecar`] and waited for by its `stop`.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+
+use super::admin;
+use super::audit::{Audit, Writer};
+use super::config::{self, Config, Loaded};
+use super::connection::{self, Handle};
+use super::guard::Hosts;
+use super::limit::Ledger;
+use super::metrics::Metrics;
+use super::model::BODY_MEMORY;
+use super::proxy::Shared;
+use super::secret::{Kind, Source, Store};
+use super::upstream::Upstream;
+
+/// How often files are looked at: grants within 1 s, keys within 2 s, with room to spare.
+const LOOK: Duration = Duration::from_millis(250);
+/// Probes and scrapes; nobody else has business on the admin port.
+const ADMIN_CONNECTIONS: usize = 64;
+
+/// Why a sidecar did not start.
+#[derive(Debug)]
+pub enum StartError {
+    /// The configuration is wrong: every problem of it.
+    Config(Vec<String>),
+    /// The machine is in the way: a port, the audit file.
+    Unavailable(String),
+}
+
+#[derive(Debug)]
+pub struct Sidecar {
+    pub shared: Arc<Shared>,
+    pub addr: SocketAddr,
+    pub admin: Option<SocketAddr>,
+    stop: watch::Sender<bool>,
+    tasks: JoinSet<()>,
+    writer: Writer,
+    followers: Vec<JoinHandle<()>>,
+    following: Arc<AtomicBool>,
+}
+
+/// Reads the configuration without anything that outlives the reading.
+///
+/// # Errors
+/// Every problem, with its path.
+pub fn read_config(path: &Path) -> Result<Config, Vec<String>> {
+    config::load(path, &Arc::default()).map(|l| l.config)
+}
+
+impl Sidecar {
+    /// Starts serving. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub async fn start(path: &Path, session: Option<String>) -> Result<Sidecar, StartError> {
+        let first = read_config(path).map_err(StartError::Config)?;
+        let session = first.session_id.clone().or(session);
+        let state = first.audit.state.clone();
+        let ledger = Ledger::open(state.as_deref(), session.as_deref())
+            .map_err(|e| StartError::Unavailable(format!("the state file `{}` cannot be used: {e}", state.unwrap_or_default().display())))?;
+        let ledger = Arc::new(ledger);
+        let Loaded { config, policy } = config::load(path, &ledger).map_err(StartError::Config)?;
+        let upstream = Upstream::new(&config.timeouts, config.ca_file.as_deref()).map_err(|e| StartError::Config(vec![e]))?;
+        let listeners = listen(config.listen).await?;
+        let addr = local(&listeners[0])?;
+        let admin_listener = match config.admin {
+            Some(addr) => Some(bind(addr).await?),
+            None => None,
+        };
+        let (audit, writer) = Audit::open(&config.audit, ledger.clone()).map_err(|e| StartError::Unavailable(format!("the audit file cannot be used: {e}")))?;
+        let secrets = Store::new(config.secrets_dir.clone());
+        let shared = Arc::new(Shared {
+            hosts: Hosts::new(addr.port(), &config.hosts),
+            policy: ArcSwap::from_pointee(policy),
+            secrets,
+            ledger,
+            audit,
+            metrics: Metrics::new(),
+            upstream,
+            body_memory: Arc::new(Semaphore::new(BODY_MEMORY)),
+            draining: AtomicBool::new(false),
+            config,
+        });
+        refresh(&shared, Kind::Files);
+        let following = Arc::new(AtomicBool::new(true));
+        let followers = follow(path, &shared, &following).map_err(|e| StartError::Unavailable(e.to_string()))?;
+        let (stop, stopping) = watch::channel(false);
+        let mut tasks = JoinSet::new();
+        let open = Arc::new(Mutex::new(BTreeMap::new()));
+        for listener in listeners {
+            tasks.spawn(accept(shared.clone(), listener, open.clone(), stopping.clone()));
+        }
+        let admin = match admin_listener {
+            Some(listener) => {
+                let addr = local(&listener)?;
+                tasks.spawn(serve_admin(shared.clone(), listener, stopping));
+                Some(addr)
+            }
+            None => None,
+        };
+        Ok(Sidecar { shared, addr, admin, stop, tasks, writer, followers, following })
+    }
+
+    /// Stops accepting, lets what is under way finish (for at most `timeouts.drain`), writes
+    /// the last records.
+    pub async fn stop(mut self) {
+        let drain = self.shared.config.timeouts.drain;
+        self.shared.draining.store(true, Ordering::Release);
+        let _ = self.stop.send(true);
+        let drained = tokio::time::timeout(drain, async { while self.tasks.join_next().await.is_some() {} }).await;
+        if drained.is_err() {
+            tracing::warn!(seconds = drain.as_secs(), "streams were still open at the end of the drain time and are cut");
+            self.tasks.shutdown().await;
+        }
+        self.following.store(false, Ordering::Release);
+        for follower in self.followers {
+            let _ = follower.join();
+        }
+        self.writer.close(Duration::from_secs(3));
+    }
+}
+
+/// The configured loopback address, and the other family's where the machine has it.
+async fn listen(addr: SocketAddr) -> Result<Vec<TcpListener>, StartError> {
+    let first = bind(addr).await?;
+    let port = local(&first)?.port();
+    let other: IpAddr = if addr.is_ipv4() { Ipv6Addr::LOCALHOST.into() } else { std::net::Ipv4Addr::LOCALHOST.into() };
+    match TcpListener::bind((other, port)).await {
+        Ok(second) => Ok(vec![first, second]),
+        // Somebody else there would be taken for us by clients that try that family first.
+        Err(e) if e.kind() == std::io::ErrorKind::AddrInUse => {
+            Err(StartError::Unavailable(format!("cannot listen on `{}`: {e}", SocketAddr::new(other, port))))
+        }
+        Err(_) => Ok(vec![first]),
+    }
+}
+
+async fn bind(addr: SocketAddr) -> Result<TcpListener, StartError> {
+    TcpListener::bind(addr).await.map_err(|e| StartError::Unavailable(format!("cannot listen on `{addr}`: {e}")))
+}
+
+fn local(listener: &TcpListener) -> Result<SocketAddr, StartError> {
+    listener.local_addr().map_err(|e| StartError::Unavailable(e.to_string()))
+}
+
+type Open = Arc<Mutex<BTreeMap<u64, Arc<Handle>>>>;
+
+async fn accept(shared: Arc<Shared>, listener: TcpListener, open: Open, mut stop: watch::Receiver<bool>) {
+    let mut connections = JoinSet::new();
+    let mut id = 0u64;
+    let loopback_v6 = u64::from(listener.local_addr().is_ok_and(|a| a.is_ipv6())) << 63;
+    loop {
+        let stream = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = stop.changed() => break,
+            Some(_) = connections.join_next(), if !connections.is_empty() => continue,
+        };
+        match stream {
+            // With the audit's memory full nobody may be served, not even with a refusal.
+            Ok((stream, _)) if shared.audit.is_full() => drop(stream),
+            Ok((stream, _)) => {
+                id += 1;
+                if let Some(handle) = admit(&open, loopback_v6 | id, shared.config.connections) {
+                    connections.spawn(tracked(shared.clone(), stream, handle, open.clone(), loopback_v6 | id, stop.clone()));
+                }
+            }
+            Err(e) => {
+                // Out of file descriptors: wait for some to be given back, do not spin.
+                tracing::warn!(error = %e, "cannot accept");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+    drop(listener);
+    while connections.join_next().await.is_some() {}
+}
+
+/// A place for a new connection; at the limit, the oldest idle one makes room.
+fn admit(open: &Open, id: u64, most: usize) -> Option<Arc<Handle>> {
+    let mut open = open.lock().unwrap_or_else(PoisonError::into_inner);
+    if open.len() >= most {
+        let idle = open.iter().find(|(_, h)| !h.busy.load(Ordering::Acquire)).map(|(id, _)| *id)?;
+        if let Some(handle) = open.remove(&idle) {
+            handle.leave.notify_one();
+        }
+    }
+    let handle = Handle::new();
+    open.insert(id, handle.clone());
+    Some(handle)
+}
+
+async fn tracked(shared: Arc<Shared>, stream: TcpStream, handle: Arc<Handle>, open: Open, id: u64, stop: watch::Receiver<bool>) {
+    shared.metrics.connections.inc();
+    connection::serve(shared.clone(), stream, handle, stop).await;
+    shared.metrics.connections.dec();
+    open.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+}
+
+async fn serve_admin(shared: Arc<Shared>, listener: TcpListener, mut stop: watch::Receiver<bool>) {
+    let places = Arc::new(Semaphore::new(ADMIN_CONNECTIONS));
+    let mut connections = JoinSet::new();
+    loop {
+        let stream = tokio::select! {
+            accepted = listener.accept() => accepted,
+            // Readiness must be seen to go; the port closes with the process.
+            _ = stop.wait_for(|stop| *stop) => break,
+            Some(_) = connections.join_next(), if !connections.is_empty() => continue,
+        };
+        let (Ok((stream, _)), Ok(place)) = (stream, places.clone().try_acquire_owned()) else {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            continue;
+        };
+        let shared = shared.clone();
+        connections.spawn(async move {
+            let _place = place;
+            let service = hyper::service::service_fn(|request| {
+                let response = admin::serve(&shared, &request);
+                async move { Ok::<_, std::convert::Infallible>(response) }
+            });
+            let serve = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(Duration::from_secs(10))
+                .max_buf_size(16 * 1024)
+                .keep_alive(false)
+                .serve_connection(TokioIo::new(stream), service);
+            let _ = tokio::time::timeout(Duration::from_secs(30), serve).await;
+        });
+    }
+}
+
+/// Follows the configuration and the keys on a thread of their own, commands on another.
+fn follow(path: &Path, shared: &Arc<Shared>, on: &Arc<AtomicBool>) -> std::io::Result<Vec<JoinHandle<()>>> {
+    let mut last = std::fs::read(path).unwrap_or_default();
+    let (path, files, on_files) = (path.to_path_buf(), shared.clone(), on.clone());
+    let files = std::thread::Builder::new().name("follow".into()).spawn(move || {
+        while on_files.load(Ordering::Acquire) {
+            std::thread::sleep(LOOK);
+            reload(&files, &path, &mut last);
+            refresh(&files, Kind::Files);
+        }
+    })?;
+    let (commands, on_commands) = (shared.clone(), on.clone());
+    let commands = std::thread::Builder::new().name("credentials".into()).spawn(move || {
+        while on_commands.load(Ordering::Acquire) {
+            refresh(&commands, Kind::Commands);
+            std::thread::sleep(LOOK);
+        }
+    })?;
+    Ok(vec![files, commands])
+}
+
+/// Takes a changed configuration, or keeps the last good one and says so.
+fn reload(shared: &Shared, path: &PathBuf, last: &mut Vec<u8>) {
+    let now = match std::fs::read(path) {
+        Ok(now) => now,
+        Err(e) => {
+            if shared.metrics.policy_ok.get() != 0 {
+                shared.metrics.reload(false);
+                tracing::error!(file = %path.display(), error = %e, "the configuration cannot be read; the last good one serves");
+            }
+            last.clear();
+            return;
+        }
+    };
+    if now == *last {
+        return;
+    }
+    let text = String::from_utf8_lossy(&now);
+    // A file that is being written may be empty for a moment: that is no configuration.
+    let parsed = if text.trim().is_empty() { Err(vec!["the file is empty".to_owned()]) } else { config::parse(&text, &shared.ledger) };
+    match parsed {
+        Ok(Loaded { policy, .. }) => {
+            tracing::info!(revision = %policy.revision, grants = policy.grants.len(), "configuration taken");
+            shared.policy.store(Arc::new(policy));
+            shared.metrics.reload(true);
+        }
+        Err(problems) => {
+            shared.metrics.reload(false);
+            tracing::error!(file = %path.display(), "the configuration is broken; the last good one serves:\n{}", problems.join("\n"));
+        }
+    }
+    *last = now;
+}
+
+fn refresh(shared: &Shared, kind: Kind) {
+    let policy = shared.policy.load_full();
+    let sources: Vec<&Source> = policy.providers.values().filter_map(|p| p.secret.as_ref()).collect();
+    if shared.secrets.refresh(sources.iter().copied(), kind) {
+        for source in sources {
+            match shared.secrets.get(source) {
+                Ok(_) => tracing::info!(%source, "key read"),
+                Err(why) => tracing::warn!(why, "no key"),
+            }
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! Step 6 of a request: replace the client's credentials with the workspace's.
+//!
+//! Invariants:
+//! - The upstream request is new: method, target, host and framing are ours, and of the
+//!   client's headers only those listed here go along. No header that the client sent can
+//!   reach the provider as a credential, an account or a route.
+//! - A secret is exposed in this file only (and, to look for it, in `redact.rs`), and only
+//!   into a sensitive `HeaderValue`.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use hyper::header::{ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use hyper::{Method, Request, Uri};
+use secrecy::ExposeSecret;
+use zeroize::Zeroizing;
+
+use super::model::{Held, Outgoing};
+use super::provider::registry::{Auth, Method as Verb};
+use super::refusal::{Code, Denial};
+use super::route::{self, Route};
+use super::scope::Permit;
+use super::secret::{Secret, Store};
+
+/// A request that may leave. Only this file can make one.
+#[derive(Debug)]
+pub struct SignedRequest {
+    request: Request<Outgoing>,
+    secret: Option<Arc<Secret>>,
+}
+
+impl SignedRequest {
+    pub fn into_request(self) -> Request<Outgoing> {
+        self.request
+    }
+
+    /// The key it was signed with.
+    pub fn secret(&self) -> Option<&Arc<Secret>> {
+        self.secret.as_ref()
+    }
+}
+
+/// Headers of the client that providers need: versions and betas, the SDK's account of
+/// itself, session correlation. In lower case.
+const FORWARDED: &[&str] = &[
+    "accept",
+    "user-agent",
+    "anthropic-version",
+    "anthropic-beta",
+    "anthropic-dangerous-direct-browser-access",
+    "openai-beta",
+    "originator",
+    "session-id",
+    "session_id",
+    "thread-id",
+    "thread_id",
+    "conversation_id",
+    "idempotency-key",
+    "x-app",
+    "x-client-request-id",
+    "x-goog-api-client",
+    "x-server-timeout",
+    "x-session-affinity",
+    "x-session-id",
+    "http-referer",
+    "x-title",
+    "x-openrouter-title",
+];
+const FORWARDED_PREFIXES: &[&str] = &["x-stainless-", "x-claude-", "x-codex-", "x-openai-"];
+
+/// # Errors
+/// `secret_missing`.
+pub fn sign(route: &Route, permit: &Permit, client: &HeaderMap, body: Held, secrets: &Store) -> Result<SignedRequest, Denial> {
+    let provider = permit.provider();
+    let secret = match &provider.secret {
+        None => None,
+        Some(source) => Some(secrets.get(source).map_err(|why| {
+            Denial::new(
+                Code::SecretMissing,
+                format!("scope `{}` is granted, but no key for `{}` was found at `{source}`", permit.scope_matched().unwrap_or("?"), provider.name),
+            )
+            .hint("ask an operator to mount the key; no restart is needed")
+            .cause(why)
+        })?),
+    };
+    let endpoint = route.endpoint();
+    let mut request = Request::new(body.into_outgoing());
+    *request.method_mut() = match endpoint.method {
+        Verb::Get => Method::GET,
+        Verb::Post => Method::POST,
+    };
+    *request.uri_mut() = target(route, permit)?;
+    let headers = request.headers_mut();
+    for (name, value) in client {
+        if forwards(name) {
+            headers.append(name, value.clone());
+        }
+    }
+    if let Some((name, scrub)) = provider.def.scrub_header {
+        scrub_all(headers, name, scrub);
+    }
+    if endpoint.method == Verb::Post {
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    }
+    // Replies are read for their usage and looked through for our key.
+    headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    for (name, value) in &provider.headers {
+        headers.insert(*name, value.clone());
+    }
+    if let Some(secret) = &secret {
+        let (name, prefix) = match provider.def.auth {
+            Auth::Bearer | Auth::OptionalBearer => (AUTHORIZATION, "Bearer "),
+            Auth::Header(name) => (HeaderName::from_static(name), ""),
+        };
+        headers.insert(name, credential(prefix, secret)?);
+    }
+    Ok(SignedRequest { request, secret })
+}
+
+fn forwards(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    FORWARDED.contains(&name) || FORWARDED_PREFIXES.iter().any(|p| name.starts_with(p))
+}
+
+fn scrub_all(headers: &mut HeaderMap, name: &'static str, scrub: fn(&str) -> Cow<'_, str>) {
+    let values: Vec<HeaderValue> = headers.get_all(name).iter().cloned().collect();
+    headers.remove(name);
+    for value in values {
+        let kept = match value.to_str().map(scrub) {
+            Ok(Cow::Borrowed(_)) => Some(value),
+            Ok(Cow::Owned(text)) if !text.is_empty() => HeaderValue::from_str(&text).ok(),
+            _ => None,
+        };
+        if let Some(kept) = kept {
+            headers.append(name, kept);
+        }
+    }
+}
+
+fn credential(prefix: &str, secret: &Secret) -> Result<HeaderValue, Denial> {
+    let text = Zeroizing::new(format!("{prefix}{}", secret.text.expose_secret()));
+    let mut value = HeaderValue::from_str(&text).map_err(|_| Denial::new(Code::Internal, "the key cannot stand in a header"))?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+fn target(route: &Route, permit: &Permit) -> Result<Uri, Denial> {
+    let base = &permit.provider().base;
+    let upstream = route.endpoint().upstream;
+    let path = match route.model() {
+        Some(model) => {
+            let encoded = route::encode_segment(model);
+            upstream.replace("{model}", &encoded).replace("{id}", &encoded)
+        }
+        None => upstream.to_owned(),
+    };
+    let target = format!("{}/{path}{}", base.path, route.query());
+    Uri::builder()
+        .scheme(base.scheme.clone())
+        .authority(base.authority.clone())
+        .path_and_query(target)
+        .build()
+        .map_err(|e| Denial::new(Code::Internal, "the upstream address could not be built").cause(e))
+}

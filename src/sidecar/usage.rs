@@ -1,0 +1,431 @@
+//! Tokens of a reply, read as it passes: streaming or not, cut anywhere, constant memory.
+//!
+//! A provider's file says in a [`Format`] at which paths its API reports what; this file
+//! walks the reply. Normal form: `input` is uncached input, `output` includes reasoning;
+//! what was not reported is `None`, never 0.
+
+use crate::base::json::{Event, Flow, Parser, Text};
+use crate::base::sse::{Piece, Scanner};
+
+/// Where one API reports usage.
+#[derive(Debug)]
+pub struct Format {
+    /// Paths into each document of the reply: keys joined by `.`, `[]` for array items.
+    pub fields: &'static [(&'static str, Field)],
+    pub complete: Complete,
+    /// The API's meaning of its numbers.
+    pub normal: fn(&Raw) -> Option<Usage>,
+}
+
+/// How a *stream* of this API ends when it ends well.
+#[derive(Debug, Clone, Copy)]
+pub enum Complete {
+    /// An event of one of these `type`s.
+    Type(&'static [&'static str]),
+    /// `data: [DONE]`.
+    Done,
+    /// A document with a finish reason (or `done: true`).
+    Finished,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Field {
+    Model,
+    Input,
+    CacheRead,
+    CacheWrite,
+    CacheWrite1h,
+    Output,
+    Reasoning,
+    ToolPrompt,
+    Cost,
+    Tier,
+    Type,
+    Finished,
+    Object,
+    ErrorType,
+    ErrorCode,
+    ErrorMessage,
+    /// An error only when the document's `object` is `error`.
+    FlatErrorType,
+    FlatErrorMessage,
+    /// An error only when the event's `type` is `error`.
+    EventErrorType,
+    EventErrorMessage,
+    /// An array of further inferences; a later one replaces an earlier one.
+    Extras,
+    ExtraKind,
+    ExtraModel,
+    ExtraInput,
+    ExtraCacheRead,
+    ExtraCacheWrite,
+    ExtraOutput,
+}
+
+/// The numbers as the API gave them; a later value replaces an earlier one.
+#[derive(Debug, Default, Clone)]
+pub struct Raw {
+    pub input: Option<u64>,
+    pub cache_read: Option<u64>,
+    pub cache_write: Option<u64>,
+    pub cache_write_1h: Option<u64>,
+    pub output: Option<u64>,
+    pub reasoning: Option<u64>,
+    pub tool_prompt: Option<u64>,
+    pub cost_usd: Option<f64>,
+    pub extras: Vec<Extra>,
+}
+
+/// An inference on another model within the same request, billed apart.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Extra {
+    pub kind: String,
+    pub model: Option<String>,
+    pub input: Option<u64>,
+    pub cache_read: Option<u64>,
+    pub cache_write: Option<u64>,
+    pub output: Option<u64>,
+}
+
+#[derive(Debug, Default, Clone, PartialEq)]
+pub struct Usage {
+    pub input: Option<u64>,
+    pub cache_read: Option<u64>,
+    pub cache_write: Option<u64>,
+    pub cache_write_1h: Option<u64>,
+    pub output: Option<u64>,
+    pub reasoning: Option<u64>,
+    /// What the provider itself says it bills, in USD.
+    pub cost_usd: Option<f64>,
+    pub extra: Vec<Extra>,
+}
+
+impl Usage {
+    pub fn known(self) -> Option<Usage> {
+        let any = [self.input, self.cache_read, self.cache_write, self.output].iter().any(Option::is_some);
+        any.then_some(self)
+    }
+
+    /// Every token that counts against a budget, those of extra inferences included.
+    pub fn total(&self) -> u64 {
+        let sum = |parts: [Option<u64>; 4]| parts.iter().flatten().sum::<u64>();
+        sum([self.input, self.cache_read, self.cache_write, self.output])
+            + self.extra.iter().map(|e| sum([e.input, e.cache_read, e.cache_write, e.output])).sum::<u64>()
+    }
+}
+
+/// What a reply said about itself.
+#[derive(Debug, Default, Clone, PartialEq)]
+pub struct Report {
+    pub model: Option<String>,
+    pub usage: Option<Usage>,
+    pub tier: Option<String>,
+    /// The reply ended as its protocol ends.
+    pub complete: bool,
+    pub error: Option<ReplyError>,
+}
+
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct ReplyError {
+    pub kind: Option<String>,
+    pub message: Option<String>,
+}
+
+/// How a reply is divided into JSON documents.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Framing {
+    Document,
+    Sse,
+    /// One document a line (NDJSON).
+    Lines,
+}
+
+impl Framing {
+    /// By the reply's `content-type`.
+    pub fn of(content_type: &str) -> Option<Framing> {
+        let essence = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+        match essence.as_str() {
+            "application/json" => Some(Framing::Document),
+            "text/event-stream" => Some(Framing::Sse),
+            "application/x-ndjson" | "application/jsonl" => Some(Framing::Lines),
+            _ => None,
+        }
+    }
+}
+
+/// Reads one reply. Feed it the bytes as they come, in any pieces.
+#[derive(Debug)]
+pub struct Meter {
+    framing: Framing,
+    sse: Scanner,
+    parser: Parser,
+    walk: Walk,
+    /// The first bytes of the current document, to know `[DONE]`.
+    head: [u8; 6],
+    head_len: u8,
+    broken: bool,
+}
+
+#[derive(Debug)]
+struct Walk {
+    format: &'static Format,
+    raw: Raw,
+    model: Option<String>,
+    tier: Option<String>,
+    ended: bool,
+    error: ReplyError,
+    /// Of the current document only.
+    doc: Doc,
+    path: String,
+    marks: Vec<usize>,
+}
+
+#[derive(Debug, Default)]
+struct Doc {
+    kind: Option<String>,
+    object: Option<String>,
+    flat: ReplyError,
+    event: ReplyError,
+}
+
+impl Meter {
+    pub fn new(format: &'static Format, framing: Framing) -> Self {
+        Meter {
+            framing,
+            sse: Scanner::default(),
+            parser: Parser::new(),
+            walk: Walk {
+                format,
+                raw: Raw::default(),
+                model: None,
+                tier: None,
+                ended: false,
+                error: ReplyError::default(),
+                doc: Doc::default(),
+                path: String::new(),
+                marks: Vec::new(),
+            },
+            head: [0; 6],
+            head_len: 0,
+            broken: false,
+        }
+    }
+
+    pub fn feed(&mut self, bytes: &[u8]) {
+        match self.framing {
+            Framing::Document => self.document(bytes),
+            Framing::Sse => {
+                let mut sse = std::mem::take(&mut self.sse);
+                sse.feed(bytes, &mut |piece| self.piece(piece));
+                self.sse = sse;
+            }
+            Framing::Lines => {
+                for part in bytes.split_inclusive(|&b| b == b'\n') {
+                    self.document(part);
+                    if part.ends_with(b"\n") {
+                        self.end_document();
+                    }
+                }
+            }
+        }
+    }
+
+    /// The reply is over; `clean`: its body ended as HTTP says it should.
+    pub fn finish(mut self, clean: bool) -> Report {
+        let mut whole = false;
+        match self.framing {
+            Framing::Document => {
+                let walk = &mut self.walk;
+                whole = !self.broken && self.parser.finish(&mut |e| walk.event(e)).is_ok();
+                walk.end_document();
+            }
+            Framing::Sse if clean => {
+                let mut sse = std::mem::take(&mut self.sse);
+                sse.finish(&mut |piece| self.piece(piece));
+            }
+            Framing::Sse => {}
+            Framing::Lines => self.end_document(),
+        }
+        let walk = self.walk;
+        let error = (walk.error != ReplyError::default()).then_some(walk.error);
+        Report { model: walk.model, usage: (walk.format.normal)(&walk.raw), tier: walk.tier, complete: clean && (walk.ended || whole), error }
+    }
+
+    fn piece(&mut self, piece: Piece<'_>) {
+        match piece {
+            Piece::Data(bytes) => {
+                if usize::from(self.head_len) < self.head.len() {
+                    for &b in bytes.iter().take(self.head.len() - usize::from(self.head_len)) {
+                        self.head[usize::from(self.head_len)] = b;
+                        self.head_len += 1;
+                    }
+                }
+                self.document(bytes);
+            }
+            Piece::NextLine => self.document(b"\n"),
+            Piece::End => {
+                if matches!(self.walk.format.complete, Complete::Done) && &self.head == b"[DONE]" {
+                    self.walk.ended = true;
+                }
+                self.end_document();
+            }
+        }
+    }
+
+    fn document(&mut self, bytes: &[u8]) {
+        if !self.broken {
+            let walk = &mut self.walk;
+            self.broken = self.parser.feed(bytes, &mut |e| walk.event(e)).is_err();
+        }
+    }
+
+    fn end_document(&mut self) {
+        let walk = &mut self.walk;
+        if !self.broken {
+            let _ = self.parser.finish(&mut |e| walk.event(e));
+        }
+        walk.end_document();
+        self.parser.reset();
+        self.broken = false;
+        self.head = [0; 6];
+        self.head_len = 0;
+    }
+}
+
+impl Walk {
+    fn event(&mut self, event: Event<'_>) -> Flow {
+        match event {
+            Event::Key(key) => return self.enter(key),
+            Event::OpenObject => {
+                self.marks.push(self.path.len());
+                if self.path.strip_suffix("[]").is_some_and(|list| self.is(list, Field::Extras)) {
+                    self.raw.extras.push(Extra::default());
+                }
+            }
+            Event::OpenArray => {
+                self.marks.push(self.path.len());
+                if self.is(&self.path, Field::Extras) {
+                    self.raw.extras.clear();
+                }
+                self.path.push_str("[]");
+            }
+            Event::Close => {
+                let mark = self.marks.pop().unwrap_or(0);
+                self.path.truncate(mark);
+            }
+            Event::String(text) => self.text(text),
+            Event::Scalar(s) => self.scalar(s),
+        }
+        Flow::Visit
+    }
+
+    fn enter(&mut self, key: Text<'_>) -> Flow {
+        let Some(key) = key.as_str() else { return Flow::Skip };
+        self.path.truncate(self.marks.last().copied().unwrap_or(0));
+        if !self.path.is_empty() {
+            self.path.push('.');
+        }
+        self.path.push_str(key);
+        let path = self.path.as_str();
+        let leads = |field: &str| field.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']));
+        if self.format.fields.iter().any(|(f, _)| leads(f)) || SERVICE_TIER.contains(&path) { Flow::Visit } else { Flow::Skip }
+    }
+
+    fn is(&self, path: &str, field: Field) -> bool {
+        self.format.fields.iter().any(|(p, f)| *f == field && *p == path)
+    }
+
+    fn field(&self) -> Option<Field> {
+        if SERVICE_TIER.contains(&self.path.as_str()) {
+            return Some(Field::Tier);
+        }
+        self.format.fields.iter().find(|(p, _)| *p == self.path).map(|(_, f)| *f)
+    }
+
+    fn text(&mut self, text: Text<'_>) {
+        let (Some(field), Some(s)) = (self.field(), std::str::from_utf8(text.bytes).ok()) else { return };
+        let set = |slot: &mut Option<String>| *slot = Some(s.to_owned());
+        match field {
+            Field::Model if !s.is_empty() => set(&mut self.model),
+            Field::Tier => set(&mut self.tier),
+            Field::Type => set(&mut self.doc.kind),
+            Field::Object => set(&mut self.doc.object),
+            Field::Finished => self.ended |= matches!(self.format.complete, Complete::Finished),
+            Field::ErrorType => set(&mut self.error.kind),
+            Field::ErrorCode => self.error_code(s),
+            Field::ErrorMessage => set(&mut self.error.message),
+            Field::FlatErrorType => set(&mut self.doc.flat.kind),
+            Field::FlatErrorMessage => set(&mut self.doc.flat.message),
+            Field::EventErrorType => set(&mut self.doc.event.kind),
+            Field::EventErrorMessage => set(&mut self.doc.event.message),
+            Field::ExtraKind => self.extra(|e| s.clone_into(&mut e.kind)),
+            Field::ExtraModel => self.extra(|e| e.model = Some(s.to_owned())),
+            _ => {}
+        }
+    }
+
+    fn error_code(&mut self, code: &str) {
+        if self.error.kind.is_none() {
+            self.error.kind = Some(code.to_owned());
+        }
+    }
+
+    fn scalar(&mut self, s: &str) {
+        let Some(field) = self.field() else { return };
+        if field == Field::Finished && s == "true" {
+            self.ended |= matches!(self.format.complete, Complete::Finished);
+        }
+        if field == Field::Cost {
+            self.raw.cost_usd = s.parse().ok().filter(|c: &f64| c.is_finite() && *c >= 0.0).or(self.raw.cost_usd);
+            return;
+        }
+        // Counts are integers; a client library of another language may print them as 12.0.
+        let Some(n) = s.parse::<u64>().ok().or_else(|| s.parse::<f64>().ok().filter(|f| (0.0..1e15).contains(f)).map(|f| f as u64)) else {
+            return;
+        };
+        let raw = &mut self.raw;
+        match field {
+            Field::Input => raw.input = Some(n),
+            Field::CacheRead => raw.cache_read = Some(n),
+            Field::CacheWrite => raw.cache_write = Some(n),
+            Field::CacheWrite1h => raw.cache_write_1h = Some(n),
+            Field::Output => raw.output = Some(n),
+            Field::Reasoning => raw.reasoning = Some(n),
+            Field::ToolPrompt => raw.tool_prompt = Some(n),
+            Field::ErrorCode => self.error_code(s),
+            Field::ExtraInput => self.extra(|e| e.input = Some(n)),
+            Field::ExtraCacheRead => self.extra(|e| e.cache_read = Some(n)),
+            Field::ExtraCacheWrite => self.extra(|e| e.cache_write = Some(n)),
+            Field::ExtraOutput => self.extra(|e| e.output = Some(n)),
+            _ => {}
+        }
+    }
+
+    fn extra(&mut self, set: impl FnOnce(&mut Extra)) {
+        if let Some(e) = self.raw.extras.last_mut() {
+            set(e);
+        }
+    }
+
+    fn end_document(&mut self) {
+        let doc = std::mem::take(&mut self.doc);
+        if let (Complete::Type(ends), Some(kind)) = (self.format.complete, &doc.kind) {
+            self.ended |= ends.contains(&kind.as_str());
+        }
+        let own = if doc.object.as_deref() == Some("error") {
+            doc.flat
+        } else if doc.kind.as_deref() == Some("error") {
+            doc.event
+        } else {
+            ReplyError::default()
+        };
+        if own != ReplyError::default() {
+            self.error = own;
+        }
+        self.path.clear();
+        self.marks.clear();
+    }
+}
+
+/// The tier that was billed stands beside the usage in every API that has tiers.
+const SERVICE_TIER: [&str; 4] = ["service_tier", "response.service_tier", "usage.service_tier", "message.usage.service_tier"];
