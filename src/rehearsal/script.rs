@@ -1,0 +1,348 @@
+//! What the rehearsal answers, and in which order.
+//!
+//! In order of weight: a prompt that says `rehearse:<name>` picks one of the built-in
+//! [`SCENES`]; a script file gives its steps one after the other (the last repeats); without
+//! either, any coding CLI is made to call its shell tool once and then to answer.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use serde_json::{Map, Value, json};
+
+use super::{Ask, Tool};
+use crate::base::settings::{Problems, Section, parse_yaml};
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum Step {
+    Reply(Reply),
+    Error(Failure),
+}
+
+/// A reply of the model: reasoning, then text, then tool calls.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Reply {
+    pub reasoning: Option<String>,
+    pub text: Option<String>,
+    pub calls: Vec<Call>,
+    /// Pieces that the text is streamed in.
+    pub chunks: usize,
+    /// Pause before each event of the stream.
+    pub delay: Duration,
+    /// Break the connection after so many events.
+    pub cut_after: Option<usize>,
+    /// Stop sending after so many events and keep the connection.
+    pub stall_after: Option<usize>,
+    pub finish: Finish,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Finish {
+    Done,
+    MaxTokens,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Call {
+    pub name: String,
+    pub namespace: Option<String>,
+    pub input: Value,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Failure {
+    pub status: u16,
+    pub message: String,
+    pub retry_after: Option<u64>,
+}
+
+impl Default for Reply {
+    fn default() -> Self {
+        Reply { reasoning: None, text: None, calls: Vec::new(), chunks: 8, delay: Duration::ZERO, cut_after: None, stall_after: None, finish: Finish::Done }
+    }
+}
+
+impl Reply {
+    fn say(text: &str) -> Self {
+        Reply { text: Some(text.to_owned()), ..Reply::default() }
+    }
+
+    fn call(tool: &Tool, command: &str) -> Self {
+        Reply { calls: vec![shell_call(tool, command)], ..Reply::default() }
+    }
+}
+
+/// Names a prompt can pick with `rehearse:<name>`, and what they show.
+pub const SCENES: &[(&str, &str)] = &[
+    ("text", "a text answer, no tool"),
+    ("reasoning", "reasoning, then a text answer"),
+    ("shell", "one shell call, then an answer"),
+    ("fail", "a shell call that exits 3, then an answer"),
+    ("parallel", "two shell calls at once, then an answer"),
+    ("long-output", "a shell call that prints 100 KB, then an answer"),
+    ("sleep", "a shell call that takes 30 s, then an answer"),
+    ("mcp", "the first MCP tool that is offered, then an answer"),
+    ("unknown-tool", "a call of a tool that does not exist, then an answer"),
+    ("slow", "a text in 40 pieces, 100 ms apart"),
+    ("long", "a text in 2000 pieces"),
+    ("max-tokens", "a text that stops at the token limit"),
+    ("401", "401 to every request"),
+    ("403", "403 to every request"),
+    ("404", "404 (unknown model) to every request"),
+    ("429", "429 with `retry-after: 1` to every request"),
+    ("429-once", "429 with `retry-after: 1`, then an answer"),
+    ("500", "500 to every request"),
+    ("529", "529 (overloaded) to every request"),
+    ("cut", "every stream is broken after 4 events"),
+    ("cut-once", "a stream broken after 4 events, then an answer"),
+    ("stall", "every stream stops after 4 events, its connection open"),
+];
+
+/// Answers requests, step by step.
+#[derive(Debug, Default)]
+pub struct Script {
+    steps: Vec<Step>,
+    /// How often each step list or one-time scene was asked.
+    asked: Mutex<HashMap<String, usize>>,
+}
+
+impl Script {
+    /// Reads a script file.
+    ///
+    /// # Errors
+    /// Every problem, with its path.
+    pub fn load(path: &Path) -> Result<Script, Vec<String>> {
+        let text = std::fs::read_to_string(path).map_err(|e| vec![format!("cannot read it: {e}")])?;
+        Script::parse(&text)
+    }
+
+    /// # Errors
+    /// As [`Script::load`].
+    pub fn parse(text: &str) -> Result<Script, Vec<String>> {
+        let value = parse_yaml(text).map_err(|e| vec![format!("not YAML: {e}")])?;
+        let problems = Problems::default();
+        let steps = {
+            let mut root = Section::new("", value, &problems);
+            let steps: Vec<Step> = root.sections("steps").into_iter().map(|mut s| step(&mut s)).collect();
+            if steps.is_empty() {
+                root.add("steps", "needs at least one step, such as `- say: hello`");
+            }
+            steps
+        };
+        let all = problems.take();
+        if all.is_empty() { Ok(Script { steps, asked: Mutex::default() }) } else { Err(all) }
+    }
+
+    pub(super) fn next(&self, ask: &Ask) -> Step {
+        if let Some(scene) = scene(&ask.prompt) {
+            return self.play(scene, ask);
+        }
+        if self.steps.is_empty() {
+            return self.play("shell", ask);
+        }
+        let n = self.count("");
+        self.steps[n.min(self.steps.len() - 1)].clone()
+    }
+
+    /// How often this was asked before.
+    fn count(&self, key: &str) -> usize {
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        let n = asked.entry(key.to_owned()).or_default();
+        *n += 1;
+        *n - 1
+    }
+
+    fn play(&self, name: &str, ask: &Ask) -> Step {
+        let again = |step: Step| {
+            if self.count(&format!("{name} {}", ask.prompt)) == 0 { step } else { Step::Reply(Reply::say("Here I am again.")) }
+        };
+        if let Ok(status) = name.trim_end_matches("-once").parse::<u16>() {
+            let step = Step::Error(failure(status));
+            return if name.ends_with("-once") { again(step) } else { step };
+        }
+        let prose = "This is a rehearsal: nobody was asked and nothing was billed. ";
+        let text = |chunks, repeat: usize| Reply { chunks, ..Reply::say(&prose.repeat(repeat)) };
+        let reply = match name {
+            "text" => text(8, 1),
+            "reasoning" => Reply { reasoning: Some("The user wants to see that reasoning arrives. It does.".into()), ..text(8, 1) },
+            "slow" => Reply { delay: Duration::from_millis(100), ..text(40, 4) },
+            "long" => text(2000, 200),
+            "max-tokens" => Reply { finish: Finish::MaxTokens, ..text(8, 1) },
+            "cut" => Reply { cut_after: Some(4), ..text(8, 1) },
+            "cut-once" => return again(Step::Reply(Reply { cut_after: Some(4), ..text(8, 1) })),
+            "stall" => Reply { stall_after: Some(4), ..text(8, 1) },
+            with_tool => tool_turn(with_tool, ask),
+        };
+        Step::Reply(reply)
+    }
+}
+
+/// Calls a tool, or, when it has answered, repeats what it said.
+fn tool_turn(name: &str, ask: &Ask) -> Reply {
+    if let Some(output) = &ask.tool_output {
+        let shown: String = output.chars().take(200).collect();
+        return Reply::say(&format!("The tool said: {}", shown.trim()));
+    }
+    if name == "unknown-tool" {
+        return Reply { calls: vec![Call { name: "no_such_tool".into(), namespace: None, input: json!({ "x": 1 }) }], ..Reply::default() };
+    }
+    if name == "mcp" {
+        let is_mcp = |t: &&Tool| t.namespace.is_some() || t.name.contains("echo") || t.name.starts_with("mcp_");
+        return match ask.tools.iter().find(is_mcp) {
+            Some(tool) => Reply {
+                calls: vec![Call { name: tool.name.clone(), namespace: tool.namespace.clone(), input: arguments(tool, &json!({ "text": "rehearsal" })) }],
+                ..Reply::default()
+            },
+            None => Reply::say("No MCP tool was offered."),
+        };
+    }
+    let Some(shell) = shell_tool(&ask.tools) else { return Reply::say("Rehearsal: no shell tool was offered, so there is nothing to run.") };
+    match name {
+        "fail" => Reply::call(shell, "echo out; echo err >&2; exit 3"),
+        "parallel" => Reply { calls: vec![shell_call(shell, "echo one"), shell_call(shell, "echo two")], ..Reply::default() },
+        "long-output" => Reply::call(shell, "seq 1 20000"),
+        "sleep" => Reply::call(shell, "sleep 30"),
+        _ => Reply { text: Some("I will look around first.".into()), ..Reply::call(shell, "echo rehearsal-was-here") },
+    }
+}
+
+/// The scene that a prompt names.
+fn scene(prompt: &str) -> Option<&'static str> {
+    let name = prompt.rsplit("rehearse:").next().filter(|rest| rest.len() < prompt.len())?;
+    let name: String = name.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '-').collect();
+    SCENES.iter().map(|(n, _)| *n).find(|n| *n == name)
+}
+
+fn failure(status: u16) -> Failure {
+    let message = match status {
+        401 => "rehearsal: the key is not valid",
+        403 => "rehearsal: not allowed",
+        404 => "rehearsal: the model does not exist",
+        429 => "rehearsal: rate limit reached. Please try again in 1s.",
+        529 => "rehearsal: overloaded",
+        _ => "rehearsal: the server had an error",
+    };
+    Failure { status, message: message.into(), retry_after: (status == 429).then_some(1) }
+}
+
+/// The shell as coding CLIs call it, the most common first.
+const SHELLS: [&str; 8] = ["bash", "Bash", "exec_command", "shell", "shell_command", "run_shell_command", "local_shell", "execute_command"];
+
+fn shell_tool(tools: &[Tool]) -> Option<&Tool> {
+    SHELLS.iter().find_map(|name| tools.iter().find(|t| t.name == *name))
+}
+
+fn shell_call(tool: &Tool, command: &str) -> Call {
+    let properties = tool.schema.get("properties").cloned().unwrap_or_default();
+    let key = ["command", "cmd", "script", "input"].into_iter().find(|k| properties.get(*k).is_some()).unwrap_or("command");
+    let list = properties.pointer(&format!("/{key}/type")).and_then(Value::as_str) == Some("array");
+    let value = if list { json!(["bash", "-lc", command]) } else { json!(command) };
+    Call { name: tool.name.clone(), namespace: tool.namespace.clone(), input: arguments(tool, &json!({ key: value })) }
+}
+
+/// The given arguments, and something for every other that the schema requires.
+fn arguments(tool: &Tool, given: &Value) -> Value {
+    let mut all = given.as_object().cloned().unwrap_or_default();
+    for name in tool.schema.get("required").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str) {
+        if all.contains_key(name) {
+            continue;
+        }
+        let kind = tool.schema.pointer(&format!("/properties/{name}/type")).and_then(Value::as_str).unwrap_or("string").to_ascii_lowercase();
+        let value = match kind.as_str() {
+            "integer" | "number" => json!(1000),
+            "boolean" => json!(false),
+            "array" => json!([]),
+            "object" => Value::Object(Map::new()),
+            _ => json!("rehearsal"),
+        };
+        all.insert(name.to_owned(), value);
+    }
+    // What was given but is not in the schema would be refused by a strict CLI.
+    if let Some(properties) = tool.schema.get("properties").and_then(Value::as_object).filter(|p| !p.is_empty()) {
+        all.retain(|k, _| properties.contains_key(k));
+    }
+    Value::Object(all)
+}
+
+fn step(s: &mut Section) -> Step {
+    if let Some(status) = s.integer("error", 400, 599) {
+        let retry_after = s.integer("retryAfter", 0, 86_400);
+        let message = s.string("message").unwrap_or_else(|| failure(status as u16).message);
+        return Step::Error(Failure { status: status as u16, message, retry_after });
+    }
+    let calls = s
+        .sections("tools")
+        .into_iter()
+        .map(|mut t| Call {
+            name: t.string("name").unwrap_or_else(|| {
+                t.add("name", "is needed");
+                String::new()
+            }),
+            namespace: t.string("namespace"),
+            input: t.value("input").unwrap_or_else(|| json!({})),
+        })
+        .collect();
+    let reply = Reply {
+        reasoning: s.string("reasoning"),
+        text: s.string("say"),
+        calls,
+        chunks: s.integer("chunks", 1, 1_000_000).unwrap_or(8) as usize,
+        delay: s.duration("delay").unwrap_or_default(),
+        cut_after: s.integer("cutAfter", 0, 1_000_000).map(|n| n as usize),
+        stall_after: s.integer("stallAfter", 0, 1_000_000).map(|n| n as usize),
+        finish: s.choice("finish", &[("done", Finish::Done), ("max_tokens", Finish::MaxTokens)]).unwrap_or(Finish::Done),
+    };
+    if reply.text.is_none() && reply.calls.is_empty() && reply.reasoning.is_none() {
+        s.add("", "a step needs `say`, `tools`, `reasoning` or `error`");
+    }
+    Step::Reply(reply)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bash() -> Tool {
+        Tool {
+            name: "bash".into(),
+            namespace: None,
+            schema: json!({ "properties": { "command": { "type": "string" }, "description": { "type": "string" } }, "required": ["command", "description"] }),
+        }
+    }
+
+    #[test]
+    fn by_default_the_shell_is_called_once() {
+        let script = Script::default();
+        let mut ask = Ask { prompt: "fix the bug".into(), tools: vec![bash()], ..Ask::default() };
+        let Step::Reply(first) = script.next(&ask) else { panic!() };
+        assert_eq!(first.calls[0].input, json!({ "command": "echo rehearsal-was-here", "description": "rehearsal" }));
+        ask.tool_output = Some("rehearsal-was-here\n".into());
+        let Step::Reply(second) = script.next(&ask) else { panic!() };
+        assert!(second.calls.is_empty() && second.text.unwrap().contains("rehearsal-was-here"));
+    }
+
+    #[test]
+    fn a_prompt_picks_its_scene() {
+        let script = Script::default();
+        let ask = |p: &str| Ask { prompt: p.into(), tools: vec![bash()], ..Ask::default() };
+        assert!(matches!(script.next(&ask("please rehearse:429.")), Step::Error(Failure { status: 429, retry_after: Some(1), .. })));
+        assert!(matches!(script.next(&ask("rehearse:429-once")), Step::Error(_)));
+        assert!(matches!(script.next(&ask("rehearse:429-once")), Step::Reply(_)));
+        for (name, _) in SCENES {
+            script.next(&ask(&format!("rehearse:{name}")));
+        }
+    }
+
+    #[test]
+    fn files_play_in_order_and_their_mistakes_are_all_named() {
+        let script = Script::parse("steps:\n - say: one\n - error: 500\n - {say: last, cutAfter: 2}\n").unwrap();
+        let ask = Ask::default();
+        assert!(matches!(script.next(&ask), Step::Reply(r) if r.text.as_deref() == Some("one")));
+        assert!(matches!(script.next(&ask), Step::Error(_)));
+        for _ in 0..2 {
+            assert!(matches!(script.next(&ask), Step::Reply(Reply { cut_after: Some(2), .. })));
+        }
+        assert_eq!(Script::parse("steps:\n - {}\n - error: 200\n - {say: x, chunk: 2}\n").unwrap_err().len(), 4);
+    }
+}
