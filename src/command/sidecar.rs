@@ -1,0 +1,90 @@
+//! `outrigger sidecar`: harden the process, start, wait for a signal, drain.
+
+use std::future::Future;
+use std::path::Path;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use super::{Exit, fail};
+use crate::base::{harden, logging};
+use crate::cli;
+use crate::sidecar::config::{Config, LogFormat};
+use crate::sidecar::server::{self, Sidecar, StartError};
+
+pub fn run(args: &cli::Sidecar) -> Exit {
+    // First of all: nothing that is read below may be readable to others.
+    let hardened = harden::this_process();
+    let config = match server::read_config(&args.config) {
+        Ok(config) => config,
+        Err(problems) => return broken(&args.config, &problems),
+    };
+    if args.check {
+        return Exit::Ok;
+    }
+    logging::start(config.log.level, config.log.format == LogFormat::Json);
+    for weakness in hardened {
+        tracing::warn!("{weakness}");
+    }
+    match runtime(&config) {
+        Ok(runtime) => runtime.block_on(serve(args)),
+        Err(e) => fail(Exit::Unavailable, &format!("cannot start: {e}")),
+    }
+}
+
+fn runtime(config: &Config) -> std::io::Result<tokio::runtime::Runtime> {
+    // One thread serves more streams than a pod's agent can open; more only help where
+    // several sessions share a sidecar.
+    let mut builder = if config.workers == 1 { tokio::runtime::Builder::new_current_thread() } else { tokio::runtime::Builder::new_multi_thread() };
+    builder.worker_threads(config.workers).enable_all().build()
+}
+
+async fn serve(args: &cli::Sidecar) -> Exit {
+    let mut signals = match Signals::new() {
+        Ok(signals) => signals,
+        Err(e) => return fail(Exit::Unavailable, &format!("cannot handle signals: {e}")),
+    };
+    let sidecar = match Sidecar::start(&args.config, args.session_id.clone()).await {
+        Ok(sidecar) => sidecar,
+        Err(StartError::Config(problems)) => return broken(&args.config, &problems),
+        Err(StartError::Unavailable(why)) => return fail(Exit::Unavailable, &why),
+    };
+    tracing::info!(address = %sidecar.addr, admin = sidecar.admin.map(tracing::field::display), session = sidecar.shared.ledger.session(), "ready");
+    signals.next().await;
+    tracing::info!("draining");
+    tokio::select! {
+        () = sidecar.stop() => {}
+        // A second signal: now.
+        () = signals.next() => tracing::warn!("cut short"),
+    }
+    tracing::info!("stopped");
+    Exit::Ok
+}
+
+struct Signals {
+    term: Signal,
+    int: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Signals { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())? })
+    }
+
+    fn next(&mut self) -> impl Future<Output = ()> {
+        async {
+            tokio::select! {
+                _ = self.term.recv() => {}
+                _ = self.int.recv() => {}
+            }
+        }
+    }
+}
+
+fn broken(path: &Path, problems: &[String]) -> Exit {
+    let count = match problems.len() {
+        1 => "1 problem".to_owned(),
+        n => format!("{n} problems"),
+    };
+    let list: String = problems.iter().map(|p| format!("\n  - {p}")).collect();
+    fail(Exit::Usage, &format!("{count} in `{}`:{list}", path.display()))
+}

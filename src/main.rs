@@ -1,0 +1,23 @@
+//! Parses arguments, runs a command, says how it went.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use outrigger::cli::{Cli, Command};
+use outrigger::command;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => {
+            let _ = e.print();
+            return if e.use_stderr() { command::Exit::Usage.into() } else { command::Exit::Ok.into() };
+        }
+    };
+    let exit = match cli.command {
+        Command::Sidecar(args) => command::sidecar::run(&args),
+        Command::Rehearse(args) => command::rehearse::run(&args),
+        Command::Healthcheck(args) => command::healthcheck::run(&args),
+    };
+    exit.into()
+}
