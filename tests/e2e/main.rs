@@ -1,0 +1,14 @@
+//! The sidecar, end to end: builders in `kit`, a file a subject.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
+
+mod kit;
+
+mod attacks;
+mod commands;
+mod framing;
+mod limits;
+mod live;
+mod requests;
+mod upstreams;
+mod usage;
