@@ -22,6 +22,7 @@ use serde::Serialize;
 
 use super::config::AuditConfig;
 use super::limit::Ledger;
+use super::metrics::Metrics;
 
 /// Records wait this long for company: one write and one sync for all of them.
 const BATCH: Duration = Duration::from_millis(10);
@@ -103,6 +104,8 @@ pub struct ExtraTokens {
 pub struct Entry {
     log: Audit,
     started: Instant,
+    /// The provider is a configured one, so that its name may label a metric.
+    pub configured: bool,
     pub record: Record,
 }
 
@@ -112,21 +115,32 @@ impl Entry {
     }
 
     pub fn elapsed_ms(&self) -> f64 {
-        // Microseconds are as much as a clock in a container is good for.
-        (self.started.elapsed().as_micros() as f64) / 1000.0
+        millis(self.started)
     }
+}
+
+/// To the microsecond: more than that no clock in a container is good for.
+fn millis(since: Instant) -> f64 {
+    since.elapsed().as_micros() as f64 / 1000.0
 }
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        self.record.duration_ms = self.elapsed_ms();
-        self.log.shared.push(&self.record);
+        let record = &mut self.record;
+        record.duration_ms = millis(self.started);
+        if record.code.is_none() && record.status.is_none() {
+            // Nobody was there any more to be answered.
+            record.code = Some("client_closed");
+        }
+        self.log.metrics.request(record, self.configured);
+        self.log.shared.push(record);
     }
 }
 
 #[derive(Debug, Clone)]
 pub struct Audit {
     shared: Arc<Shared>,
+    metrics: Arc<Metrics>,
     session: Arc<str>,
 }
 
@@ -179,7 +193,7 @@ impl Audit {
     ///
     /// # Errors
     /// When the file cannot be opened, or another sidecar holds it.
-    pub fn open(config: &AuditConfig, ledger: Arc<Ledger>) -> Result<(Audit, Writer), String> {
+    pub fn open(config: &AuditConfig, ledger: Arc<Ledger>, metrics: Arc<Metrics>) -> Result<(Audit, Writer), String> {
         let sink = match &config.file {
             Some(path) => Sink::file(path, config)?,
             None => Sink::Stdout,
@@ -187,7 +201,7 @@ impl Audit {
         let shared = Arc::new(Shared::default());
         let mut writing = Writing { sink, shared: shared.clone(), ledger: ledger.clone(), state: config.state.clone() };
         let thread = std::thread::Builder::new().name("audit".into()).spawn(move || writing.run()).map_err(|e| e.to_string())?;
-        let audit = Audit { shared: shared.clone(), session: ledger.session().into() };
+        let audit = Audit { shared: shared.clone(), metrics, session: ledger.session().into() };
         Ok((audit, Writer { shared, thread: Some(thread) }))
     }
 
@@ -196,6 +210,7 @@ impl Audit {
         Entry {
             log: self.clone(),
             started: Instant::now(),
+            configured: false,
             record: Record {
                 ts: jiff::Timestamp::now(),
                 request_id: request_id(),
@@ -453,12 +468,12 @@ mod tests {
     fn every_entry_is_one_line_whatever_becomes_of_it() {
         let dir = tempfile::tempdir().unwrap();
         let config = config(dir.path());
-        let (audit, writer) = Audit::open(&config, Arc::default()).unwrap();
+        let (audit, writer) = Audit::open(&config, Arc::default(), Arc::default()).unwrap();
         drop(audit.entry());
         let mut e = audit.entry();
         e.record.model_requested = Some("\u{1b}[31m\n\"x".into());
         drop(e);
-        assert!(Audit::open(&config, Arc::default()).is_err(), "a second sidecar must not share the file");
+        assert!(Audit::open(&config, Arc::default(), Arc::default()).is_err(), "a second sidecar must not share the file");
         writer.close(Duration::from_secs(5));
         let all = lines(config.file.as_ref().unwrap());
         assert_eq!(all.len(), 2);
@@ -473,7 +488,7 @@ mod tests {
         let path = config.file.clone().unwrap();
         for torn in ["{\"a\":1}\n{\"b\"", "{\"b\"", ""] {
             std::fs::write(&path, torn).unwrap();
-            let (audit, writer) = Audit::open(&config, Arc::default()).unwrap();
+            let (audit, writer) = Audit::open(&config, Arc::default(), Arc::default()).unwrap();
             drop(audit.entry());
             writer.close(Duration::from_secs(5));
             assert_eq!(lines(&path).len(), torn.matches('\n').count() + 1);
@@ -485,7 +500,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let config = AuditConfig { max_bytes: 4096, keep: 12, ..config(dir.path()) };
         for _ in 0..12 {
-            let (audit, writer) = Audit::open(&config, Arc::default()).unwrap();
+            let (audit, writer) = Audit::open(&config, Arc::default(), Arc::default()).unwrap();
             for _ in 0..3 {
                 drop(audit.entry());
             }
@@ -507,7 +522,7 @@ mod tests {
         std::fs::create_dir(&blocked).unwrap();
         std::fs::write(blocked.join("x"), "").unwrap();
         let config = AuditConfig { keep: 1, ..config };
-        let (audit, writer) = Audit::open(&config, Arc::default()).unwrap();
+        let (audit, writer) = Audit::open(&config, Arc::default(), Arc::default()).unwrap();
         let mut n = 0;
         while audit.works() {
             drop(audit.entry());

@@ -159,6 +159,8 @@ fn config(root: &mut Section) -> Config {
         );
     }
     let admin = match root.value("admin") {
+        // YAML reads a bare `off` as false.
+        Some(serde_json::Value::Bool(false)) => None,
         Some(serde_json::Value::String(s)) if s == "off" => None,
         Some(serde_json::Value::String(s)) => parse_address(root, "admin", &s),
         Some(other) => {

@@ -96,7 +96,7 @@ async fn refuse(shared: &Arc<Shared>, io: &mut TcpStream, fault: Fault, line: &s
     let mut denial = Denial::new(Code::BadRequest, fault.what).cause(line);
     denial.status = Some(fault.status);
     let path = line.split(' ').nth(1).unwrap_or_default();
-    let response = proxy::refused(shared, &mut entry, &denial, route::shape(&policy, path), Client::Other);
+    let response = proxy::refused(&mut entry, &denial, route::shape(&policy, path), Client::Other);
     drop(entry);
     io.write_all(&serialize(response).await).await
 }

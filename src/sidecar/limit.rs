@@ -150,18 +150,21 @@ impl Ledger {
 /// Proof that a request was let in; gives back its place when dropped.
 #[derive(Debug)]
 pub struct Admission {
+    ledger: Arc<Ledger>,
     limiters: Vec<Arc<Limiter>>,
     held: u64,
+    /// Charged on drop, when nobody said what the request really cost.
+    owed: u64,
 }
 
 /// Lets a request in, or says when to come back.
 ///
 /// # Errors
 /// `busy`, `budget_exhausted`, `rate_limited`. Nothing is charged for a refused request.
-pub fn admit(permit: &Permit, body_bytes: usize) -> Result<Admission, Denial> {
+pub fn admit(permit: &Permit, ledger: &Arc<Ledger>, body_bytes: usize) -> Result<Admission, Denial> {
     // English prose and code are about four bytes a token.
     let held = body_bytes as u64 / 4;
-    let mut admission = Admission { limiters: Vec::new(), held };
+    let mut admission = Admission { ledger: ledger.clone(), limiters: Vec::new(), held, owed: 0 };
     let grants: Vec<_> = permit.grants().filter(|g| g.limits != Limits::default()).collect();
     for grant in &grants {
         let limiter = &grant.limiter;
@@ -228,8 +231,21 @@ impl Admission {
         self.held
     }
 
+    /// From now on the provider may be working on it.
+    pub fn owe(&mut self) {
+        self.owed = self.held;
+    }
+
+    /// It failed: unless the provider may have worked on it all the same, nothing is owed.
+    pub fn unless_worked_on(&mut self, code: Code) {
+        if code != Code::UpstreamTimeout {
+            self.owed = 0;
+        }
+    }
+
     /// The request is over and cost this much.
-    pub fn charge(&self, ledger: &Ledger, tokens: u64, usd: f64) {
+    pub fn charge(&mut self, tokens: u64, usd: f64) {
+        self.owed = 0;
         if self.limiters.is_empty() || (tokens == 0 && usd == 0.0) {
             return;
         }
@@ -240,12 +256,15 @@ impl Admission {
             counts.tokens = counts.tokens.saturating_add(tokens);
             counts.usd += usd;
         }
-        ledger.changed.store(true, Ordering::Release);
+        self.ledger.changed.store(true, Ordering::Release);
     }
 }
 
 impl Drop for Admission {
     fn drop(&mut self) {
+        if self.owed > 0 {
+            self.charge(self.owed, 0.0);
+        }
         for limiter in &self.limiters {
             limiter.spent.active.fetch_sub(1, Ordering::AcqRel);
             let mut counts = lock(&limiter.spent.counts);
@@ -265,8 +284,8 @@ mod tests {
         let ledger = Ledger::open(Some(&file), None).unwrap();
         let limits = Limits { tokens_per_day: Some(100), ..Limits::default() };
         let limiter = ledger.limiter("ai.x", &limits);
-        let admission = Admission { limiters: vec![limiter], held: 0 };
-        admission.charge(&ledger, 100, 1.5);
+        let ledger = Arc::new(ledger);
+        Admission { ledger: ledger.clone(), limiters: vec![limiter], held: 0, owed: 0 }.charge(100, 1.5);
         std::fs::write(&file, ledger.unsaved().unwrap()).unwrap();
         assert!(ledger.unsaved().is_none());
 

@@ -101,9 +101,9 @@ impl Metrics {
         m
     }
 
-    /// A request is over. `provider` is `None` unless it is a configured one.
-    pub fn request(&self, record: &Record, provider: Option<&str>) {
-        let provider = provider.unwrap_or("none").to_owned();
+    /// A request is over. `configured`: its provider is one, so that its name may be a label.
+    pub fn request(&self, record: &Record, configured: bool) {
+        let provider = record.provider.as_deref().filter(|_| configured).unwrap_or("none").to_owned();
         let status = match record.status.unwrap_or(0) / 100 {
             1 => "1xx",
             2 => "2xx",

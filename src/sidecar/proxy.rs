@@ -38,7 +38,7 @@ pub struct Shared {
     pub secrets: Store,
     pub ledger: Arc<Ledger>,
     pub audit: Audit,
-    pub metrics: Metrics,
+    pub metrics: Arc<Metrics>,
     pub upstream: Upstream,
     pub hosts: Hosts,
     /// Bytes that all held bodies may still take.
@@ -58,7 +58,7 @@ async fn decide(shared: &Arc<Shared>, policy: &Arc<Policy>, parts: &Parts, body:
     let guarded = guard::check(parts, &shared.hosts)?;
     let route = match route::resolve(policy, parts, &guarded)? {
         Target::Probe(provider) => return Ok(entry.probed(provider)),
-        Target::Call(route) => entry.routed(route),
+        Target::Call(route) => entry.routed(policy, route),
     };
     let held = model::collect(body, &parts.headers, &shared.body_memory).await?;
     entry.record.bytes_in = held.len() as u64;
@@ -67,9 +67,12 @@ async fn decide(shared: &Arc<Shared>, policy: &Arc<Policy>, parts: &Parts, body:
     entry.record.stream = asked.stream();
     let permit = scope::check(policy, route.provider(), &asked)?;
     entry.record.scope_matched = permit.scope_matched().map(str::to_owned);
-    let admission = limit::admit(&permit, held.len())?;
+    let mut admission = limit::admit(&permit, &shared.ledger, held.len())?;
     entry.record.decision = Decision::Allow;
-    let reply = send(shared, &route, &permit, &parts.headers, held).await?;
+    if route.endpoint().usage.is_some() {
+        admission.owe();
+    }
+    let reply = send(shared, &route, &permit, &parts.headers, held).await.inspect_err(|d| admission.unless_worked_on(d.code))?;
     entry.record.status = Some(reply.status().as_u16());
     if route.endpoint().kind == Kind::Models && reply.status().is_success() {
         return relay::filter_models(&permit, reply).await.map(Outcome::Models);
@@ -124,30 +127,29 @@ pub async fn serve(shared: Arc<Shared>, request: Request<Incoming>, busy: Busy) 
     match outcome {
         Ok(Outcome::Reply(call, reply)) => match relay::relay(call, reply, entry) {
             Ok(response) => response.map(|relay| Answer { kind: AnswerKind::Relay(Box::new(relay)), _busy: busy }),
-            Err((denial, entry)) => refuse(&shared, *entry, &denial, shape(), client(), busy),
+            Err((denial, entry)) => refuse(*entry, &denial, shape(), client(), busy),
         },
-        Ok(Outcome::Models(list)) => own(&shared, entry, list, busy),
-        Ok(Outcome::Probe) => own(&shared, entry, b"{\"outrigger\":\"sidecar\"}".to_vec(), busy),
-        Err(denial) => refuse(&shared, entry, &denial, shape(), client(), busy),
+        Ok(Outcome::Models(list)) => own(entry, list, busy),
+        Ok(Outcome::Probe) => own(entry, b"{\"outrigger\":\"sidecar\"}".to_vec(), busy),
+        Err(denial) => refuse(entry, &denial, shape(), client(), busy),
     }
 }
 
-fn own(shared: &Shared, mut entry: Entry, body: Vec<u8>, busy: Busy) -> Response<Answer> {
+fn own(mut entry: Entry, body: Vec<u8>, busy: Busy) -> Response<Answer> {
     entry.record.bytes_out = body.len() as u64;
-    close(shared, &mut entry);
     let mut response = Response::new(Answer { kind: AnswerKind::Own(Full::from(body)), _busy: busy });
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response.headers_mut().insert("x-content-type-options", HeaderValue::from_static("nosniff"));
     response
 }
 
-fn refuse(shared: &Shared, mut entry: Entry, denial: &Denial, shape: Shape, client: Client, busy: Busy) -> Response<Answer> {
-    let response = refused(shared, &mut entry, denial, shape, client);
+fn refuse(mut entry: Entry, denial: &Denial, shape: Shape, client: Client, busy: Busy) -> Response<Answer> {
+    let response = refused(&mut entry, denial, shape, client);
     response.map(|body| Answer { kind: AnswerKind::Own(body), _busy: busy })
 }
 
 /// The answer to a refusal, with its record filled and its line in the log.
-pub fn refused(shared: &Shared, entry: &mut Entry, denial: &Denial, shape: Shape, client: Client) -> Response<Full<Bytes>> {
+pub fn refused(entry: &mut Entry, denial: &Denial, shape: Shape, client: Client) -> Response<Full<Bytes>> {
     let response = refusal::respond(denial, shape, client, entry.id());
     entry.record.code = Some(denial.code.name());
     entry.record.scope_needed = denial.scope_needed.clone();
@@ -162,14 +164,7 @@ pub fn refused(shared: &Shared, entry: &mut Entry, denial: &Denial, shape: Shape
         "{}",
         denial.message
     );
-    close(shared, entry);
     response
-}
-
-fn close(shared: &Shared, entry: &mut Entry) {
-    entry.record.duration_ms = entry.elapsed_ms();
-    let provider = entry.record.provider.clone().filter(|p| shared.policy.load().providers.contains_key(p));
-    shared.metrics.request(&entry.record, provider.as_deref());
 }
 
 impl Entry {
@@ -181,7 +176,8 @@ impl Entry {
         Outcome::Probe
     }
 
-    fn routed(&mut self, route: Route) -> Route {
+    fn routed(&mut self, policy: &Policy, route: Route) -> Route {
+        self.configured = policy.providers.contains_key(route.provider());
         self.record.provider = Some(route.provider().to_owned());
         self.record.endpoint = Some(route.endpoint().name);
         self.record.model_requested = route.model().map(str::to_owned);

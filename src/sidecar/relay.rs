@@ -219,7 +219,7 @@ impl Relay {
         let Some(mut entry) = self.entry.take() else { return };
         entry.record.code = code;
         let report = self.meter.take().map(|m| m.finish(clean)).unwrap_or_default();
-        settle(&self.call, &mut entry, self.status, report);
+        settle(&mut self.call, &mut entry, self.status, report);
         if self.redactor.hits > 0 {
             entry.record.key_echoed = true;
             self.call.shared.metrics.key_echoes.inc();
@@ -229,13 +229,11 @@ impl Relay {
                 "the provider's reply held the workspace's key, which was blotted out"
             );
         }
-        entry.record.duration_ms = entry.elapsed_ms();
-        self.call.shared.metrics.request(&entry.record, Some(self.call.route.provider()));
     }
 }
 
 /// What the reply said about itself goes into the record and onto the bill.
-fn settle(call: &Call, entry: &mut Entry, status: StatusCode, report: Report) {
+fn settle(call: &mut Call, entry: &mut Entry, status: StatusCode, report: Report) {
     let record = &mut entry.record;
     record.model_reported = report.model.filter(|m| super::model::is_id(m));
     record.upstream_error = report.error.and_then(|e| e.kind).filter(|k| k.len() <= 64 && super::model::is_id(k));
@@ -255,12 +253,14 @@ fn settle(call: &Call, entry: &mut Entry, status: StatusCode, report: Report) {
         call.shared.metrics.model_mismatches.inc();
         tracing::warn!(request_id = %record.request_id, requested, reported, "the reply comes from a model that no grant covers");
     }
-    if billed {
-        // A reply that was cut before it said anything was still worked on: charge the
-        // request's size and what came back, at four bytes a token.
-        let tokens = usage.as_ref().map_or_else(|| call.admission.estimate() + record.bytes_out / 4, Usage::total);
-        call.admission.charge(&call.shared.ledger, tokens, record.cost_usd.unwrap_or(0.0));
-    }
+    // A reply that was cut before it said anything was still worked on: what it is charged
+    // is the request's size and what came back, at four bytes a token.
+    let tokens = match &usage {
+        Some(usage) => usage.total(),
+        None if billed => call.admission.estimate() + record.bytes_out / 4,
+        None => 0,
+    };
+    call.admission.charge(tokens, record.cost_usd.unwrap_or(0.0));
 }
 
 /// Some bill reasoning beside the output that they report.

@@ -83,7 +83,9 @@ impl Sidecar {
             Some(addr) => Some(bind(addr).await?),
             None => None,
         };
-        let (audit, writer) = Audit::open(&config.audit, ledger.clone()).map_err(|e| StartError::Unavailable(format!("the audit file cannot be used: {e}")))?;
+        let metrics = Arc::new(Metrics::new());
+        let (audit, writer) =
+            Audit::open(&config.audit, ledger.clone(), metrics.clone()).map_err(|e| StartError::Unavailable(format!("the audit file cannot be used: {e}")))?;
         let secrets = Store::new(config.secrets_dir.clone());
         let shared = Arc::new(Shared {
             hosts: Hosts::new(addr.port(), &config.hosts),
@@ -91,7 +93,7 @@ impl Sidecar {
             secrets,
             ledger,
             audit,
-            metrics: Metrics::new(),
+            metrics,
             upstream,
             body_memory: Arc::new(Semaphore::new(BODY_MEMORY)),
             draining: AtomicBool::new(false),

@@ -1,1 +1,251 @@
-//! (to come)
+//! The binary: exit codes, hardening, signals, and the canary in nothing that leaves it.
+
+use std::io::Read;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::kit::*;
+
+const BIN: &str = env!("CARGO_BIN_EXE_outrigger");
+
+/// Stops the process by its id when dropped.
+struct Process(Child);
+
+impl Process {
+    fn signal(&self, name: &str) {
+        assert!(Command::new("kill").args([&format!("-{name}"), &self.0.id().to_string()]).status().unwrap().success());
+    }
+
+    fn end(&mut self) -> (i32, String) {
+        let until = Instant::now() + PATIENCE;
+        let status = loop {
+            if let Some(status) = self.0.try_wait().unwrap() {
+                break status;
+            }
+            assert!(Instant::now() < until, "the process does not end");
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        let mut err = String::new();
+        self.0.stderr.take().unwrap().read_to_string(&mut err).unwrap();
+        (status.code().unwrap_or(-1), err)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn spawn(args: &[&str]) -> Process {
+    // Variables that must not matter: a proxy, another trust store, a log of everything.
+    let child = Command::new(BIN)
+        .args(args)
+        .env_clear()
+        .envs([("HTTPS_PROXY", "http://127.0.0.1:1"), ("HTTP_PROXY", "http://127.0.0.1:1"), ("SSL_CERT_FILE", "/dev/null"), ("SSLKEYLOGFILE", "/tmp/outrigger-must-not-write-this"), ("RUST_LOG", "trace")])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    Process(child)
+}
+
+fn run(args: &[&str]) -> (i32, String) {
+    spawn(args).end()
+}
+
+/// A port that was free a moment ago.
+fn port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+struct Sidecar {
+    process: Process,
+    port: u16,
+    admin: u16,
+}
+
+fn start(dir: &Path) -> Sidecar {
+    let (port, admin) = (port(), port());
+    let file = dir.join("sidecar.yaml");
+    let yaml = std::fs::read_to_string(&file).unwrap().replace("listen: 127.0.0.1:0", &format!("listen: 127.0.0.1:{port}")).replace("admin: 127.0.0.1:0", &format!("admin: 127.0.0.1:{admin}"));
+    std::fs::write(&file, yaml).unwrap();
+    let process = spawn(&["sidecar", "--config", file.to_str().unwrap(), "--session-id", "ses_bin"]);
+    let until = Instant::now() + PATIENCE;
+    while run(&["healthcheck", "--address", &format!("127.0.0.1:{admin}")]).0 != 0 {
+        assert!(Instant::now() < until, "the sidecar does not become ready");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Sidecar { process, port, admin }
+}
+
+#[test]
+fn mistakes_are_exit_64_with_all_of_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("s.yaml");
+    std::fs::write(&file, "listen: 0.0.0.0:1\nnope: 1\npermissionGrants: [{scope: ai.*}]\n").unwrap();
+    let (code, err) = run(&["sidecar", "--config", file.to_str().unwrap()]);
+    assert_eq!(code, 64);
+    for part in ["3 problems in `", "`listen`: `0.0.0.0:1` is not a loopback address", "`nope`: unknown key", "`permissionGrants[0].scope`: `ai.*` is not `ai.<provider>` or `ai.<provider>:<model glob>`"] {
+        assert!(err.contains(part), "{part}: {err}");
+    }
+    assert_eq!(run(&["sidecar", "--config", "/does/not/exist"]).0, 64);
+    assert_eq!(run(&["nonsense"]).0, 64);
+    assert_eq!(run(&["rehearse", "--listen", "0.0.0.0:0"]).0, 64);
+    assert_eq!(run(&["--help"]).0, 0);
+    for command in ["sidecar", "rehearse", "healthcheck"] {
+        let out = Command::new(BIN).args([command, "--help"]).output().unwrap();
+        assert!(out.status.success() && String::from_utf8_lossy(&out.stdout).contains(&format!("Example: outrigger {command}")));
+    }
+    let up = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = up.local_addr().unwrap().port();
+    std::fs::write(&file, format!("listen: 127.0.0.1:{taken}\nadmin: off\naudit: {{ file: \"-\" }}\n")).unwrap();
+    let (code, err) = run(&["sidecar", "--config", file.to_str().unwrap()]);
+    assert_eq!(code, 69, "{err}");
+    assert_eq!(run(&["sidecar", "--check", "--config", file.to_str().unwrap()]).0, 0);
+    assert_eq!(run(&["healthcheck", "--address", &format!("127.0.0.1:{taken}")]).0, 69);
+}
+
+#[tokio::test]
+async fn the_canary_leaves_by_no_door() {
+    let echo = format!("{{\"error\":{{\"message\":\"you sent {CANARY}\"}}}}");
+    let up = Upstream::new(move |seen| match seen.body.len() % 4 {
+        0 => status(500, &echo),
+        1 => status(401, &echo),
+        2 => Reply::Raw(format!("HTTP/1.1 200 OK\r\nx: {CANARY}\r\ncontent-length: 9999\r\n\r\n{CANARY}").into_bytes()),
+        _ => message(),
+    })
+    .await;
+    let dir = sidecar(&up).extra("log: { level: debug }").lay_out();
+    let mut sc = start(dir.path());
+    let addr = ([127, 0, 0, 1], sc.port).into();
+    let mut said = Vec::new();
+    for pad in 0..8 {
+        for path in ["/anthropic/v1/messages", "/openai/v1/responses", "/google/v1beta/models/m:generateContent", "/nowhere", "/anthropic/v1/files"] {
+            let body = if path.contains("google") { format!("{{\"contents\":[],\"x\":\"{}\"}}", "x".repeat(pad)) } else { format!("{{\"model\":\"m\",\"messages\":[],\"x\":\"{}\"}}", "x".repeat(pad)) };
+            said.extend(exchange(addr, &compose("POST", path, &[("x-api-key", CANARY), ("x-canary", CANARY)], body.as_bytes())).await);
+        }
+    }
+    said.extend(exchange(addr, b"GET /x HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n").await);
+    for path in ["/metrics", "/readyz", "/version", "/healthz"] {
+        said.extend(request(([127, 0, 0, 1], sc.admin).into(), "GET", path, &[], b"").await.body);
+    }
+    // A rotation, a broken configuration, a file that is no key: each makes the log speak.
+    replace(&dir.path().join("secrets/openai/key"), format!("{CANARY} {CANARY}").as_bytes());
+    replace(&dir.path().join("sidecar.yaml"), format!("x: {{\n{CANARY}").as_bytes());
+    std::thread::sleep(Duration::from_millis(700));
+    sc.process.signal("TERM");
+    let mut out = Vec::new();
+    sc.process.0.stdout.take().unwrap().read_to_end(&mut out).unwrap();
+    let (code, err) = sc.process.end();
+    assert_eq!(code, 0);
+    assert!(err.contains("configuration is broken") && err.contains("no key"), "{err}");
+    // Our own file's broken line is quoted by no log.
+    for (door, bytes) in [("a response", &said), ("stderr", &err.into_bytes()), ("stdout", &out)] {
+        assert!(find(bytes, CANARY.as_bytes()).is_none(), "the canary left by {door}: {}", String::from_utf8_lossy(bytes));
+    }
+    for file in ["audit.jsonl", "audit.state.json"] {
+        let bytes = std::fs::read(dir.path().join(file)).unwrap();
+        assert!(find(&bytes, CANARY.as_bytes()).is_none(), "{file}");
+    }
+    assert_eq!(records(&dir.path().join("audit.jsonl")).len(), 41);
+    assert!(!Path::new("/tmp/outrigger-must-not-write-this").exists());
+}
+
+#[tokio::test]
+async fn the_process_cannot_be_looked_into() {
+    let up = Upstream::always(message()).await;
+    let dir = sidecar(&up).lay_out();
+    let sc = start(dir.path());
+    let id = sc.process.0.id();
+    let limits = std::fs::read_to_string(format!("/proc/{id}/limits")).unwrap();
+    let core = limits.lines().find(|l| l.starts_with("Max core file size")).unwrap();
+    assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");
+    // Undumpable: its files in /proc belong to root, whoever it runs as.
+    let nobody = Command::new("setpriv").args(["--reuid=65534", "--regid=65534", "--clear-groups", "true"]).status();
+    if !nobody.is_ok_and(|s| s.success()) {
+        eprintln!("SKIPPED: /proc of an own process of another uid (needs root and setpriv)");
+        return;
+    }
+    let public = tempfile::tempdir().unwrap();
+    let bin = public.path().join("outrigger");
+    std::fs::copy(BIN, &bin).unwrap();
+    let config = public.path().join("s.yaml");
+    let free = port();
+    std::fs::write(&config, format!("listen: 127.0.0.1:{free}\nadmin: off\naudit: {{ file: \"-\" }}\n")).unwrap();
+    Command::new("chmod").args(["-R", "a+rX", public.path().to_str().unwrap()]).status().unwrap();
+    let as_nobody = |args: &[&str]| {
+        let mut c = Command::new("setpriv");
+        c.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all", "--inh-caps=-all"]).args(args);
+        c
+    };
+    let child = as_nobody(&[bin.to_str().unwrap(), "sidecar", "--config", config.to_str().unwrap()]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let process = Process(child);
+    until("the sidecar of nobody", || std::net::TcpStream::connect(("127.0.0.1", free)).is_ok()).await;
+    let id = process.0.id();
+    for file in ["environ", "maps", "mem", "root", "fd"] {
+        let read = as_nobody(&["head", "-c", "1", &format!("/proc/{id}/{file}")]).stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap();
+        assert!(!read.success(), "the same uid can read /proc/<sidecar>/{file}");
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_under_the_audit_file_closes_the_door() {
+    let up = Upstream::always(message()).await;
+    let dir = sidecar(&up).lay_out();
+    let mount = dir.path().join("small");
+    std::fs::create_dir(&mount).unwrap();
+    let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=64k", "tmpfs", mount.to_str().unwrap()]).stderr(Stdio::null()).status().is_ok_and(|s| s.success());
+    if !mounted {
+        eprintln!("SKIPPED: a full disk under the audit file (needs root to mount a tmpfs)");
+        return;
+    }
+    struct Unmount(std::path::PathBuf);
+    impl Drop for Unmount {
+        fn drop(&mut self) {
+            let _ = Command::new("umount").args(["-l", self.0.to_str().unwrap()]).status();
+        }
+    }
+    let _unmount = Unmount(mount.clone());
+    let file = dir.path().join("sidecar.yaml");
+    let yaml = std::fs::read_to_string(&file).unwrap().replace(&format!("{}/audit.jsonl", dir.path().display()), &format!("{}/audit.jsonl", mount.display()));
+    std::fs::write(&file, yaml).unwrap();
+    let mut sc = start(dir.path());
+    let addr = ([127, 0, 0, 1], sc.port).into();
+    std::fs::write(mount.join("ballast"), vec![0u8; 40_000]).unwrap();
+    let (mut sent, mut refused) = (0, 0);
+    let until = Instant::now() + PATIENCE;
+    while refused < 5 {
+        assert!(Instant::now() < until);
+        let got = request(addr, "POST", "/anthropic/v1/messages", &[], BODY.as_bytes()).await;
+        sent += 1;
+        match got.status {
+            200 => assert_eq!(refused, 0, "none is served after the first was refused"),
+            503 => {
+                assert_eq!(got.code(), "audit_unavailable");
+                refused += 1;
+            }
+            other => panic!("{other}"),
+        }
+    }
+    let served = up.seen().len();
+    assert!(served < sent);
+    let ready = request(([127, 0, 0, 1], sc.admin).into(), "GET", "/readyz", &[], b"").await;
+    assert!(ready.status == 503 && ready.text().contains("audit records cannot be written"));
+    std::fs::remove_file(mount.join("ballast")).unwrap();
+    loop {
+        assert!(Instant::now() < until);
+        sent += 1;
+        if request(addr, "POST", "/anthropic/v1/messages", &[], BODY.as_bytes()).await.status == 200 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    sc.process.signal("TERM");
+    assert_eq!(sc.process.end().0, 0);
+    let all = records(&mount.join("audit.jsonl"));
+    assert_eq!(all.len(), sent, "nothing unaudited, the refusals included");
+}

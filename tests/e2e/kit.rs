@@ -59,6 +59,8 @@ pub enum Reply {
     Whole { status: u16, headers: Vec<(&'static str, String)>, body: Vec<u8> },
     /// An event stream, a chunk an item, and its end.
     Stream(Vec<Vec<u8>>),
+    /// An event stream of one chunk, so many times.
+    Repeat(Vec<u8>, usize),
     /// Bytes as they are, then the connection is closed.
     Raw(Vec<u8>),
     /// A chunked head and first piece, then silence until the client goes.
@@ -156,6 +158,14 @@ async fn serve(mut stream: TcpStream, script: &Script, bytes: &Mutex<Vec<u8>>, s
                 stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n").await?;
                 for c in chunks {
                     stream.write_all(&[format!("{:x}\r\n", c.len()).as_bytes(), &c, b"\r\n"].concat()).await?;
+                }
+                stream.write_all(b"0\r\n\r\n").await?;
+            }
+            Reply::Repeat(piece, times) => {
+                stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n").await?;
+                let chunk = [format!("{:x}\r\n", piece.len()).as_bytes(), &piece, b"\r\n"].concat();
+                for _ in 0..times {
+                    stream.write_all(&chunk).await?;
                 }
                 stream.write_all(b"0\r\n\r\n").await?;
             }
