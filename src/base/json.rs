@@ -186,19 +186,19 @@ impl Parser {
         if let Some(e) = self.failed {
             return Err(e);
         }
-        if let Err(at) = self.utf8.feed(piece) {
+        // Beyond ASCII a piece is validated first; outside strings the grammar refuses the rest.
+        if (!piece.is_ascii() || !self.utf8.is_whole())
+            && let Err(at) = self.utf8.feed(piece)
+        {
             self.offset += at as u64;
             return self.fail("invalid UTF-8");
         }
-        // One vectorised look decides whether strings need a per-byte check for control
-        // characters; API bodies are compact JSON, so nearly always they do not.
-        let controls = piece.iter().fold(0xffu8, |least, &b| least.min(b)) < 0x20;
         let base = self.offset;
         let mut i = 0;
         while i < piece.len() {
             if self.state == State::String {
                 let rest = &piece[i..];
-                let run = plain_run(rest, controls);
+                let run = if self.reporting() { plain_run(rest) } else { self.skip_run(rest) };
                 self.keep(&rest[..run]);
                 i += run;
                 if i == piece.len() {
@@ -216,6 +216,24 @@ impl Parser {
         }
         self.offset = base + piece.len() as u64;
         Ok(())
+    }
+
+    /// Steps over string content that nobody is told of: plain bytes and whole, valid
+    /// escapes. What remains (an end, a cut escape, an error) is [`Parser::step`]'s.
+    fn skip_run(&mut self, s: &[u8]) -> usize {
+        self.high = None;
+        let mut i = 0;
+        loop {
+            i += plain_run(&s[i..]);
+            if s.get(i) != Some(&b'\\') {
+                return i;
+            }
+            match s.get(i + 1) {
+                Some(b'n' | b'"' | b'\\' | b't' | b'r' | b'/' | b'b' | b'f') => i += 2,
+                Some(b'u') if s.get(i + 2..i + 6).is_some_and(|h| h.iter().all(u8::is_ascii_hexdigit)) => i += 6,
+                _ => return i,
+            }
+        }
     }
 
     fn fail<T>(&mut self, what: &'static str) -> Result<T, Error> {
@@ -466,10 +484,23 @@ impl Parser {
     }
 }
 
-/// How many bytes from the start are ordinary string content.
-fn plain_run(s: &[u8], controls: bool) -> usize {
-    let stop = memchr::memchr2(b'"', b'\\', s).unwrap_or(s.len());
-    if controls { s[..stop].iter().position(|&b| b < 0x20).unwrap_or(stop) } else { stop }
+/// How many bytes from the start are ordinary string content: no quote, no backslash, no
+/// control character. Eight bytes at a time; strings between escapes are too short for more.
+fn plain_run(s: &[u8]) -> usize {
+    const ONES: u64 = u64::from_ne_bytes([0x01; 8]);
+    const HIGH: u64 = u64::from_ne_bytes([0x80; 8]);
+    // The high bit of each byte that is zero (exact up to the first, which is all we need).
+    let zero = |x: u64| x.wrapping_sub(ONES) & !x & HIGH;
+    let mut i = 0;
+    for eight in s.chunks_exact(8) {
+        let x = u64::from_le_bytes([eight[0], eight[1], eight[2], eight[3], eight[4], eight[5], eight[6], eight[7]]);
+        let special = zero(x ^ (ONES * 0x22)) | zero(x ^ (ONES * 0x5c)) | (x.wrapping_sub(ONES * 0x20) & !x & HIGH);
+        if special != 0 {
+            return i + special.trailing_zeros() as usize / 8;
+        }
+        i += 8;
+    }
+    i + s[i..].iter().position(|&b| matches!(b, b'"' | b'\\' | 0..=0x1f)).unwrap_or(s.len() - i)
 }
 
 /// UTF-8 validation of a text that arrives in pieces.

@@ -31,6 +31,18 @@ pub struct Above {
     pub cache_write: Option<f64>,
 }
 
+/// What a model without a price counts for in budgets: as much as the dearest in common use.
+pub const UNKNOWN: Price = Price {
+    input: 15.0,
+    output: 75.0,
+    cache_read: Some(1.5),
+    cache_write: Some(18.75),
+    cache_write_1h: None,
+    above: None,
+    priority_factor: None,
+    flex_factor: None,
+};
+
 /// Token counts of one inference; `None` is unknown and costs nothing here.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Tokens {
@@ -116,9 +128,10 @@ fn built_in(key: &str) -> Option<Price> {
         let mid = low + (high - low) / 2;
         let begin = rows[..mid].rfind('\n').map_or(0, |i| i + 1);
         let line = rows[begin..].split('\n').next()?;
-        let (row_key, row) = parse(line)?;
-        match row_key.as_str().cmp(key) {
-            std::cmp::Ordering::Equal => return Some(row),
+        // Only the row that is found is parsed.
+        let row_key = &line[..line.match_indices('\t').nth(1)?.0];
+        match row_key.cmp(key) {
+            std::cmp::Ordering::Equal => return parse(line).map(|(_, price)| price),
             std::cmp::Ordering::Less => low = begin + line.len() + 1,
             std::cmp::Ordering::Greater => high = begin,
         }

@@ -51,11 +51,7 @@ async fn serve(args: &cli::Sidecar) -> Exit {
     tracing::info!(address = %sidecar.addr, admin = sidecar.admin.map(tracing::field::display), session = sidecar.shared.ledger.session(), "ready");
     signals.next().await;
     tracing::info!("draining");
-    tokio::select! {
-        () = sidecar.stop() => {}
-        // A second signal: now.
-        () = signals.next() => tracing::warn!("cut short"),
-    }
+    sidecar.stop(signals.next()).await;
     tracing::info!("stopped");
     Exit::Ok
 }

@@ -150,6 +150,8 @@ struct Shared {
     wake: Condvar,
     failed: AtomicBool,
     written: AtomicU64,
+    /// No more records fit.
+    full: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -174,6 +176,9 @@ impl Shared {
         }
         waiting.bytes.push(b'\n');
         waiting.records += 1;
+        if waiting.bytes.len() > MAX_WAITING {
+            self.full.store(true, Ordering::Release);
+        }
         drop(waiting);
         if first {
             self.wake.notify_one();
@@ -248,7 +253,7 @@ impl Audit {
 
     /// No more records fit: nobody may be served, not even with a refusal.
     pub fn is_full(&self) -> bool {
-        self.shared.lock().bytes.len() > MAX_WAITING
+        self.shared.full.load(Ordering::Acquire)
     }
 
     pub fn written(&self) -> u64 {
@@ -310,6 +315,7 @@ impl Writing {
             waiting = self.shared.lock();
         }
         std::mem::swap(&mut waiting.bytes, batch);
+        self.shared.full.store(false, Ordering::Release);
         (std::mem::take(&mut waiting.records), waiting.closing)
     }
 
@@ -374,10 +380,7 @@ impl Sink {
             }
             Sink::File { file, path, len, max_bytes, keep } => {
                 if *len > 0 && *len + batch.len() as u64 > *max_bytes {
-                    rotate(path, *keep)?;
-                    let fresh = open(path)?;
-                    lock(&fresh)?;
-                    *file = fresh;
+                    *file = rotate(path, *keep)?;
                     *len = 0;
                 }
                 let written = file.write_all(batch).and_then(|()| file.sync_data());
@@ -426,16 +429,20 @@ fn repair(file: &mut File) -> std::io::Result<u64> {
     Ok(end)
 }
 
-/// `audit.jsonl` becomes `audit.jsonl.1`, and so on; the oldest goes.
-fn rotate(path: &Path, keep: u32) -> std::io::Result<()> {
+/// `audit.jsonl` becomes `audit.jsonl.1`, and so on; the oldest goes. Whatever fails on the
+/// way, trying again continues: files move into a gap only, so none is moved twice.
+fn rotate(path: &Path, keep: u32) -> std::io::Result<File> {
     let numbered = |n: u32| PathBuf::from(format!("{}.{n}", path.display()));
-    for n in (1..keep).rev() {
-        match std::fs::rename(numbered(n), numbered(n + 1)) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
-            _ => {}
-        }
+    let next = path.with_extension("next");
+    let fresh = open(&next)?;
+    lock(&fresh)?;
+    let gap = (1..keep).find(|n| !numbered(*n).exists()).unwrap_or(keep);
+    for n in (1..gap).rev() {
+        std::fs::rename(numbered(n), numbered(n + 1))?;
     }
-    std::fs::rename(path, numbered(1))
+    std::fs::rename(path, numbered(1))?;
+    std::fs::rename(&next, path)?;
+    Ok(fresh)
 }
 
 /// 16 hex digits of the system's randomness.

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use http_body_util::BodyExt;
 use hyper::Response;
 use hyper::body::{Bytes, Incoming};
+use hyper::header::{CONNECTION, HeaderMap};
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
@@ -22,7 +23,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{Notify, watch};
 use tokio::time::Sleep;
 
-use super::proxy::{self, Busy, Shared};
+use super::proxy::{self, Busy, BusyFlag, Shared};
 use super::refusal::{Client, Code, Denial};
 use super::route;
 use crate::base::framing::{Fault, Scanner, Verdict};
@@ -42,15 +43,25 @@ const LINGER_TIME: Duration = Duration::from_secs(2);
 /// What the acceptor knows of a connection.
 #[derive(Debug)]
 pub struct Handle {
-    pub busy: Arc<AtomicBool>,
+    pub busy: Arc<BusyFlag>,
     /// Told to go, to make room for another.
     pub leave: Notify,
     fault: Mutex<Option<(Fault, String)>>,
+    /// A request or its answer said that it is the last: what comes behind it is none.
+    last: AtomicBool,
 }
 
 impl Handle {
     pub fn new() -> Arc<Self> {
-        Arc::new(Handle { busy: Arc::default(), leave: Notify::new(), fault: Mutex::default() })
+        Arc::new(Handle { busy: Arc::default(), leave: Notify::new(), fault: Mutex::default(), last: AtomicBool::new(false) })
+    }
+}
+
+impl Handle {
+    fn note(&self, headers: &HeaderMap) {
+        if headers.get(CONNECTION).is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"close")) {
+            self.last.store(true, Ordering::Release);
+        }
     }
 }
 
@@ -60,8 +71,10 @@ pub async fn serve(shared: Arc<Shared>, stream: TcpStream, handle: Arc<Handle>, 
     let strict = Strict::new(stream, handle.clone());
     let service = hyper::service::service_fn(|request: hyper::Request<Incoming>| {
         let busy = Busy::new(&handle.busy, &shared);
+        handle.note(request.headers());
+        let handle = handle.clone();
         let answer = proxy::serve(shared.clone(), request, busy);
-        Box::pin(async move { Ok::<_, std::convert::Infallible>(answer.await) })
+        Box::pin(async move { answer.await.inspect(|response| handle.note(response.headers())) })
     });
     let mut connection = http1::Builder::new().max_buf_size(READ_BUFFER).serve_connection(TokioIo::new(strict), service);
     let mut stopping = *stop.borrow();
@@ -82,7 +95,7 @@ pub async fn serve(shared: Arc<Shared>, stream: TcpStream, handle: Arc<Handle>, 
     }
     let mut io = connection.into_parts().io.into_inner().io;
     let fault = handle.fault.lock().unwrap_or_else(PoisonError::into_inner).take();
-    if let Some((fault, line)) = fault {
+    if let Some((fault, line)) = fault.filter(|_| !handle.last.load(Ordering::Acquire)) {
         let _ = tokio::time::timeout(LINGER_TIME, refuse(&shared, &mut io, fault, &line)).await;
     }
     linger(io).await;
@@ -181,11 +194,11 @@ impl AsyncRead for Strict {
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, what)));
         }
         if this.over {
-            return Poll::Ready(Ok(()));
+            return this.after_the_end(cx);
         }
         let before = buf.filled().len();
         if Pin::new(&mut this.io).poll_read(cx, buf)?.is_pending() {
-            if this.handle.busy.load(Ordering::Acquire) {
+            if this.handle.busy.is_busy() {
                 return Poll::Pending;
             }
             let limit = if this.fresh || this.scanner.mid_head() { HEAD_TIME } else { IDLE_TIME };
@@ -207,7 +220,7 @@ impl AsyncRead for Strict {
                 this.over = true;
                 let line = this.scanner.refused_line().to_owned();
                 *this.handle.fault.lock().unwrap_or_else(PoisonError::into_inner) = Some((fault, line));
-                Poll::Ready(Ok(()))
+                if good == 0 { this.after_the_end(cx) } else { Poll::Ready(Ok(())) }
             }
             Verdict::BadBody { good, fault } => {
                 buf.set_filled(before + good);
@@ -220,6 +233,21 @@ impl AsyncRead for Strict {
 }
 
 impl Strict {
+    /// A bad head came behind a request that is still being served: hyper must not take the
+    /// end for the client's going away, but the client may really go. What it sends is waste.
+    fn after_the_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut waste = [0; 1024];
+        self.handle.busy.wake_after(cx.waker());
+        while self.handle.busy.is_busy() {
+            let mut buf = ReadBuf::new(&mut waste);
+            ready!(Pin::new(&mut self.io).poll_read(cx, &mut buf))?;
+            if buf.filled().is_empty() {
+                break;
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
     fn wrote(&mut self, cx: &mut Context<'_>, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         match result {
             Poll::Pending if self.expired(cx, WRITE_STALL) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),

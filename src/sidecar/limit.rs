@@ -226,11 +226,6 @@ impl Counts {
 }
 
 impl Admission {
-    /// What a reply that said nothing about usage is charged: its request's size.
-    pub fn estimate(&self) -> u64 {
-        self.held
-    }
-
     /// From now on the provider may be working on it.
     pub fn owe(&mut self) {
         self.owed = self.held;

@@ -13,8 +13,9 @@ use std::io::Read;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use bytes::BytesMut;
 use http_body_util::BodyExt;
 use hyper::body::{Body as HttpBody, Bytes, Frame, Incoming, SizeHint};
 use hyper::header::{CONTENT_ENCODING, CONTENT_LENGTH, HeaderMap};
@@ -29,8 +30,10 @@ use crate::base::json::{Event, Flow, Parser, Text};
 pub const MAX_BODY: usize = 32 * 1024 * 1024;
 /// What all bodies in flight may hold together.
 pub const BODY_MEMORY: usize = 128 * 1024 * 1024;
-/// A client has so long, and a second more for every KiB it announced.
+/// A client has so long, and a second more for every KiB that it has sent.
 const BODY_TIME: Duration = Duration::from_secs(30);
+/// Pieces below this are joined.
+const SMALL: usize = 8 * 1024;
 /// JSON compresses well below this; a bomb does not.
 const MAX_RATIO: usize = 100;
 /// 8 MiB: what `zstd` itself decodes without being asked to.
@@ -71,7 +74,7 @@ impl Asked {
 }
 
 pub fn is_id_byte(b: u8) -> bool {
-    b.is_ascii_alphanumeric() || b"._:/@+-".contains(&b)
+    b.is_ascii_alphanumeric() || b"._:/@+-~".contains(&b)
 }
 
 /// The ids that providers use; nothing that could be read as a path, a list or a glob.
@@ -146,33 +149,45 @@ pub async fn collect(body: Incoming, headers: &HeaderMap, memory: &Arc<Semaphore
         return Err(too_large());
     }
     let encoding = encoding(headers)?;
-    let deadline = BODY_TIME + Duration::from_secs(announced.unwrap_or(0) / 1024);
-    let held = tokio::time::timeout(deadline, gather(body, announced, memory))
-        .await
-        .map_err(|_| Denial::new(Code::BodyTimeout, format!("the request body did not arrive within {} s", deadline.as_secs())))??;
+    let held = gather(body, memory).await?;
     match encoding {
         None => Ok(held),
         Some(encoding) => decode(held, encoding, memory),
     }
 }
 
-async fn gather(mut body: Incoming, announced: Option<u64>, memory: &Arc<Semaphore>) -> Result<Held, Denial> {
-    let mut permit = reserve(memory, announced.unwrap_or(0) as usize)?;
-    let (mut pieces, mut len) = (Vec::new(), 0usize);
-    while let Some(frame) = body.frame().await {
+async fn gather(mut body: Incoming, memory: &Arc<Semaphore>) -> Result<Held, Denial> {
+    let started = Instant::now();
+    let mut permit = reserve(memory, 0)?;
+    let (mut pieces, mut small, mut len) = (Vec::new(), BytesMut::new(), 0usize);
+    loop {
+        // Late is who has brought less than a KiB a second, after a while.
+        let deadline = started + BODY_TIME + Duration::from_secs(len as u64 / 1024);
+        let frame = match tokio::time::timeout_at(deadline.into(), body.frame()).await {
+            Ok(Some(frame)) => frame,
+            Ok(None) => break,
+            Err(_) => {
+                return Err(Denial::new(Code::BodyTimeout, format!("only {len} bytes of the request body arrived within {} s", started.elapsed().as_secs())));
+            }
+        };
         let frame = frame.map_err(|e| Denial::new(Code::BadRequest, "the request body is incomplete or malformed").cause(e))?;
         let Ok(piece) = frame.into_data() else { continue };
+        permit.merge(reserve(memory, piece.len())?);
+        // A piece keeps the whole buffer alive that it was read into: many small ones are joined.
+        if piece.len() >= SMALL || len == 0 {
+            if !small.is_empty() {
+                pieces.push(small.split().freeze());
+            }
+            pieces.extend((!piece.is_empty()).then_some(piece.clone()));
+        } else {
+            small.extend_from_slice(&piece);
+        }
         len += piece.len();
         if len > MAX_BODY {
             return Err(too_large());
         }
-        if announced.is_none() {
-            permit.merge(reserve(memory, piece.len())?);
-        }
-        if !piece.is_empty() {
-            pieces.push(piece);
-        }
     }
+    pieces.extend((!small.is_empty()).then(|| small.freeze()));
     Ok(Held { pieces, len, _memory: Some(Arc::new(permit)) })
 }
 
@@ -296,7 +311,9 @@ fn walk(rules: &'static Body, body: &Held, stream: Stream) -> Result<Asked, Deni
 }
 
 /// Keys that name models wherever they stand outside the user's content.
-const MODEL_KEYS: &[&str] = &["model", "model_id", "modelId", "deployment", "models", "fallbacks", "fallback_models"];
+const MODEL_KEYS: &[&str] = &["model", "model_id", "modelId", "deployment", "models", "fallbacks", "fallback_models", "analysis_models", "allowed_models"];
+/// More models than this name nothing that a person meant.
+const MAX_MODELS: usize = 64;
 /// Keys that decide at the top level only.
 const TOP_KEYS: &[&str] = &["stream", "tools"];
 /// Wrappers that some proxies unwrap; no API that we speak to has them.
@@ -304,7 +321,6 @@ const WRAPPERS: &[&str] = &["extra_body", "body", "request", "response"];
 /// Content below the top level: schemas and examples can say `model` as they like.
 const NESTED_CONTENT: &[&str] = &[
     "input_schema",
-    "parameters",
     "parametersJsonSchema",
     "parameters_json_schema",
     "schema",
@@ -339,6 +355,14 @@ enum Means {
     But(&'static str),
     /// … whose value is no content.
     NoContent,
+    /// What a tool or a plugin is.
+    Type,
+    Id,
+    /// A tool's `parameters`: a schema, unless its `type` says that it is no function.
+    Loose,
+    LooseModel,
+    /// An id of a stored object, where it is a string.
+    Stored,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -347,6 +371,10 @@ struct Level {
     top: bool,
     /// Which deciding keys this object has had, to find a second.
     seen: u32,
+    /// A tool whose `type` says that it is no function.
+    special_tool: bool,
+    /// Where in [`Finder::loose`] the models begin that its `parameters` named.
+    loose_from: Option<usize>,
 }
 
 struct Finder {
@@ -355,6 +383,8 @@ struct Finder {
     reads_flag: bool,
     levels: Vec<Level>,
     next: Means,
+    /// Models in `parameters` of tools that are still open.
+    loose: Vec<String>,
     fault: Option<String>,
     asked: Asked,
 }
@@ -363,7 +393,7 @@ impl Finder {
     fn new(rules: &'static Body, stream: Stream) -> Self {
         let reads_flag = matches!(stream, Stream::Flag | Stream::UnlessFalse);
         let stream = matches!(stream, Stream::Always | Stream::UnlessFalse);
-        Finder { rules, reads_flag, levels: Vec::new(), next: Means::Nothing, fault: None, asked: Asked { stream, ..Asked::default() } }
+        Finder { rules, reads_flag, levels: Vec::new(), next: Means::Nothing, loose: Vec::new(), fault: None, asked: Asked { stream, ..Asked::default() } }
     }
 
     fn fail(&mut self, what: String) {
@@ -378,9 +408,7 @@ impl Finder {
         match event {
             Event::Key(key) => return self.key(key),
             Event::OpenObject | Event::OpenArray => self.open(means, event == Event::OpenObject),
-            Event::Close => {
-                self.levels.pop();
-            }
+            Event::Close => self.close(),
             Event::String(text) => self.string(self.means_here(means), text),
             Event::Scalar(s) => self.scalar(self.means_here(means), s),
         }
@@ -421,10 +449,30 @@ impl Finder {
                 self.fail("`models` or `fallbacks` is an object".into());
                 Means::Nothing
             }
-            (Means::Stream | Means::NoContent, _) => Means::Nothing,
+            (Means::Nothing, Some(Means::Loose | Means::LooseModel)) => Means::Loose,
+            (Means::LooseModel, _) if object => Means::Loose,
+            (Means::Stream | Means::NoContent | Means::Type | Means::Id | Means::Stored, _) => Means::Nothing,
             (means, _) => means,
         };
-        self.levels.push(Level { means, top, seen: 0 });
+        self.levels.push(Level { means, top, seen: 0, special_tool: false, loose_from: None });
+    }
+
+    fn close(&mut self) {
+        let Some(level) = self.levels.pop() else { return };
+        if let Some(from) = level.loose_from {
+            let named = self.loose.split_off(from.min(self.loose.len()));
+            if level.special_tool {
+                named.iter().for_each(|m| self.model(m));
+            }
+        }
+    }
+
+    fn model(&mut self, model: &str) {
+        if self.asked.extra.len() == MAX_MODELS {
+            self.fail(format!("more than {MAX_MODELS} models"));
+        } else if !self.asked.extra.iter().any(|m| m == model) {
+            self.asked.extra.push(model.to_owned());
+        }
     }
 
     fn key(&mut self, key: Text<'_>) -> Flow {
@@ -433,9 +481,16 @@ impl Finder {
             self.feature(feature);
         }
         let Some(name) = key.as_str() else {
+            if matches!(means, Means::Loose | Means::LooseModel) {
+                return Flow::Skip;
+            }
             self.fail("a key that is too long or not Unicode".into());
             return Flow::Skip;
         };
+        if let Means::Loose | Means::LooseModel = means {
+            self.next = if MODEL_KEYS.contains(&name) { Means::LooseModel } else { Means::Nothing };
+            return Flow::Visit;
+        }
         if let Means::But(but) = means {
             if name != but {
                 return self.unless_twin(name, but);
@@ -449,7 +504,18 @@ impl Finder {
         self.next = match name {
             "model" if top => Means::MainModel,
             "model" | "model_id" | "modelId" | "deployment" => Means::Model,
-            "models" | "fallbacks" | "fallback_models" => Means::Models,
+            "models" | "fallbacks" | "fallback_models" | "analysis_models" | "allowed_models" => Means::Models,
+            "parameters" if !top => {
+                let from = self.loose.len();
+                if let Some(level) = self.levels.last_mut() {
+                    level.loose_from.get_or_insert(from);
+                }
+                Means::Loose
+            }
+            "type" if !top => Means::Type,
+            "id" if !top => Means::Id,
+            "container" if !top => Means::Stored,
+            "vector_store_ids" if !top => Means::Restricted(Feature::StoredObjects),
             _ if SERVER_KEYS.contains(&name) => Means::Restricted(Feature::McpServers),
             "stream" if top && self.reads_flag => Means::Stream,
             _ if top && WRAPPERS.contains(&name) => {
@@ -474,12 +540,13 @@ impl Finder {
         let rules = self.rules;
         let listed = MODEL_KEYS.iter().chain(SERVER_KEYS).copied();
         let at_top = TOP_KEYS.iter().copied().chain(rules.restricted.iter().map(|(k, _)| *k)).chain(rules.content_but.iter().map(|(k, _)| *k)).filter(|_| top);
+        let folded = fold(name);
         let mut twin = None;
         let exact = listed.chain(at_top).enumerate().find(|(_, k)| {
             if *k == name {
                 return true;
             }
-            if twin.is_none() && folds_to(name, k) {
+            if twin.is_none() && folds_to(&folded, k) {
                 twin = Some(*k);
             }
             false
@@ -504,7 +571,7 @@ impl Finder {
     }
 
     fn unless_twin(&mut self, name: &str, key: &str) -> Flow {
-        if folds_to(name, key) {
+        if folds_to(&fold(name), key) {
             self.fail(format!("`{}` could be read as `{key}`", name.escape_debug()));
         }
         Flow::Skip
@@ -516,15 +583,21 @@ impl Finder {
                 // Anthropic: the server picks the fallback.
                 Some("default") if means == Means::Models => self.asked.any = true,
                 Some(s) if means == Means::MainModel => self.asked.main = Some(s.to_owned()),
-                Some(s) => {
-                    if !self.asked.extra.iter().any(|m| m == s) {
-                        self.asked.extra.push(s.to_owned());
-                    }
-                }
+                Some(s) => self.model(s),
                 None => self.fail("a model id that is too long or not Unicode".into()),
             },
             Means::Restricted(feature) => self.feature(feature),
-            Means::Nothing | Means::Stream | Means::But(_) | Means::NoContent => {}
+            Means::Stored => self.feature(Feature::StoredObjects),
+            Means::Type | Means::Id => {
+                let kind = text.as_str().unwrap_or_default();
+                self.asked.any |= (self.rules.chooses)(kind);
+                if let Some(level) = self.levels.last_mut().filter(|_| means == Means::Type) {
+                    level.special_tool = !matches!(kind, "function" | "custom");
+                }
+            }
+            Means::LooseModel if self.loose.len() < MAX_MODELS => self.loose.extend(text.as_str().map(str::to_owned)),
+            Means::LooseModel => self.fail(format!("more than {MAX_MODELS} models")),
+            Means::Nothing | Means::Stream | Means::But(_) | Means::NoContent | Means::Loose => {}
         }
     }
 
@@ -544,19 +617,29 @@ impl Finder {
     }
 }
 
-/// Would a case-folding parser (Go's `encoding/json` among them) take `name` for `key`?
-fn folds_to(name: &str, key: &str) -> bool {
+/// A key as a case-folding parser (Go's `encoding/json` among them) would compare it, also
+/// without the full width that some normalise away.
+fn fold(name: &str) -> Folded<'_> {
     if name.is_ascii() {
-        return name.len() == key.len() && name.eq_ignore_ascii_case(key);
+        return Folded::Ascii(name);
     }
-    let fold = |c: char| {
-        let c = match c {
-            '\u{ff01}'..='\u{ff5e}' => char::from_u32(c as u32 - 0xfee0).unwrap_or(c),
-            c => c,
-        };
-        c.to_uppercase().flat_map(char::to_lowercase)
+    let narrow = |c: char| match c {
+        '\u{ff01}'..='\u{ff5e}' => char::from_u32(c as u32 - 0xfee0).unwrap_or(c),
+        c => c,
     };
-    name.chars().flat_map(fold).eq(key.chars().flat_map(fold))
+    Folded::Text(name.chars().map(narrow).flat_map(char::to_uppercase).flat_map(char::to_lowercase).collect())
+}
+
+enum Folded<'a> {
+    Ascii(&'a str),
+    Text(String),
+}
+
+fn folds_to(name: &Folded<'_>, key: &str) -> bool {
+    match name {
+        Folded::Ascii(name) => name.eq_ignore_ascii_case(key),
+        Folded::Text(name) => name.eq_ignore_ascii_case(key),
+    }
 }
 
 #[cfg(test)]

@@ -4,7 +4,8 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
+use std::sync::{Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -65,6 +66,9 @@ async fn decide(shared: &Arc<Shared>, policy: &Arc<Policy>, parts: &Parts, body:
     let asked = model::read(&route, &held)?;
     entry.record.model_requested = asked.main_model().map(str::to_owned);
     entry.record.stream = asked.stream();
+    // The body may have taken its time: what is granted now counts.
+    let policy = &shared.policy.load_full();
+    entry.record.policy_revision = Some(policy.revision.as_str().into());
     let permit = scope::check(policy, route.provider(), &asked)?;
     entry.record.scope_matched = permit.scope_matched().map(str::to_owned);
     let mut admission = limit::admit(&permit, &shared.ledger, held.len())?;
@@ -114,8 +118,19 @@ fn audit_works(shared: &Shared) -> Result<(), Denial> {
     Err(d)
 }
 
-/// Serves one request. Never fails: what goes wrong is an answer.
-pub async fn serve(shared: Arc<Shared>, request: Request<Incoming>, busy: Busy) -> Response<Answer> {
+/// No record of the request could be kept, so it is not even refused: the connection ends.
+#[derive(Debug, thiserror::Error)]
+#[error("the audit's memory is full")]
+pub struct Unserved;
+
+/// Serves one request: what goes wrong is an answer.
+///
+/// # Errors
+/// [`Unserved`] alone.
+pub async fn serve(shared: Arc<Shared>, request: Request<Incoming>, busy: Busy) -> Result<Response<Answer>, Unserved> {
+    if shared.audit.is_full() {
+        return Err(Unserved);
+    }
     let mut entry = shared.audit.entry();
     let policy = shared.policy.load_full();
     entry.record.policy_revision = Some(policy.revision.as_str().into());
@@ -124,7 +139,7 @@ pub async fn serve(shared: Arc<Shared>, request: Request<Incoming>, busy: Busy) 
     let outcome = decide(&shared, &policy, &parts, body, &mut entry).await;
     let shape = || route::shape(&policy, parts.uri.path());
     let client = || Client::of(&parts.headers);
-    match outcome {
+    Ok(match outcome {
         Ok(Outcome::Reply(call, reply)) => match relay::relay(call, reply, entry) {
             Ok(response) => response.map(|relay| Answer { kind: AnswerKind::Relay(Box::new(relay)), _busy: busy }),
             Err((denial, entry)) => refuse(*entry, &denial, shape(), client(), busy),
@@ -132,7 +147,7 @@ pub async fn serve(shared: Arc<Shared>, request: Request<Incoming>, busy: Busy) 
         Ok(Outcome::Models(list)) => own(entry, list, busy),
         Ok(Outcome::Probe) => own(entry, b"{\"outrigger\":\"sidecar\"}".to_vec(), busy),
         Err(denial) => refuse(entry, &denial, shape(), client(), busy),
-    }
+    })
 }
 
 fn own(mut entry: Entry, body: Vec<u8>, busy: Busy) -> Response<Answer> {
@@ -194,13 +209,31 @@ fn client_session(headers: &HeaderMap) -> Option<String> {
 /// While it lives, its connection is serving a request.
 #[derive(Debug)]
 pub struct Busy {
-    flag: Arc<AtomicBool>,
+    flag: Arc<BusyFlag>,
     shared: Arc<Shared>,
 }
 
+#[derive(Debug, Default)]
+pub struct BusyFlag {
+    busy: AtomicBool,
+    /// Whoever waits for the request to be over.
+    waiting: Mutex<Option<Waker>>,
+}
+
+impl BusyFlag {
+    pub fn is_busy(&self) -> bool {
+        self.busy.load(Ordering::Acquire)
+    }
+
+    /// Wakes this task when the request that is being served is over.
+    pub fn wake_after(&self, waker: &Waker) {
+        *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) = Some(waker.clone());
+    }
+}
+
 impl Busy {
-    pub fn new(flag: &Arc<AtomicBool>, shared: &Arc<Shared>) -> Self {
-        flag.store(true, Ordering::Release);
+    pub fn new(flag: &Arc<BusyFlag>, shared: &Arc<Shared>) -> Self {
+        flag.busy.store(true, Ordering::Release);
         shared.metrics.in_flight.inc();
         Busy { flag: flag.clone(), shared: shared.clone() }
     }
@@ -208,8 +241,11 @@ impl Busy {
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.flag.store(false, Ordering::Release);
+        self.flag.busy.store(false, Ordering::Release);
         self.shared.metrics.in_flight.dec();
+        if let Some(waker) = self.flag.waiting.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            waker.wake();
+        }
     }
 }
 

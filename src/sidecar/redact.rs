@@ -25,6 +25,8 @@ pub struct Patterns {
     literal: Option<Matcher>,
     /// The keys alone, for text whose escapes are undone first.
     plain: Option<Matcher>,
+    /// Some key holds a character that JSON escapes with a backslash.
+    slashed: bool,
 }
 
 struct Matcher {
@@ -65,16 +67,17 @@ impl Matcher {
 
 impl Patterns {
     pub(super) fn new<'a>(secrets: impl Iterator<Item = &'a Secret>) -> Patterns {
-        let (mut literal, mut plain) = (Vec::new(), Vec::new());
+        let (mut literal, mut plain, mut slashed) = (Vec::new(), Vec::new(), false);
         for secret in secrets {
             let key = secret.text.expose_secret().as_bytes();
             if key.len() < SHORTEST {
                 continue;
             }
+            slashed |= key.iter().any(|b| b"/\"\\".contains(b));
             plain.push(Zeroizing::new(key.to_vec()));
             literal.extend(forms(key));
         }
-        Patterns { literal: Matcher::new(literal), plain: Matcher::new(plain) }
+        Patterns { literal: Matcher::new(literal), plain: Matcher::new(plain), slashed }
     }
 
     /// Does the text hold a key in any form?
@@ -86,13 +89,20 @@ impl Patterns {
         self.plain.is_none()
     }
 
+    /// `\u00XX` and `%XX` of visible ASCII: rare in JSON, where a key's letters need no escape.
+    fn has_escapes(&self, text: &[u8]) -> bool {
+        let percent = || memchr::memchr_iter(b'%', text).any(|i| text.get(i + 1).is_some_and(u8::is_ascii_hexdigit));
+        let slash = || memchr::memchr_iter(b'\\', text).any(|i| text.get(i + 1).is_some_and(|b| b"/\"\\".contains(b)));
+        memchr::memmem::find(text, b"\\u00").is_some() || percent() || (self.slashed && slash())
+    }
+
     /// Where the text holds keys.
     fn hits(&self, text: &[u8]) -> Vec<(usize, usize)> {
         let mut hits: Vec<(usize, usize)> = Vec::new();
         if let Some(m) = &self.literal {
             hits.extend(m.search.find_iter(Input::new(text).anchored(Anchored::No)).map(|h| (h.start(), h.end())));
         }
-        if let (Some(m), true) = (&self.plain, has_escapes(text)) {
+        if let (Some(m), true) = (&self.plain, self.has_escapes(text)) {
             let (undone, at) = undo(text);
             hits.extend(m.search.find_iter(&undone).map(|h| (at[h.start()], at[h.end()])));
         }
@@ -104,7 +114,7 @@ impl Patterns {
         let literal = self.literal.as_ref().map_or(0, |m| m.unfinished(text));
         let Some(plain) = &self.plain else { return literal };
         let (cut, window) = (cut_escape(text), text.len().saturating_sub(plain.longest * 6));
-        if cut == 0 && !has_escapes(&text[window..]) {
+        if cut == 0 && !self.has_escapes(&text[window..]) {
             return literal;
         }
         let whole = &text[window..text.len() - cut];
@@ -144,15 +154,11 @@ fn forms(key: &[u8]) -> Vec<Zeroizing<Vec<u8>>> {
     all
 }
 
-/// `\u00XX` and `%XX` of visible ASCII: rare in JSON, where a key's letters need no escape.
-fn has_escapes(text: &[u8]) -> bool {
-    memchr::memmem::find(text, b"\\u00").is_some() || memchr::memchr_iter(b'%', text).any(|i| text.get(i + 1).is_some_and(u8::is_ascii_hexdigit))
-}
-
 fn escape_at(text: &[u8], i: usize) -> Option<(u8, usize)> {
     let (digits, len) = match text[i] {
         b'%' => (text.get(i + 1..i + 3)?, 3),
-        b'\\' if text.get(i + 1..i + 4)?.eq_ignore_ascii_case(b"u00") => (text.get(i + 4..i + 6)?, 6),
+        b'\\' if text.get(i + 1..i + 4).is_some_and(|u| u.eq_ignore_ascii_case(b"u00")) => (text.get(i + 4..i + 6)?, 6),
+        b'\\' => return text.get(i + 1).filter(|b| b"/\"\\".contains(b)).map(|b| (*b, 2)),
         _ => return None,
     };
     let value = u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
@@ -319,6 +325,18 @@ mod tests {
             }
             let bytes: Vec<&[u8]> = text.as_bytes().chunks(1).collect();
             assert_eq!(run(&p, &bytes), whole, "{echo} byte by byte");
+        }
+    }
+
+    #[test]
+    fn an_escaped_slash_hides_nothing() {
+        let key = "base64/like+key/with/slashes==";
+        let p = patterns(&[key]);
+        let text = format!("{{\"e\":\"{} and \\n\"}}", key.replace('/', "\\/"));
+        for at in 0..=text.len() {
+            let (a, b) = text.as_bytes().split_at(at);
+            let out = String::from_utf8(run(&p, &[a, b])).unwrap();
+            assert!(out.contains("[REDACTED]") && !out.contains("slashes"), "{out}");
         }
     }
 

@@ -51,6 +51,7 @@ const RETURNED_PREFIXES: &[&str] = &["anthropic-ratelimit-", "x-ratelimit-", "x-
 
 /// Largest list of models that is taken in to be cut down.
 const MAX_LIST: usize = 8 << 20;
+const LIST_TIME: Duration = Duration::from_secs(30);
 /// A compressed reply is undone in slices of this size, so that a bomb costs a megabyte.
 const INFLATE_SLICE: usize = 1024;
 
@@ -83,8 +84,10 @@ pub fn relay(call: Call, reply: Response<Incoming>, entry: Entry) -> Result<Resp
     *head.headers_mut() = returned(&parts, inflate.is_some(), &redactor, &entry);
     let meter = meter(&call.route, &parts);
     let timeouts = call.shared.config.timeouts;
+    let left = parts.headers.get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
     let relay = Relay {
         body,
+        left,
         call,
         entry: Some(Box::new(entry)),
         meter,
@@ -142,6 +145,8 @@ pub enum Cut {
 #[derive(Debug)]
 pub struct Relay {
     body: Incoming,
+    /// Bytes that are still to come, by the reply's `Content-Length`.
+    left: Option<u64>,
     call: Call,
     entry: Option<Box<Entry>>,
     meter: Option<Meter>,
@@ -158,6 +163,12 @@ pub struct Relay {
 }
 
 impl Relay {
+    /// Nothing more comes: the body says so, or all of its announced length was read (over
+    /// HTTP/2 its end is a frame of its own, for which nobody waits).
+    fn is_whole(&self) -> bool {
+        self.raw.is_empty() && (self.left == Some(0) || self.body.is_end_stream())
+    }
+
     /// A piece of the reply, on its way out; empty if all of it is held back.
     fn pass(&mut self, piece: Bytes) -> Bytes {
         if let Some(entry) = self.entry.as_mut()
@@ -169,7 +180,7 @@ impl Relay {
             meter.feed(&piece);
         }
         let mut out = self.redactor.feed(piece);
-        if self.body.is_end_stream() && self.raw.is_empty() {
+        if self.is_whole() {
             let rest = self.redactor.finish();
             if !rest.is_empty() {
                 out = [out, rest].concat().into();
@@ -218,7 +229,8 @@ impl Relay {
         self.done = true;
         let Some(mut entry) = self.entry.take() else { return };
         entry.record.code = code;
-        let report = self.meter.take().map(|m| m.finish(clean)).unwrap_or_default();
+        let mut report = self.meter.take().map(|m| m.finish(clean)).unwrap_or_default();
+        self.redact(&mut report);
         settle(&mut self.call, &mut entry, self.status, report);
         if self.redactor.hits > 0 {
             entry.record.key_echoed = true;
@@ -232,13 +244,31 @@ impl Relay {
     }
 }
 
+impl Relay {
+    /// What goes into records and logs is an id, and not our key.
+    fn redact(&self, report: &mut Report) {
+        let fine = |s: &String| s.len() <= 128 && super::model::is_id(s) && !self.redactor.echoes(s.as_bytes());
+        report.model = report.model.take().filter(fine);
+        report.tier = report.tier.take().filter(fine);
+        if let Some(error) = &mut report.error {
+            error.kind = error.kind.take().filter(fine);
+        }
+        for extra in report.usage.iter_mut().flat_map(|u| &mut u.extra) {
+            extra.model = extra.model.take().filter(fine);
+            if !fine(&extra.kind) {
+                extra.kind = "other".into();
+            }
+        }
+    }
+}
+
 /// What the reply said about itself goes into the record and onto the bill.
 fn settle(call: &mut Call, entry: &mut Entry, status: StatusCode, report: Report) {
     let record = &mut entry.record;
-    record.model_reported = report.model.filter(|m| super::model::is_id(m));
-    record.upstream_error = report.error.and_then(|e| e.kind).filter(|k| k.len() <= 64 && super::model::is_id(k));
+    record.model_reported = report.model;
+    record.upstream_error = report.error.and_then(|e| e.kind);
     let billed = call.route.endpoint().usage.is_some() && status.is_success();
-    let usage = report.usage.filter(|_| billed).map(|u| outside(call, u));
+    let usage = report.usage.filter(|_| billed);
     if let Some(u) = &usage {
         record.tokens = Tokens { input: u.input, cache_read: u.cache_read, cache_write: u.cache_write, output: u.output, reasoning: u.reasoning };
         record.extra_usage = u.extra.iter().map(extra).collect();
@@ -253,24 +283,40 @@ fn settle(call: &mut Call, entry: &mut Entry, status: StatusCode, report: Report
         call.shared.metrics.model_mismatches.inc();
         tracing::warn!(request_id = %record.request_id, requested, reported, "the reply comes from a model that no grant covers");
     }
-    // A reply that was cut before it said anything was still worked on: what it is charged
-    // is the request's size and what came back, at four bytes a token.
-    let tokens = match &usage {
-        Some(usage) => usage.total(),
-        None if billed => call.admission.estimate() + record.bytes_out / 4,
-        None => 0,
-    };
-    call.admission.charge(tokens, record.cost_usd.unwrap_or(0.0));
+    if billed {
+        charge(call, entry, usage, report.complete);
+    } else {
+        call.admission.charge(0, 0.0);
+    }
 }
 
-/// Some bill reasoning beside the output that they report.
-fn outside(call: &Call, mut usage: Usage) -> Usage {
-    if call.permit.provider().def.reasoning_beside_output
-        && let (Some(output), Some(reasoning)) = (usage.output, usage.reasoning)
-    {
-        usage.output = Some(output + reasoning);
+/// The budget pays what the reply reported. Where it reported nothing, or was cut before it
+/// could, it pays at least for what is known to have passed: the request at four bytes a
+/// token, the reply at sixteen, since a stream wraps each token in JSON.
+fn charge(call: &mut Call, entry: &Entry, usage: Option<Usage>, complete: bool) {
+    let record = &entry.record;
+    let reported = usage.as_ref().map_or(0, Usage::total);
+    let passed = Usage { input: Some(record.bytes_in / 4), output: Some(record.bytes_out / 16), ..Usage::default() };
+    let (tokens, counted) = match &usage {
+        Some(usage) if complete || reported > passed.total() => (reported, usage),
+        _ => (passed.total(), &passed),
+    };
+    let usd = cost(call, counted, record.model_reported.as_deref(), record.model_requested.as_deref(), None);
+    // A model without a price is paid as a dear one, or a budget in dollars would not hold.
+    let unpriced = || if call.permit.provider().def.local { 0.0 } else { catalogue::UNKNOWN.cost(tokens_of(counted), None) };
+    let usd = record.cost_usd.or(usd).unwrap_or_else(unpriced);
+    call.admission.charge(tokens, usd);
+}
+
+fn tokens_of(usage: &Usage) -> catalogue::Tokens {
+    let n = |v: Option<u64>| v.unwrap_or(0);
+    catalogue::Tokens {
+        input: n(usage.input),
+        cache_read: n(usage.cache_read),
+        cache_write: n(usage.cache_write),
+        cache_write_1h: n(usage.cache_write_1h),
+        output: n(usage.output),
     }
-    usage
 }
 
 fn extra(e: &super::usage::Extra) -> ExtraTokens {
@@ -290,19 +336,11 @@ fn cost(call: &Call, usage: &Usage, reported: Option<&str>, requested: Option<&s
     let provider = call.permit.provider();
     let price = |model: &str| prices.price(&provider.name, model).or_else(|| prices.price(provider.def.kind, model));
     let main = reported.and_then(price).or_else(|| requested.and_then(price))?;
-    let n = |v: Option<u64>| v.unwrap_or(0);
-    let tokens = |input, cache_read, cache_write, output| catalogue::Tokens {
-        input: n(input),
-        cache_read: n(cache_read),
-        cache_write: n(cache_write),
-        cache_write_1h: 0,
-        output: n(output),
-    };
-    let mut usd = main
-        .cost(catalogue::Tokens { cache_write_1h: n(usage.cache_write_1h), ..tokens(usage.input, usage.cache_read, usage.cache_write, usage.output) }, tier);
+    let mut usd = main.cost(tokens_of(usage), tier);
     for e in &usage.extra {
         let price = e.model.as_deref().and_then(price).unwrap_or(main);
-        usd += price.cost(tokens(e.input, e.cache_read, e.cache_write, e.output), None);
+        usd +=
+            price.cost(tokens_of(&Usage { input: e.input, cache_read: e.cache_read, cache_write: e.cache_write, output: e.output, ..Usage::default() }), None);
     }
     Some(usd)
 }
@@ -331,6 +369,7 @@ impl Body for Relay {
                 Poll::Ready(Some(Ok(frame))) => {
                     this.last = Instant::now();
                     let Ok(piece) = frame.into_data() else { continue }; // trailers stay here
+                    this.left = this.left.map(|left| left.saturating_sub(piece.len() as u64));
                     if this.inflate.is_some() {
                         this.raw = piece;
                         continue;
@@ -360,7 +399,7 @@ impl Body for Relay {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.done || (self.body.is_end_stream() && self.raw.is_empty() && self.redactor.holds_nothing())
+        self.done || (self.is_whole() && self.redactor.holds_nothing())
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -384,7 +423,10 @@ impl Drop for Relay {
 /// `upstream_invalid` when it is no list, or too long.
 pub async fn filter_models(permit: &Permit, reply: Response<Incoming>) -> Result<Vec<u8>, Denial> {
     let bad = |cause: &str| Denial::new(Code::UpstreamInvalid, "the provider's list of models could not be read").cause(cause);
-    let body = http_body_util::Limited::new(reply.into_body(), MAX_LIST).collect().await.map_err(|e| bad(&e.to_string()))?.to_bytes();
+    let body = http_body_util::Limited::new(reply.into_body(), MAX_LIST).collect();
+    let body =
+        tokio::time::timeout(LIST_TIME, body).await.map_err(|_| Denial::new(Code::UpstreamTimeout, "the provider's list of models did not arrive in time"))?;
+    let body = body.map_err(|e| bad(&e.to_string()))?.to_bytes();
     let mut list: serde_json::Value = serde_json::from_slice(&body).map_err(|e| bad(&e.to_string()))?;
     let shows = |item: &serde_json::Value| {
         let id = ["id", "model", "name"].iter().find_map(|k| item.get(*k)?.as_str());

@@ -194,7 +194,7 @@ pub fn encode_segment(model: &str) -> String {
 }
 
 fn check_path(path: &str) -> Result<(), Denial> {
-    let odd = path.bytes().find(|&b| !(model::is_id_byte(b) || b == b'%' || b == b'~'));
+    let odd = path.bytes().find(|&b| !(model::is_id_byte(b) || b == b'%'));
     if let Some(b) = odd {
         return Err(Denial::new(Code::BadRequest, format!("byte `{}` has no place in a path of this proxy", [b].escape_ascii())));
     }
@@ -222,7 +222,7 @@ fn query(endpoint: &Endpoint, query: &str) -> Result<String, Denial> {
         if !listed {
             return refuse("is not offered here");
         }
-        if !value.bytes().all(|b| model::is_id_byte(b) || b"~%=,".contains(&b)) {
+        if !value.bytes().all(|b| model::is_id_byte(b) || b"%=,".contains(&b)) {
             return refuse("holds a character that needs no place there");
         }
         kept.push(if kept.is_empty() { '?' } else { '&' });

@@ -199,7 +199,7 @@ pub fn check(policy: &Arc<Policy>, provider: &str, asked: &Asked) -> Result<Perm
         }
     }
     for feature in asked.features() {
-        if !grants.iter().any(|&i| policy.grants[i].allow.contains(&feature)) {
+        if !grants.iter().all(|&i| policy.grants[i].allow.contains(&feature)) {
             let name = feature.name();
             return Err(Denial::new(Code::ScopeDenied, format!("the request uses `{name}` of provider `{provider}`, which no grant of this session allows"))
                 .hint(format!("leave it out, or ask an operator to add `allow: [{name}]` to the grant"))

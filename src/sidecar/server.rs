@@ -2,7 +2,7 @@
 //!
 //! Everything that is started here is owned by [`Sidecar`] and waited for by its `stop`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -49,7 +49,11 @@ pub struct Sidecar {
     pub addr: SocketAddr,
     pub admin: Option<SocketAddr>,
     stop: watch::Sender<bool>,
-    tasks: JoinSet<()>,
+    /// The acceptors; each ends with the connections that it still has.
+    acceptors: JoinSet<JoinSet<()>>,
+    /// Told to end after the last connection has, so that readiness is seen to go.
+    end: watch::Sender<bool>,
+    admin_task: JoinSet<()>,
     writer: Writer,
     followers: Vec<JoinHandle<()>>,
     following: Arc<AtomicBool>,
@@ -103,38 +107,58 @@ impl Sidecar {
         let following = Arc::new(AtomicBool::new(true));
         let followers = follow(path, &shared, &following).map_err(|e| StartError::Unavailable(e.to_string()))?;
         let (stop, stopping) = watch::channel(false);
-        let mut tasks = JoinSet::new();
+        let (end, ending) = watch::channel(false);
+        let (mut acceptors, mut admin_task) = (JoinSet::new(), JoinSet::new());
         let open = Arc::new(Mutex::new(BTreeMap::new()));
         for listener in listeners {
-            tasks.spawn(accept(shared.clone(), listener, open.clone(), stopping.clone()));
+            acceptors.spawn(accept(shared.clone(), listener, open.clone(), stopping.clone()));
         }
         let admin = match admin_listener {
             Some(listener) => {
                 let addr = local(&listener)?;
-                tasks.spawn(serve_admin(shared.clone(), listener, stopping));
+                admin_task.spawn(serve_admin(shared.clone(), listener, ending));
                 Some(addr)
             }
             None => None,
         };
-        Ok(Sidecar { shared, addr, admin, stop, tasks, writer, followers, following })
+        Ok(Sidecar { shared, addr, admin, stop, acceptors, end, admin_task, writer, followers, following })
     }
 
-    /// Stops accepting, lets what is under way finish (for at most `timeouts.drain`), writes
-    /// the last records.
-    pub async fn stop(mut self) {
+    /// Stops accepting, lets what is under way finish (for at most `timeouts.drain`, or until
+    /// `hurry` ends), and writes the last records.
+    pub async fn stop(mut self, hurry: impl Future<Output = ()>) {
         let drain = self.shared.config.timeouts.drain;
         self.shared.draining.store(true, Ordering::Release);
         let _ = self.stop.send(true);
-        let drained = tokio::time::timeout(drain, async { while self.tasks.join_next().await.is_some() {} }).await;
-        if drained.is_err() {
-            tracing::warn!(seconds = drain.as_secs(), "streams were still open at the end of the drain time and are cut");
-            self.tasks.shutdown().await;
+        let mut open = Vec::new();
+        while let Some(connections) = self.acceptors.join_next().await {
+            open.extend(connections);
         }
+        let drained = async {
+            for connections in &mut open {
+                while connections.join_next().await.is_some() {}
+            }
+        };
+        let cut = tokio::select! {
+            () = drained => None,
+            () = tokio::time::sleep(drain) => Some("at the end of the drain time"),
+            () = hurry => Some("by a second signal"),
+        };
+        if let Some(why) = cut {
+            tracing::warn!("streams that were still open are cut {why}");
+            // Waits until every one of them is gone, and its record with the writer.
+            for mut connections in open {
+                connections.shutdown().await;
+            }
+        }
+        let _ = self.end.send(true);
+        self.admin_task.shutdown().await;
+        self.writer.close(Duration::from_secs(3));
         self.following.store(false, Ordering::Release);
+        self.shared.secrets.stop();
         for follower in self.followers {
             let _ = follower.join();
         }
-        self.writer.close(Duration::from_secs(3));
     }
 }
 
@@ -163,7 +187,7 @@ fn local(listener: &TcpListener) -> Result<SocketAddr, StartError> {
 
 type Open = Arc<Mutex<BTreeMap<u64, Arc<Handle>>>>;
 
-async fn accept(shared: Arc<Shared>, listener: TcpListener, open: Open, mut stop: watch::Receiver<bool>) {
+async fn accept(shared: Arc<Shared>, listener: TcpListener, open: Open, mut stop: watch::Receiver<bool>) -> JoinSet<()> {
     let mut connections = JoinSet::new();
     let mut id = 0u64;
     let loopback_v6 = u64::from(listener.local_addr().is_ok_and(|a| a.is_ipv6())) << 63;
@@ -189,15 +213,14 @@ async fn accept(shared: Arc<Shared>, listener: TcpListener, open: Open, mut stop
             }
         }
     }
-    drop(listener);
-    while connections.join_next().await.is_some() {}
+    connections
 }
 
 /// A place for a new connection; at the limit, the oldest idle one makes room.
 fn admit(open: &Open, id: u64, most: usize) -> Option<Arc<Handle>> {
     let mut open = open.lock().unwrap_or_else(PoisonError::into_inner);
     if open.len() >= most {
-        let idle = open.iter().find(|(_, h)| !h.busy.load(Ordering::Acquire)).map(|(id, _)| *id)?;
+        let idle = open.iter().find(|(_, h)| !h.busy.is_busy()).map(|(id, _)| *id)?;
         if let Some(handle) = open.remove(&idle) {
             handle.leave.notify_one();
         }
@@ -214,23 +237,27 @@ async fn tracked(shared: Arc<Shared>, stream: TcpStream, handle: Arc<Handle>, op
     open.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
 }
 
-async fn serve_admin(shared: Arc<Shared>, listener: TcpListener, mut stop: watch::Receiver<bool>) {
-    let places = Arc::new(Semaphore::new(ADMIN_CONNECTIONS));
+async fn serve_admin(shared: Arc<Shared>, listener: TcpListener, mut end: watch::Receiver<bool>) {
     let mut connections = JoinSet::new();
+    let mut order = VecDeque::new();
     loop {
         let stream = tokio::select! {
             accepted = listener.accept() => accepted,
-            // Readiness must be seen to go; the port closes with the process.
-            _ = stop.wait_for(|stop| *stop) => break,
+            _ = end.changed() => break,
             Some(_) = connections.join_next(), if !connections.is_empty() => continue,
         };
-        let (Ok((stream, _)), Ok(place)) = (stream, places.clone().try_acquire_owned()) else {
-            tokio::time::sleep(Duration::from_millis(5)).await;
+        let Ok((stream, _)) = stream else {
+            tokio::time::sleep(Duration::from_millis(50)).await;
             continue;
         };
+        // The oldest makes room: who floods this port shall not fail a probe.
+        if order.len() == ADMIN_CONNECTIONS
+            && let Some(oldest) = order.pop_front()
+        {
+            tokio::task::AbortHandle::abort(&oldest);
+        }
         let shared = shared.clone();
-        connections.spawn(async move {
-            let _place = place;
+        order.push_back(connections.spawn(async move {
             let service = hyper::service::service_fn(|request| {
                 let response = admin::serve(&shared, &request);
                 async move { Ok::<_, std::convert::Infallible>(response) }
@@ -242,8 +269,9 @@ async fn serve_admin(shared: Arc<Shared>, listener: TcpListener, mut stop: watch
                 .keep_alive(false)
                 .serve_connection(TokioIo::new(stream), service);
             let _ = tokio::time::timeout(Duration::from_secs(30), serve).await;
-        });
+        }));
     }
+    connections.shutdown().await;
 }
 
 /// Follows the configuration and the keys on a thread of their own, commands on another.

@@ -223,14 +223,18 @@ impl Connector {
 
     async fn dial(&self, host: &str, port: u16) -> Result<TcpStream, ConnectError> {
         let mut last = ConnectError::Address;
-        for addr in self.names.find(host, port).await? {
+        let all = self.names.find(host, port).await?;
+        // None of several addresses may use up the time of the others.
+        let each = self.timeout / all.len().clamp(1, 4) as u32;
+        for addr in all {
             if !self.may_dial(host, addr.ip()) {
                 last = ConnectError::Private(addr.ip());
                 continue;
             }
-            match TcpStream::connect(addr).await {
-                Ok(stream) => return Ok(stream),
-                Err(e) => last = ConnectError::Connect(e),
+            match tokio::time::timeout(each, TcpStream::connect(addr)).await {
+                Ok(Ok(stream)) => return Ok(stream),
+                Ok(Err(e)) => last = ConnectError::Connect(e),
+                Err(_) => last = ConnectError::Timeout,
             }
         }
         Err(last)
@@ -280,6 +284,9 @@ impl Names {
         let (ask, questions) = mpsc::channel::<Question>();
         let serve = move || {
             for q in questions {
+                if q.answer.is_closed() {
+                    continue; // whoever asked has given up
+                }
                 let _ = q.answer.send((q.host.as_str(), q.port).to_socket_addrs().map(Iterator::collect));
             }
         };
@@ -297,14 +304,17 @@ impl Names {
         }
         let (answer, answered) = oneshot::channel();
         let _ = self.ask.send(Question { host: host.to_owned(), port, answer });
-        let found = answered.await.unwrap_or_else(|_| Err(io::Error::other("the look-up thread is gone")));
-        let mut last_good = self.last_good.lock().unwrap_or_else(PoisonError::into_inner);
-        match found {
-            Ok(found) => {
-                last_good.insert(host.to_owned(), found.clone());
+        let last_good = || self.last_good.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = last_good().get(host).cloned();
+        // With an answer of before at hand, a slow look-up is not waited for to its end.
+        let patience = if known.is_some() { Duration::from_secs(1) } else { Duration::from_secs(60) };
+        match tokio::time::timeout(patience, answered).await {
+            Ok(Ok(Ok(found))) => {
+                last_good().insert(host.to_owned(), found.clone());
                 Ok(found)
             }
-            Err(e) => last_good.get(host).cloned().ok_or(ConnectError::Name(e)),
+            Ok(Ok(Err(e))) => known.ok_or(ConnectError::Name(e)),
+            _ => known.ok_or(ConnectError::Timeout),
         }
     }
 }

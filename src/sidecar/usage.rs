@@ -131,6 +131,12 @@ pub struct ReplyError {
     pub message: Option<String>,
 }
 
+/// Further inferences within one reply; none has this many.
+const MAX_EXTRAS: usize = 64;
+/// No reply has so many tokens or costs so much; what says so is broken, and sums stay sane.
+const MAX_TOKENS: u64 = 1 << 40;
+const MAX_COST: f64 = 1e6;
+
 /// How a reply is divided into JSON documents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Framing {
@@ -299,7 +305,9 @@ impl Walk {
             Event::OpenObject => {
                 self.marks.push(self.path.len());
                 if self.path.strip_suffix("[]").is_some_and(|list| self.is(list, Field::Extras)) {
-                    self.raw.extras.push(Extra::default());
+                    if self.raw.extras.len() < MAX_EXTRAS {
+                        self.raw.extras.push(Extra::default());
+                    }
                 }
             }
             Event::OpenArray => {
@@ -376,13 +384,14 @@ impl Walk {
             self.ended |= matches!(self.format.complete, Complete::Finished);
         }
         if field == Field::Cost {
-            self.raw.cost_usd = s.parse().ok().filter(|c: &f64| c.is_finite() && *c >= 0.0).or(self.raw.cost_usd);
+            self.raw.cost_usd = s.parse().ok().filter(|c: &f64| (0.0..=MAX_COST).contains(c)).or(self.raw.cost_usd);
             return;
         }
         // Counts are integers; a client library of another language may print them as 12.0.
         let Some(n) = s.parse::<u64>().ok().or_else(|| s.parse::<f64>().ok().filter(|f| (0.0..1e15).contains(f)).map(|f| f as u64)) else {
             return;
         };
+        let n = n.min(MAX_TOKENS);
         let raw = &mut self.raw;
         match field {
             Field::Input => raw.input = Some(n),

@@ -73,7 +73,12 @@ async fn upstream(port: u16, tls: bool, dir: &Path) {
 
 async fn serve_upstream(io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
     let service = hyper::service::service_fn(|request: Request<Incoming>| async move {
-        let asked = request.headers().get("x-app").and_then(|v| v.to_str().ok()).and_then(|v| v.split_once(',')).map(|(n, ms)| (n.parse().unwrap(), ms.parse().unwrap()));
+        let asked = request
+            .headers()
+            .get("x-app")
+            .and_then(|v| v.to_str().ok())
+            .and_then(|v| v.split_once(','))
+            .map(|(n, ms)| (n.parse().unwrap(), ms.parse().unwrap()));
         let mut body = request.into_body();
         while let Some(Ok(_)) = body.frame().await {}
         let (body, kind) = match asked {
@@ -109,7 +114,10 @@ impl Body for Chunks {
             self.sleep = None;
         }
         self.left -= 1;
-        let event = format!("event: content_block_delta\ndata: {{\"type\":\"content_block_delta\",\"index\":0,\"delta\":{{\"type\":\"text_delta\",\"text\":\"at={} and some words\"}}}}\n\n", nanos());
+        let event = format!(
+            "event: content_block_delta\ndata: {{\"type\":\"content_block_delta\",\"index\":0,\"delta\":{{\"type\":\"text_delta\",\"text\":\"at={} and some words\"}}}}\n\n",
+            nanos()
+        );
         Poll::Ready(Some(Ok(Frame::data(event.into()))))
     }
 }
@@ -208,7 +216,11 @@ fn tls_connector(dir: &Path) -> tokio_rustls::TlsConnector {
     use rustls::pki_types::{CertificateDer, pem::PemObject};
     let mut roots = rustls::RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(dir.join("cert.pem")).unwrap()).unwrap();
-    let config = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider())).with_safe_default_protocol_versions().unwrap().with_root_certificates(roots).with_no_client_auth();
+    let config = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
     tokio_rustls::TlsConnector::from(Arc::new(config))
 }
 
@@ -284,7 +296,15 @@ fn free_port() -> u16 {
 /// Starts a process on a CPU and waits until its port answers.
 fn start(cpu: usize, port: u16, program: &Path, args: &[String]) -> Process {
     let started = Instant::now();
-    let child = Command::new("taskset").args(["-c", &cpu.to_string()]).arg(program).args(args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let child = Command::new("taskset")
+        .args(["-c", &cpu.to_string()])
+        .arg(program)
+        .args(args)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
     let addr = SocketAddr::from(([127, 0, 0, 1], port));
     while std::net::TcpStream::connect(addr).is_err() {
         assert!(started.elapsed() < Duration::from_secs(10), "{program:?} {args:?} does not listen");
@@ -308,7 +328,16 @@ impl Process {
 
     /// Proportional set size in KiB.
     fn pss(&self) -> u64 {
-        let of = |id: u32| std::fs::read_to_string(format!("/proc/{id}/smaps_rollup")).ok()?.lines().find(|l| l.starts_with("Pss:"))?.split_whitespace().nth(1)?.parse::<u64>().ok();
+        let of = |id: u32| {
+            std::fs::read_to_string(format!("/proc/{id}/smaps_rollup"))
+                .ok()?
+                .lines()
+                .find(|l| l.starts_with("Pss:"))?
+                .split_whitespace()
+                .nth(1)?
+                .parse::<u64>()
+                .ok()
+        };
         self.ids().into_iter().filter_map(of).sum()
     }
 }
@@ -503,7 +532,12 @@ async fn requests(targets: &[Target], size: usize, connections: usize, rounds: u
     latencies
         .iter_mut()
         .enumerate()
-        .map(|(k, l)| Row { rate: l.len() as f64 / busy[k].as_secs_f64(), cpu: cpu[k].as_secs_f64() * 1e6 / l.len() as f64, p50: micros(quantile(l, 0.5)), p99: micros(quantile(l, 0.99)) })
+        .map(|(k, l)| Row {
+            rate: l.len() as f64 / busy[k].as_secs_f64(),
+            cpu: cpu[k].as_secs_f64() * 1e6 / l.len() as f64,
+            p50: micros(quantile(l, 0.5)),
+            p99: micros(quantile(l, 0.99)),
+        })
         .collect()
 }
 
@@ -523,7 +557,11 @@ async fn chunks(targets: &[Target], rounds: usize) -> Vec<(f64, f64, f64)> {
             cpu[k] += t.process.as_ref().map(Process::cpu).unwrap_or_default() - before;
         }
     }
-    delays.iter_mut().enumerate().map(|(k, d)| (quantile(d, 0.5) as f64 / 1e3, quantile(d, 0.99) as f64 / 1e3, cpu[k].as_secs_f64() * 1e6 / d.len() as f64)).collect()
+    delays
+        .iter_mut()
+        .enumerate()
+        .map(|(k, d)| (quantile(d, 0.5) as f64 / 1e3, quantile(d, 0.99) as f64 / 1e3, cpu[k].as_secs_f64() * 1e6 / d.len() as f64))
+        .collect()
 }
 
 /// KiB of PSS per open slow stream.
@@ -599,7 +637,8 @@ async fn bench(quick: bool) {
             let up = start(0, port, &me, &["upstream".into(), port.to_string(), dir.path().display().to_string()]);
             let url = format!("https://localhost:{port}");
             let targets = vec![target("bare relay", bare(dir.path(), 1, &url, false)), target("Outrigger", sidecar(dir.path(), 1, &url))];
-            writeln!(out, "\n## TLS upstream, the proxy on a CPU of its own\n\nTotal latency (there is no direct comparison: the load speaks plain HTTP).\n").unwrap();
+            writeln!(out, "\n## TLS upstream, the proxy on a CPU of its own\n\nTotal latency (there is no direct comparison: the load speaks plain HTTP).\n")
+                .unwrap();
             table(&mut out, &targets, rounds, per_round).await;
             drop(up);
         }
@@ -612,7 +651,12 @@ async fn table(out: &mut String, targets: &[Target], rounds: usize, per_round: u
     let direct = targets[0].process.is_none();
     let relay = targets.iter().position(|t| t.name == "bare relay").unwrap();
     let added = if direct { "added p50 µs" } else { "p50 µs" };
-    writeln!(out, "| body, connections | | {added} | {} | requests/s | CPU ms / 1,000 | p50 ÷ relay | CPU ÷ relay |\n|---|---|---|---|---|---|---|---|", added.replace("50", "99")).unwrap();
+    writeln!(
+        out,
+        "| body, connections | | {added} | {} | requests/s | CPU ms / 1,000 | p50 ÷ relay | CPU ÷ relay |\n|---|---|---|---|---|---|---|---|",
+        added.replace("50", "99")
+    )
+    .unwrap();
     for (label, size) in SIZES {
         for connections in [1, 16] {
             let rows = requests(targets, size, connections, rounds, if size > 1 << 19 { per_round / 4 } else { per_round }).await;
@@ -620,7 +664,15 @@ async fn table(out: &mut String, targets: &[Target], rounds: usize, per_round: u
             for (t, r) in targets.iter().zip(&rows).skip(usize::from(direct)) {
                 let (p50, p99) = (r.p50 - base["p50"], r.p99 - base["p99"]);
                 let ratio = p50 / (rows[relay].p50 - base["p50"]);
-                writeln!(out, "| {label}, {connections} | {} | {p50:.0} | {p99:.0} | {:.0} | {:.1} | {ratio:.2} | {:.2} |", t.name, r.rate, r.cpu, r.cpu / rows[relay].cpu).unwrap();
+                writeln!(
+                    out,
+                    "| {label}, {connections} | {} | {p50:.0} | {p99:.0} | {:.0} | {:.1} | {ratio:.2} | {:.2} |",
+                    t.name,
+                    r.rate,
+                    r.cpu,
+                    r.cpu / rows[relay].cpu
+                )
+                .unwrap();
             }
         }
     }

@@ -361,3 +361,83 @@ async fn refusals_have_the_shape_of_their_provider() {
     }
     assert!(up.untouched());
 }
+
+/// Tools and plugins of OpenRouter run models of their own, named or not.
+#[tokio::test]
+async fn tools_that_run_models_need_grants_for_them() {
+    let up = Upstream::always(json("{}")).await;
+    let sc = sidecar(&up).provider("openrouter", "/api/v1").grants(r#"[{scope: "ai.openrouter:openai/gpt-5"}]"#).run().await;
+    let chat = |more: &str| format!(r#"{{"model":"openai/gpt-5","messages":[],{more}}}"#);
+    for more in [
+        r#""tools":[{"type":"openrouter:advisor","parameters":{"model":"anthropic/claude-opus-5"}}]"#,
+        r#""tools":[{"parameters":{"model":"anthropic/claude-opus-5"},"type":"somebody:advisor"}]"#,
+        r#""tools":[{"type":"openrouter:fusion"}]"#,
+        r#""plugins":[{"id":"fusion","analysis_models":["anthropic/claude-opus-5"]}]"#,
+        r#""plugins":[{"id":"auto-router","allowed_models":["anthropic/*"]}]"#,
+        r#""preset":"x""#,
+        r#""models":["anthropic/claude-opus-5"]"#,
+    ] {
+        let got = sc.post("/openrouter/v1/chat/completions", &[], chat(more)).await;
+        assert!(matches!(got.status, 400 | 403), "{more}: {} {}", got.status, got.text());
+        assert!(up.untouched(), "{more}");
+    }
+    for more in [
+        r#""tools":[{"type":"function","function":{"name":"f","parameters":{"model":"x","properties":{"Model":{"default":{"model":"y"}}}}}}]"#,
+        r#""tools":[{"type":"openrouter:web_search","parameters":{"max_results":3}}]"#,
+        r#""plugins":[{"id":"web"}]"#,
+    ] {
+        assert_eq!(sc.post("/openrouter/v1/chat/completions", &[], chat(more)).await.status, 200, "{more}");
+    }
+    let many = format!(r#"{{"model":"openai/gpt-5","models":[{}"x"]}}"#, (0..100_000).map(|i| format!("\"m{i}\",")).collect::<String>());
+    let since = std::time::Instant::now();
+    assert_eq!(sc.post("/openrouter/v1/chat/completions", &[], many).await.status, 400);
+    assert!(since.elapsed() < std::time::Duration::from_secs(2), "linear");
+}
+
+/// A feature is allowed only where every model of the request has it.
+#[tokio::test]
+async fn one_grants_allowance_is_not_anothers() {
+    let up = Upstream::always(message()).await;
+    let sc = sidecar(&up).grants(r#"[{scope: "ai.anthropic:a"}, {scope: "ai.anthropic:b", allow: [mcp_servers]}]"#).run().await;
+    let ask = |model: &str, fallback: &str| format!(r#"{{"model":"{model}","fallbacks":[{fallback}],"mcp_servers":[{{"url":"https://x"}}],"messages":[]}}"#);
+    assert_eq!(sc.post(MESSAGES, &[], ask("b", "")).await.status, 200);
+    for (model, fallback) in [("a", ""), ("a", "\"b\""), ("b", "\"a\"")] {
+        assert_eq!(sc.post(MESSAGES, &[], ask(model, fallback)).await.code(), "scope_denied", "{model} {fallback}");
+    }
+}
+
+/// A body that trickles in after its grant was withdrawn finds it withdrawn.
+#[tokio::test]
+async fn a_held_back_body_keeps_no_grant() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let up = Upstream::always(message()).await;
+    let sc = sidecar(&up).run().await;
+    let raw = String::from_utf8(compose("POST", MESSAGES, &[], BODY.as_bytes())).unwrap().replace("{PORT}", &sc.addr.port().to_string());
+    let mut client = tokio::net::TcpStream::connect(sc.addr).await.unwrap();
+    let (most, last) = raw.as_bytes().split_at(raw.len() - 5);
+    client.write_all(most).await.unwrap();
+    until("the request to begin", || sc.sidecar.shared.metrics.in_flight.get() == 1).await;
+    sc.regrant("[]");
+    until("the revocation", || sc.sidecar.shared.policy.load().grants.is_empty()).await;
+    client.write_all(last).await.unwrap();
+    let mut got = Vec::new();
+    within("an answer", client.read_to_end(&mut got)).await.unwrap();
+    assert_eq!(Got::parse(&got).unwrap().code(), "scope_denied");
+    assert!(up.untouched());
+}
+
+/// Bytes that come one by one are held as bytes, not as buffers.
+#[tokio::test]
+async fn a_body_in_tiny_chunks_costs_what_it_weighs() {
+    let up = Upstream::always(message()).await;
+    let sc = sidecar(&up).run().await;
+    let mut raw = b"POST /anthropic/v1/messages HTTP/1.1\r\nHost: localhost:{PORT}\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n".to_vec();
+    for b in BODY.bytes().chain(std::iter::repeat_n(b' ', 500_000)) {
+        raw.extend_from_slice(b"1\r\n");
+        raw.push(b);
+        raw.extend_from_slice(b"\r\n");
+    }
+    raw.extend_from_slice(b"0\r\n\r\n");
+    assert_eq!(Got::parse(&sc.raw(&raw).await).unwrap().status, 200);
+    assert_eq!(up.seen()[0].body.len(), BODY.len() + 500_000);
+}

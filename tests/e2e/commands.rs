@@ -44,7 +44,13 @@ fn spawn(args: &[&str]) -> Process {
     let child = Command::new(BIN)
         .args(args)
         .env_clear()
-        .envs([("HTTPS_PROXY", "http://127.0.0.1:1"), ("HTTP_PROXY", "http://127.0.0.1:1"), ("SSL_CERT_FILE", "/dev/null"), ("SSLKEYLOGFILE", "/tmp/outrigger-must-not-write-this"), ("RUST_LOG", "trace")])
+        .envs([
+            ("HTTPS_PROXY", "http://127.0.0.1:1"),
+            ("HTTP_PROXY", "http://127.0.0.1:1"),
+            ("SSL_CERT_FILE", "/dev/null"),
+            ("SSLKEYLOGFILE", "/tmp/outrigger-must-not-write-this"),
+            ("RUST_LOG", "trace"),
+        ])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -71,7 +77,10 @@ struct Sidecar {
 fn start(dir: &Path) -> Sidecar {
     let (port, admin) = (port(), port());
     let file = dir.join("sidecar.yaml");
-    let yaml = std::fs::read_to_string(&file).unwrap().replace("listen: 127.0.0.1:0", &format!("listen: 127.0.0.1:{port}")).replace("admin: 127.0.0.1:0", &format!("admin: 127.0.0.1:{admin}"));
+    let yaml = std::fs::read_to_string(&file)
+        .unwrap()
+        .replace("listen: 127.0.0.1:0", &format!("listen: 127.0.0.1:{port}"))
+        .replace("admin: 127.0.0.1:0", &format!("admin: 127.0.0.1:{admin}"));
     std::fs::write(&file, yaml).unwrap();
     let process = spawn(&["sidecar", "--config", file.to_str().unwrap(), "--session-id", "ses_bin"]);
     let until = Instant::now() + PATIENCE;
@@ -89,7 +98,12 @@ fn mistakes_are_exit_64_with_all_of_them() {
     std::fs::write(&file, "listen: 0.0.0.0:1\nnope: 1\npermissionGrants: [{scope: ai.*}]\n").unwrap();
     let (code, err) = run(&["sidecar", "--config", file.to_str().unwrap()]);
     assert_eq!(code, 64);
-    for part in ["3 problems in `", "`listen`: `0.0.0.0:1` is not a loopback address", "`nope`: unknown key", "`permissionGrants[0].scope`: `ai.*` is not `ai.<provider>` or `ai.<provider>:<model glob>`"] {
+    for part in [
+        "3 problems in `",
+        "`listen`: `0.0.0.0:1` is not a loopback address",
+        "`nope`: unknown key",
+        "`permissionGrants[0].scope`: `ai.*` is not `ai.<provider>` or `ai.<provider>:<model glob>`",
+    ] {
         assert!(err.contains(part), "{part}: {err}");
     }
     assert_eq!(run(&["sidecar", "--config", "/does/not/exist"]).0, 64);
@@ -125,7 +139,11 @@ async fn the_canary_leaves_by_no_door() {
     let mut said = Vec::new();
     for pad in 0..8 {
         for path in ["/anthropic/v1/messages", "/openai/v1/responses", "/google/v1beta/models/m:generateContent", "/nowhere", "/anthropic/v1/files"] {
-            let body = if path.contains("google") { format!("{{\"contents\":[],\"x\":\"{}\"}}", "x".repeat(pad)) } else { format!("{{\"model\":\"m\",\"messages\":[],\"x\":\"{}\"}}", "x".repeat(pad)) };
+            let body = if path.contains("google") {
+                format!("{{\"contents\":[],\"x\":\"{}\"}}", "x".repeat(pad))
+            } else {
+                format!("{{\"model\":\"m\",\"messages\":[],\"x\":\"{}\"}}", "x".repeat(pad))
+            };
             said.extend(exchange(addr, &compose("POST", path, &[("x-api-key", CANARY), ("x-canary", CANARY)], body.as_bytes())).await);
         }
     }
@@ -182,7 +200,8 @@ async fn the_process_cannot_be_looked_into() {
         c.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all", "--inh-caps=-all"]).args(args);
         c
     };
-    let child = as_nobody(&[bin.to_str().unwrap(), "sidecar", "--config", config.to_str().unwrap()]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let child =
+        as_nobody(&[bin.to_str().unwrap(), "sidecar", "--config", config.to_str().unwrap()]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let process = Process(child);
     until("the sidecar of nobody", || std::net::TcpStream::connect(("127.0.0.1", free)).is_ok()).await;
     let id = process.0.id();
@@ -198,7 +217,11 @@ async fn a_full_disk_under_the_audit_file_closes_the_door() {
     let dir = sidecar(&up).lay_out();
     let mount = dir.path().join("small");
     std::fs::create_dir(&mount).unwrap();
-    let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=64k", "tmpfs", mount.to_str().unwrap()]).stderr(Stdio::null()).status().is_ok_and(|s| s.success());
+    let mounted = Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=64k", "tmpfs", mount.to_str().unwrap()])
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|s| s.success());
     if !mounted {
         eprintln!("SKIPPED: a full disk under the audit file (needs root to mount a tmpfs)");
         return;

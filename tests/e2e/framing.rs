@@ -213,3 +213,19 @@ async fn slow_heads_are_closed_and_make_room() {
     }
     assert_eq!(up.connections.load(Ordering::SeqCst), 1);
 }
+
+/// What comes behind a request, in the same write or later, does not disturb it.
+#[tokio::test]
+async fn a_bad_second_head_does_not_disturb_the_first_request() {
+    let up = Upstream::always(message()).await;
+    let sc = sidecar(&up).run().await;
+    let first = String::from_utf8(compose("POST", "/anthropic/v1/messages", &[], BODY.as_bytes())).unwrap().replace("Connection: close\r\n", "");
+    for bad in ["BAD\r\n\r\n", "GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", "\0\0\0\0"] {
+        up.forget();
+        let answer = String::from_utf8(sc.raw(format!("{first}{bad}").as_bytes()).await).unwrap();
+        assert_eq!(up.seen().len(), 1);
+        let (ok, refused) = (answer.find("HTTP/1.1 200").unwrap(), answer.rfind("HTTP/1.1 400").unwrap());
+        assert!(ok < refused && answer[..refused].ends_with("}}"), "{answer}");
+    }
+    sc.audit(6).await;
+}

@@ -77,10 +77,6 @@ pub fn status(status: u16, body: &str) -> Reply {
     Reply::Whole { status, headers: vec![("content-type", "application/json".into())], body: body.as_bytes().to_vec() }
 }
 
-pub fn sse(body: &str) -> Reply {
-    Reply::Stream(body.split_inclusive("\n\n").map(|e| e.as_bytes().to_vec()).collect())
-}
-
 pub fn message() -> Reply {
     json(
         r#"{"id":"m","type":"message","role":"assistant","model":"claude-sonnet-5","content":[{"type":"text","text":"hi"}],"stop_reason":"end_turn","usage":{"input_tokens":3,"output_tokens":5}}"#,

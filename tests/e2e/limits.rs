@@ -13,7 +13,10 @@ const MESSAGES: &str = "/anthropic/v1/messages";
 #[tokio::test]
 async fn a_rate_is_kept_and_says_when_to_come_back() {
     let up = Upstream::always(message()).await;
-    let sc = sidecar(&up).grants("[{scope: ai.anthropic, limits: {requestsPerMinute: 3}}, {scope: ai.google}, {scope: ai.openai, limits: {requestsPerMinute: 1}}]").run().await;
+    let sc = sidecar(&up)
+        .grants("[{scope: ai.anthropic, limits: {requestsPerMinute: 3}}, {scope: ai.google}, {scope: ai.openai, limits: {requestsPerMinute: 1}}]")
+        .run()
+        .await;
     for _ in 0..3 {
         assert_eq!(sc.post(MESSAGES, &[], BODY).await.status, 200);
     }
@@ -27,7 +30,11 @@ async fn a_rate_is_kept_and_says_when_to_come_back() {
     assert_eq!(got.header("x-should-retry"), None, "SDKs are to wait and retry");
     assert_eq!(up.seen().len(), 3);
     for path in ["/openai/v1/chat/completions", "/google/v1beta/models/m:generateContent"] {
-        assert_eq!(sc.post(path, &[], BODY.replace("\"model\":\"claude-sonnet-5\",", if path.contains("google") { "" } else { "\"model\":\"m\"," })).await.status, 200, "{path}: other grants have other rates");
+        assert_eq!(
+            sc.post(path, &[], BODY.replace("\"model\":\"claude-sonnet-5\",", if path.contains("google") { "" } else { "\"model\":\"m\"," })).await.status,
+            200,
+            "{path}: other grants have other rates"
+        );
     }
     let got = sc.post("/openai/v1/chat/completions", &[], BODY).await;
     assert_eq!(got.json()["error"]["code"], "rate_limit_exceeded");
@@ -60,7 +67,8 @@ async fn streams_count_as_long_as_they_run() {
 #[tokio::test]
 async fn a_spent_budget_is_refused_so_that_nobody_retries_and_survives_a_restart() {
     let up = Upstream::always(message()).await; // 8 tokens each
-    let grants = "[{scope: ai.anthropic, limits: {tokensPerDay: 16}}, {scope: ai.openai, limits: {tokensPerDay: 1}}, {scope: ai.google, limits: {tokensPerDay: 1}}]";
+    let grants =
+        "[{scope: ai.anthropic, limits: {tokensPerDay: 16}}, {scope: ai.openai, limits: {tokensPerDay: 1}}, {scope: ai.google, limits: {tokensPerDay: 1}}]";
     let sc = sidecar(&up).grants(grants).run().await;
     for _ in 0..2 {
         assert_eq!(sc.post(MESSAGES, &[], BODY).await.status, 200);
@@ -87,11 +95,11 @@ async fn a_spent_budget_is_refused_so_that_nobody_retries_and_survives_a_restart
     // The same files, a new process: what was spent is spent.
     let dir = sc.dir.path().to_owned();
     let Running { sidecar: running, dir: keep, .. } = sc;
-    running.stop().await;
+    running.stop(std::future::pending()).await;
     let again = outrigger::sidecar::server::Sidecar::start(&dir.join("sidecar.yaml"), Some("ses_test".into())).await.unwrap();
     let got = request(again.addr, "POST", MESSAGES, &[], BODY.as_bytes()).await;
     assert_eq!(got.code(), "budget_exhausted");
-    again.stop().await;
+    again.stop(std::future::pending()).await;
     // Another limit on the same grant: the counts stay.
     let yaml = std::fs::read_to_string(dir.join("sidecar.yaml")).unwrap().replace("tokensPerDay: 16", "tokensPerDay: 17");
     std::fs::write(dir.join("sidecar.yaml"), yaml).unwrap();
@@ -120,7 +128,8 @@ async fn dollars_come_from_the_table_the_operator_or_the_provider() {
         .run()
         .await;
     let m = r#"{"model":"m-1","messages":[]}"#;
-    for (path, body, usd, then) in [(MESSAGES, BODY, 18.0, 200), ("/own/v1/chat/completions", m, 13.0, 429), ("/openrouter/v1/chat/completions", m, 0.25, 402)] {
+    for (path, body, usd, then) in [(MESSAGES, BODY, 18.0, 200), ("/own/v1/chat/completions", m, 13.0, 429), ("/openrouter/v1/chat/completions", m, 0.25, 402)]
+    {
         let before = records(&sc.path("audit.jsonl")).len();
         assert_eq!(sc.post(path, &[], body).await.status, 200, "{path}");
         let record = sc.audit(before + 1).await.pop().unwrap();

@@ -207,7 +207,7 @@ async fn drain_finishes_open_streams_and_takes_no_new_ones() {
     client.read_exact(&mut [0; 20]).await.unwrap();
     let (addr, admin, shared) = (sc.addr, sc.admin, sc.sidecar.shared.clone());
     let Running { sidecar: running, dir, .. } = sc;
-    let stopping = tokio::spawn(running.stop());
+    let stopping = tokio::spawn(running.stop(std::future::pending()));
     until("the drain", || shared.draining.load(Ordering::Acquire)).await;
     until("the port to close", || std::net::TcpStream::connect(addr).is_err()).await;
     let _ = admin;
@@ -217,4 +217,26 @@ async fn drain_finishes_open_streams_and_takes_no_new_ones() {
     let all = records(&dir.path().join("audit.jsonl"));
     assert_eq!(all.len(), 1);
     assert_eq!(all[0]["code"], "client_closed");
+}
+
+/// Cut at the end of the drain time, every stream still has its record.
+#[tokio::test]
+async fn what_the_drain_cuts_is_recorded() {
+    let up = Upstream::always(Reply::Open(b"data: {}\n\n".to_vec())).await;
+    let sc = sidecar(&up).extra("timeouts: { drain: 200ms }").run().await;
+    let raw = String::from_utf8(compose("POST", MESSAGES, &[], BODY.as_bytes())).unwrap().replace("{PORT}", &sc.addr.port().to_string());
+    let mut open = Vec::new();
+    for _ in 0..200 {
+        let mut client = TcpStream::connect(sc.addr).await.unwrap();
+        client.write_all(raw.as_bytes()).await.unwrap();
+        client.read_exact(&mut [0; 20]).await.unwrap();
+        open.push(client);
+    }
+    let admin = sc.admin;
+    let Running { sidecar: running, dir, .. } = sc;
+    let stopping = tokio::spawn(running.stop(std::future::pending()));
+    let ready = request(admin, "GET", "/readyz", &[], b"").await;
+    assert!(ready.status == 503 && ready.text().contains("shutting down"), "readiness is seen to go: {}", ready.text());
+    within("the end", stopping).await.unwrap();
+    assert_eq!(records(&dir.path().join("audit.jsonl")).len(), 200);
 }

@@ -158,6 +158,18 @@ async fn an_echoed_key_is_blotted_out_in_every_form() {
     }
 }
 
+/// What a reply says of itself goes into records and logs: not if it is our key.
+#[tokio::test]
+async fn a_key_for_a_model_name_is_not_written_down() {
+    let body = format!(
+        r#"{{"type":"message","model":"{CANARY}","error":{{"type":"{CANARY}"}},"usage":{{"input_tokens":1,"output_tokens":18446744073709551615,"iterations":[{{"type":"advisor_{CANARY}","model":"{CANARY}","input_tokens":1}}]}}}}"#
+    );
+    let (got, record) = one(json(&body)).await;
+    assert_eq!(got.status, 200);
+    assert!(!record.to_string().contains("sk-canary"), "{record}");
+    assert_eq!(record["key_echoed"], true);
+}
+
 #[tokio::test]
 async fn a_refused_key_is_read_again_once_and_its_401_is_never_passed_on() {
     let body = format!(r#"{{"error":{{"message":"Incorrect API key provided: sk-***{}"}}}}"#, &CANARY[CANARY.len() - 4..]);

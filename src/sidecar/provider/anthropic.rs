@@ -64,7 +64,6 @@ pub static PROVIDER: Provider = Provider {
     ],
     opaque_models: never,
     scrub_header: Some(("anthropic-beta", without_oauth)),
-    reasoning_beside_output: false,
     local: false,
 };
 
@@ -81,6 +80,7 @@ pub(super) const MESSAGES: Body = Body {
         ("user_profile_id", Feature::StoredObjects),
         ("workspace_id", Feature::StoredObjects),
     ],
+    chooses: never,
 };
 
 /// A client that was logged in announces its token's kind; ours is a key. Every other beta

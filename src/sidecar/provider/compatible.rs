@@ -3,13 +3,19 @@
 //! `/groq`, `/groq/v1`, or as the provider's own does (`/groq/openai/v1`).
 
 use super::openai;
+use crate::sidecar::usage::{Complete, Format, Raw, Usage};
+
 use super::registry::{Auth, BASE, Endpoint, Kind, Method, NO_BODY, Provider, Stream, never};
 
 pub static GENERIC: Provider = BASE_PROVIDER;
 pub static GROQ: Provider = Provider { kind: "groq", base_url: Some("https://api.groq.com/openai/v1"), ..BASE_PROVIDER };
 pub static MISTRAL: Provider = Provider { kind: "mistral", base_url: Some("https://api.mistral.ai/v1"), ..BASE_PROVIDER };
-/// xAI reports reasoning beside `completion_tokens` and bills both.
-pub static XAI: Provider = Provider { kind: "xai", base_url: Some("https://api.x.ai/v1"), reasoning_beside_output: true, ..BASE_PROVIDER };
+pub static XAI: Provider = Provider {
+    kind: "xai",
+    base_url: Some("https://api.x.ai/v1"),
+    endpoints: &[Endpoint { usage: Some(&XAI_FORMAT), ..CHAT }, RESPONSES, MODELS],
+    ..BASE_PROVIDER
+};
 pub static DEEPSEEK: Provider = Provider { kind: "deepseek", base_url: Some("https://api.deepseek.com"), ..BASE_PROVIDER };
 pub static TOGETHER: Provider = Provider { kind: "together", base_url: Some("https://api.together.xyz/v1"), ..BASE_PROVIDER };
 pub static FIREWORKS: Provider = Provider { kind: "fireworks", base_url: Some("https://api.fireworks.ai/inference/v1"), ..BASE_PROVIDER };
@@ -20,29 +26,37 @@ const BASE_PROVIDER: Provider = Provider {
     base_url: None,
     auth: Auth::Bearer,
     shape: openai::SHAPE,
-    endpoints: &[
-        Endpoint {
-            name: "chat",
-            paths: &["chat/completions", "v1/chat/completions"],
-            upstream: "chat/completions",
-            stream: Stream::Flag,
-            body: &openai::CHAT,
-            usage: Some(&openai::CHAT_FORMAT),
-            ..BASE
-        },
-        Endpoint {
-            name: "responses",
-            paths: &["responses", "v1/responses"],
-            upstream: "responses",
-            stream: Stream::Flag,
-            body: &openai::RESPONSES,
-            usage: Some(&openai::RESPONSES_FORMAT),
-            ..BASE
-        },
-        Endpoint { name: "models", method: Method::Get, paths: &["models", "v1/models"], upstream: "models", kind: Kind::Models, body: &NO_BODY, ..BASE },
-    ],
+    endpoints: &[CHAT, RESPONSES, MODELS],
     opaque_models: never,
     scrub_header: None,
-    reasoning_beside_output: false,
     local: false,
 };
+
+const CHAT: Endpoint = Endpoint {
+    name: "chat",
+    paths: &["chat/completions", "v1/chat/completions"],
+    upstream: "chat/completions",
+    stream: Stream::Flag,
+    body: &openai::CHAT,
+    usage: Some(&openai::CHAT_FORMAT),
+    ..BASE
+};
+const RESPONSES: Endpoint = Endpoint {
+    name: "responses",
+    paths: &["responses", "v1/responses"],
+    upstream: "responses",
+    stream: Stream::Flag,
+    body: &openai::RESPONSES,
+    usage: Some(&openai::RESPONSES_FORMAT),
+    ..BASE
+};
+const MODELS: Endpoint =
+    Endpoint { name: "models", method: Method::Get, paths: &["models", "v1/models"], upstream: "models", kind: Kind::Models, body: &NO_BODY, ..BASE };
+
+/// xAI reports reasoning beside `completion_tokens`, and bills both.
+static XAI_FORMAT: Format = Format { fields: openai::CHAT_FIELDS, complete: Complete::Done, normal: with_reasoning };
+
+fn with_reasoning(raw: &Raw) -> Option<Usage> {
+    let output = raw.output.map(|n| n + raw.reasoning.unwrap_or(0));
+    openai::normal(&Raw { output, ..raw.clone() })
+}

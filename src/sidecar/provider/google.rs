@@ -75,7 +75,6 @@ pub static PROVIDER: Provider = Provider {
     ],
     opaque_models: never,
     scrub_header: None,
-    reasoning_beside_output: false,
     local: false,
 };
 
@@ -117,6 +116,7 @@ const CONTENT: Body = Body {
     content: &["contents", "systemInstruction", "system_instruction", "safetySettings", "safety_settings", "labels"],
     content_but: &[],
     restricted: &[],
+    chooses: never,
 };
 
 const INTERACTIONS: Body = Body {
@@ -124,6 +124,7 @@ const INTERACTIONS: Body = Body {
     content: &["input", "system_instruction", "systemInstruction", "response_format"],
     content_but: &[],
     restricted: &[("agent", Feature::StoredObjects), ("previous_interaction_id", Feature::StoredObjects), ("background", Feature::Background)],
+    chooses: never,
 };
 
 static INTERACTIONS_FORMAT: Format = Format {

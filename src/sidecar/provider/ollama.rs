@@ -1,9 +1,9 @@
 //! Ollama on this machine: its own API and the ones it imitates. Needs no key.
 //!
-//! `ollama.com` is another matter: a model whose id ends in `cloud` leaves the machine, so it
-//! needs a grant that names it.
+//! A model whose id ends in `cloud` leaves the machine: a pattern does not cover it, only a
+//! grant of all of Ollama or one that names it.
 
-use super::registry::{Auth, BASE, Body, Endpoint, Kind, Method, Model, NO_BODY, Provider, Stream};
+use super::registry::{Auth, BASE, Body, Endpoint, Kind, Method, Model, NO_BODY, Provider, Stream, never};
 use super::{anthropic, openai};
 use crate::sidecar::refusal::{Answer, Code, Refusal, Shape};
 use crate::sidecar::usage::{Complete, Field, Format};
@@ -59,17 +59,21 @@ pub static PROVIDER: Provider = Provider {
         Endpoint { name: "models", method: Method::Get, paths: &["v1/models"], upstream: "v1/models", kind: Kind::Models, body: &NO_BODY, ..BASE },
         Endpoint { name: "version", method: Method::Get, paths: &["api/version"], upstream: "api/version", kind: Kind::Free, body: &NO_BODY, ..BASE },
     ],
-    opaque_models: super::registry::never,
+    opaque_models: leaves_the_machine,
     scrub_header: None,
-    reasoning_beside_output: false,
     local: true,
 };
+
+fn leaves_the_machine(model: &str) -> bool {
+    model.ends_with("-cloud") || model.ends_with(":cloud")
+}
 
 const NATIVE: Body = Body {
     model: Model::Body,
     content: &["messages", "prompt", "system", "template", "suffix", "images", "format", "options", "context", "raw"],
     content_but: &[],
     restricted: &[],
+    chooses: never,
 };
 
 static FORMAT: Format = Format {

@@ -97,7 +97,6 @@ pub static PROVIDER: Provider = Provider {
     ],
     opaque_models: never,
     scrub_header: None,
-    reasoning_beside_output: false,
     local: false,
 };
 
@@ -112,6 +111,7 @@ pub(super) const RESPONSES: Body = Body {
         ("previous_response_id", Feature::StoredObjects),
         ("background", Feature::Background),
     ],
+    chooses: never,
 };
 
 pub(super) const CHAT: Body = Body {
@@ -119,38 +119,37 @@ pub(super) const CHAT: Body = Body {
     content: &["messages", "functions", "response_format", "metadata", "prediction", "stop", "logit_bias", "user"],
     content_but: &[],
     restricted: &[],
+    chooses: never,
 };
 
 const EMBEDDINGS: Body = Body { content: &["input", "user"], ..CHAT };
 const COMPLETIONS: Body = Body { content: &["prompt", "suffix", "stop", "logit_bias", "user"], ..CHAT };
 
-pub(super) static CHAT_FORMAT: Format = Format {
-    fields: &[
-        ("model", Field::Model),
-        ("usage.prompt_tokens", Field::Input),
-        ("usage.completion_tokens", Field::Output),
-        ("usage.prompt_tokens_details.cached_tokens", Field::CacheRead),
-        ("usage.prompt_tokens_details.cache_write_tokens", Field::CacheWrite),
-        ("usage.completion_tokens_details.reasoning_tokens", Field::Reasoning),
-        // OpenRouter's own bill in USD beats every table.
-        ("usage.cost", Field::Cost),
-        ("usage.prompt_cache_hit_tokens", Field::CacheRead), // DeepSeek
-        ("usage.num_cached_tokens", Field::CacheRead),       // Mistral
-        ("x_groq.usage.prompt_tokens", Field::Input),
-        ("x_groq.usage.completion_tokens", Field::Output),
-        ("x_groq.usage.prompt_tokens_details.cached_tokens", Field::CacheRead),
-        ("error", Field::ErrorMessage), // Ollama: a string
-        ("error.type", Field::ErrorType),
-        ("error.code", Field::ErrorCode),
-        ("error.message", Field::ErrorMessage),
-        ("detail", Field::ErrorMessage), // FastAPI
-        ("object", Field::Object),
-        ("type", Field::FlatErrorType),
-        ("message", Field::FlatErrorMessage),
-    ],
-    complete: Complete::Done,
-    normal,
-};
+pub(super) static CHAT_FORMAT: Format = Format { fields: CHAT_FIELDS, complete: Complete::Done, normal };
+
+pub(super) const CHAT_FIELDS: &[(&str, Field)] = &[
+    ("model", Field::Model),
+    ("usage.prompt_tokens", Field::Input),
+    ("usage.completion_tokens", Field::Output),
+    ("usage.prompt_tokens_details.cached_tokens", Field::CacheRead),
+    ("usage.prompt_tokens_details.cache_write_tokens", Field::CacheWrite),
+    ("usage.completion_tokens_details.reasoning_tokens", Field::Reasoning),
+    // OpenRouter's own bill in USD beats every table.
+    ("usage.cost", Field::Cost),
+    ("usage.prompt_cache_hit_tokens", Field::CacheRead), // DeepSeek
+    ("usage.num_cached_tokens", Field::CacheRead),       // Mistral
+    ("x_groq.usage.prompt_tokens", Field::Input),
+    ("x_groq.usage.completion_tokens", Field::Output),
+    ("x_groq.usage.prompt_tokens_details.cached_tokens", Field::CacheRead),
+    ("error", Field::ErrorMessage), // Ollama: a string
+    ("error.type", Field::ErrorType),
+    ("error.code", Field::ErrorCode),
+    ("error.message", Field::ErrorMessage),
+    ("detail", Field::ErrorMessage), // FastAPI
+    ("object", Field::Object),
+    ("type", Field::FlatErrorType),
+    ("message", Field::FlatErrorMessage),
+];
 
 pub(super) static RESPONSES_FORMAT: Format = Format {
     fields: &[

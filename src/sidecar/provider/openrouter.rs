@@ -1,6 +1,6 @@
 //! OpenRouter: Chat Completions with a choice of models.
 
-use super::registry::{Auth, BASE, Body, Endpoint, Kind, Method, Model, NO_BODY, Provider, Stream};
+use super::registry::{Auth, BASE, Body, Endpoint, Feature, Kind, Method, Model, NO_BODY, Provider, Stream};
 use super::{anthropic, openai};
 use crate::sidecar::refusal::{Answer, Code, Refusal, Shape};
 use serde_json::json;
@@ -16,7 +16,7 @@ pub static PROVIDER: Provider = Provider {
             paths: &["chat/completions", "v1/chat/completions"],
             upstream: "chat/completions",
             stream: Stream::Flag,
-            body: &Body { model: Model::BodyOrFirst, ..openai::CHAT },
+            body: &Body { model: Model::BodyOrFirst, restricted: PRESET, chooses: runs_a_model, ..openai::CHAT },
             usage: Some(&openai::CHAT_FORMAT),
             ..BASE
         },
@@ -25,7 +25,7 @@ pub static PROVIDER: Provider = Provider {
             paths: &["responses", "v1/responses"],
             upstream: "responses",
             stream: Stream::Flag,
-            body: &Body { model: Model::BodyOrFirst, ..openai::RESPONSES },
+            body: &Body { model: Model::BodyOrFirst, restricted: RESPONSES_RESTRICTED, chooses: runs_a_model, ..openai::RESPONSES },
             usage: Some(&openai::RESPONSES_FORMAT),
             ..BASE
         },
@@ -35,7 +35,7 @@ pub static PROVIDER: Provider = Provider {
             upstream: "messages",
             query: &["beta=true"],
             stream: Stream::Flag,
-            body: &Body { model: Model::BodyOrFirst, ..anthropic::MESSAGES },
+            body: &Body { model: Model::BodyOrFirst, chooses: runs_a_model, ..anthropic::MESSAGES },
             usage: Some(&anthropic::FORMAT),
             ..BASE
         },
@@ -43,14 +43,35 @@ pub static PROVIDER: Provider = Provider {
     ],
     opaque_models: chooses,
     scrub_header: None,
-    reasoning_beside_output: false,
     local: false,
 };
 
-/// The auto router and stored presets pick the model on the other side.
+/// A preset is a configuration kept at OpenRouter; it can hold a model.
+const PRESET: &[(&str, Feature)] = &[("preset", Feature::StoredObjects)];
+const RESPONSES_RESTRICTED: &[(&str, Feature)] = &[
+    ("preset", Feature::StoredObjects),
+    ("prompt", Feature::StoredObjects),
+    ("conversation", Feature::StoredObjects),
+    ("previous_response_id", Feature::StoredObjects),
+    ("background", Feature::Background),
+];
+
+/// OpenRouter's own tools and plugins can run further models (advisor, fusion, the auto
+/// router), by default some that the request does not name. Those known to run none are
+/// listed; any other is taken to.
+fn runs_a_model(kind: &str) -> bool {
+    let own = kind.strip_prefix("openrouter:");
+    let harmless = ["web_search", "web_fetch", "datetime", "web", "file-parser", "response-healing", "context-compression"];
+    match own {
+        Some(tool) => !harmless.contains(&tool),
+        None => matches!(kind, "fusion" | "auto-router" | "auto" | "advisor"),
+    }
+}
+
+/// The auto router, `~` aliases and stored presets pick the model on the other side.
 fn chooses(model: &str) -> bool {
     let bare = model.split(':').next().unwrap_or(model);
-    matches!(bare, "openrouter/auto" | "openrouter/fusion" | "auto") || model.contains("@preset/")
+    matches!(bare, "openrouter/auto" | "openrouter/fusion" | "auto") || model.contains("@preset/") || model.starts_with('~')
 }
 
 fn answer(refusal: &Refusal<'_>) -> Answer {

@@ -47,8 +47,6 @@ pub struct Provider {
     pub opaque_models: fn(&str) -> bool,
     /// Header values of the client that must not travel with the workspace's key.
     pub scrub_header: Option<(&'static str, fn(&str) -> Cow<'_, str>)>,
-    /// Reasoning tokens are billed beside the reported output, not inside it.
-    pub reasoning_beside_output: bool,
     /// The provider lives on this machine: plain `http://` to loopback is its normal state.
     pub local: bool,
 }
@@ -129,6 +127,8 @@ pub struct Body {
     pub content_but: &'static [(&'static str, &'static str)],
     /// What needs a grant's `allow`, by its top-level key.
     pub restricted: &'static [(&'static str, Feature)],
+    /// Types of tools and ids of plugins that run a model which the request need not name.
+    pub chooses: fn(&str) -> bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -168,7 +168,7 @@ impl Feature {
     }
 }
 
-pub(super) const NO_BODY: Body = Body { model: Model::NoBody, content: &[], content_but: &[], restricted: &[] };
+pub(super) const NO_BODY: Body = Body { model: Model::NoBody, content: &[], content_but: &[], restricted: &[], chooses: never };
 
 /// The rest of an endpoint, so that each entry says only what is its own.
 pub(super) const BASE: Endpoint = Endpoint {

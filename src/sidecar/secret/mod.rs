@@ -12,6 +12,7 @@ mod file;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -94,11 +95,17 @@ pub struct Store {
     entries: Mutex<HashMap<Source, Entry>>,
     view: ArcSwap<HashMap<Source, Found>>,
     patterns: ArcSwap<Patterns>,
+    /// No program is waited for any more.
+    stopping: AtomicBool,
 }
 
 impl Store {
     pub fn new(dir: PathBuf) -> Self {
-        Store { dir, entries: Mutex::default(), view: ArcSwap::default(), patterns: ArcSwap::default() }
+        Store { dir, entries: Mutex::default(), view: ArcSwap::default(), patterns: ArcSwap::default(), stopping: AtomicBool::new(false) }
+    }
+
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::Release);
     }
 
     /// The key, or why there is none.
@@ -155,7 +162,7 @@ impl Store {
         let (read, due) = match source {
             Source::File { name, key } => (file::read(&self.dir, name, key), None),
             Source::Command { command, ttl } => {
-                let read = command::run(command);
+                let read = command::run(command, &self.stopping);
                 // A tenth early, so that no request meets an expired key; sooner after a failure.
                 let next = if read.is_ok() { *ttl - *ttl / 10 } else { Duration::from_secs(5).min(*ttl) };
                 (read, Some(Instant::now() + next))
