@@ -350,7 +350,7 @@ fn content_length(value: &[u8]) -> Result<u64, Fault> {
 /// No client of a model API sends either, and they are what smuggling is made of.
 fn chunk_byte(state: State, b: u8) -> Option<State> {
     Some(match (state, b) {
-        (State::Size(n, _), b'\r') if n == 0 => return None,
+        (State::Size(0, _), b'\r') => return None,
         (State::Size(_, size), b'\r') => State::SizeLf(size),
         (State::Size(n, size), _) if n < 16 => State::Size(n + 1, size << 4 | u64::from((b as char).to_digit(16)?)),
         (State::SizeLf(0), b'\n') => State::EndCr,

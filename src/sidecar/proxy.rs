@@ -48,6 +48,7 @@ pub struct Shared {
 }
 
 /// Where a request that may be served leads.
+#[expect(clippy::large_enum_variant, reason = "made once a request, and moved once")]
 enum Outcome {
     Probe,
     Reply(Call, Response<Incoming>),

@@ -304,10 +304,8 @@ impl Walk {
             Event::Key(key) => return self.enter(key),
             Event::OpenObject => {
                 self.marks.push(self.path.len());
-                if self.path.strip_suffix("[]").is_some_and(|list| self.is(list, Field::Extras)) {
-                    if self.raw.extras.len() < MAX_EXTRAS {
-                        self.raw.extras.push(Extra::default());
-                    }
+                if self.path.strip_suffix("[]").is_some_and(|list| self.is(list, Field::Extras)) && self.raw.extras.len() < MAX_EXTRAS {
+                    self.raw.extras.push(Extra::default());
                 }
             }
             Event::OpenArray => {

@@ -679,7 +679,7 @@ async fn table(out: &mut String, targets: &[Target], rounds: usize, per_round: u
 }
 
 fn startup(out: &mut String, dir: &Path) {
-    let mut ready = |f: &dyn Fn() -> Process| {
+    let ready = |f: &dyn Fn() -> Process| {
         let mut times: Vec<Duration> = (0..11).map(|_| f().ready).collect();
         micros(quantile(&mut times, 0.5)) / 1000.0
     };

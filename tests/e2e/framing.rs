@@ -58,7 +58,7 @@ async fn the_framing_corpus_is_decided_as_listed() {
 /// Sends the bytes and waits for an answer (or the end), then closes.
 async fn until_answered(sc: &Running, raw: &[u8]) -> Vec<u8> {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let raw = String::from_utf8_lossy(raw).contains("{PORT}").then(|| subst(raw, sc.addr.port())).unwrap_or_else(|| raw.to_vec());
+    let raw = if String::from_utf8_lossy(raw).contains("{PORT}") { subst(raw, sc.addr.port()) } else { raw.to_vec() };
     within("an answer", async {
         let mut stream = tokio::net::TcpStream::connect(sc.addr).await.unwrap();
         let _ = stream.write_all(&raw).await;

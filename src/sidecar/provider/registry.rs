@@ -46,10 +46,13 @@ pub struct Provider {
     /// filter, or one that names them literally.
     pub opaque_models: fn(&str) -> bool,
     /// Header values of the client that must not travel with the workspace's key.
-    pub scrub_header: Option<(&'static str, fn(&str) -> Cow<'_, str>)>,
+    pub scrub_header: Option<(&'static str, Scrub)>,
     /// The provider lives on this machine: plain `http://` to loopback is its normal state.
     pub local: bool,
 }
+
+/// A header value without what must not go on; empty if nothing may.
+pub type Scrub = fn(&str) -> Cow<'_, str>;
 
 /// How the workspace's key is attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,0 +1,48 @@
+# The two commands: `make up` shows it working, `make test` proves it.
+
+CARGO ?= cargo
+UP_PORT ?= 11432
+
+.PHONY: up test unit clients bench fuzz fmt lint docs clean
+
+## Build, start rehearsal and sidecar, show a streamed answer that passed through both.
+up:
+	$(CARGO) build --release --locked
+	UP_PORT=$(UP_PORT) sh tests/up.sh
+
+## Everything: unit and end-to-end tests, the official libraries, the real CLIs.
+test: tools unit clients
+
+unit:
+	$(CARGO) test --locked
+
+clients:
+	$(CARGO) build --locked
+	tests/clients/run.sh
+
+## What the tests need from the system; said loudly when it cannot be had.
+tools:
+	sh tests/tools.sh
+
+## Prints the tables of docs/benchmarks.md; takes some minutes.
+bench:
+	$(CARGO) build --release --locked
+	$(CARGO) bench --locked --bench proxy
+
+## FUZZ_SECONDS for each target; needs cargo-fuzz and a nightly compiler, or builds with the stable one.
+fuzz:
+	sh fuzz/run.sh
+
+fmt:
+	$(CARGO) fmt
+
+lint:
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+
+docs:
+	sh tests/docs.sh
+
+clean:
+	$(CARGO) clean
+	rm -rf tests/clients/node_modules .outrigger
