@@ -80,7 +80,7 @@ fn unready(shared: &Shared) -> Vec<String> {
 fn note_secrets(shared: &Shared) {
     for provider in shared.policy.load().providers.values() {
         if let Some(source) = &provider.secret {
-            shared.metrics.secret(&provider.name, shared.secrets.get(source).is_ok());
+            shared.metrics.secret(provider.label, shared.secrets.get(source).is_ok());
         }
     }
 }

@@ -104,8 +104,8 @@ pub struct ExtraTokens {
 pub struct Entry {
     log: Audit,
     started: Instant,
-    /// The provider is a configured one, so that its name may label a metric.
-    pub configured: bool,
+    /// The configured provider that it is about, to label metrics with.
+    pub label: Option<&'static str>,
     pub record: Record,
 }
 
@@ -132,7 +132,7 @@ impl Drop for Entry {
             // Nobody was there any more to be answered.
             record.code = Some("client_closed");
         }
-        self.log.metrics.request(record, self.configured);
+        self.log.metrics.request(record, self.label);
         self.log.shared.push(record);
     }
 }
@@ -204,7 +204,7 @@ impl Audit {
             None => Sink::Stdout,
         };
         let shared = Arc::new(Shared::default());
-        let mut writing = Writing { sink, shared: shared.clone(), ledger: ledger.clone(), state: config.state.clone() };
+        let mut writing = Writing { saved: Instant::now(), sink, shared: shared.clone(), ledger: ledger.clone(), state: config.state.clone() };
         let thread = std::thread::Builder::new().name("audit".into()).spawn(move || writing.run()).map_err(|e| e.to_string())?;
         let audit = Audit { shared: shared.clone(), metrics, session: ledger.session().into() };
         Ok((audit, Writer { shared, thread: Some(thread) }))
@@ -215,7 +215,7 @@ impl Audit {
         Entry {
             log: self.clone(),
             started: Instant::now(),
-            configured: false,
+            label: None,
             record: Record {
                 ts: jiff::Timestamp::now(),
                 request_id: request_id(),
@@ -279,7 +279,11 @@ impl Writer {
     }
 }
 
+/// How often spent budgets are saved, at most.
+const SAVE: Duration = Duration::from_millis(250);
+
 struct Writing {
+    saved: Instant,
     sink: Sink,
     shared: Arc<Shared>,
     ledger: Arc<Ledger>,
@@ -296,7 +300,7 @@ impl Writing {
                 self.shared.written.fetch_add(records, Ordering::Relaxed);
                 batch.clear();
             }
-            self.save_state();
+            self.save_state(closing);
             if closing && self.shared.lock().bytes.is_empty() {
                 return;
             }
@@ -307,9 +311,18 @@ impl Writing {
     fn next(&self, batch: &mut Vec<u8>) -> (u64, bool) {
         let mut waiting = self.shared.lock();
         while waiting.bytes.is_empty() && !waiting.closing {
-            waiting = self.shared.wake.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+            if self.ledger.is_unsaved() {
+                // Nothing to write but budgets: their turn comes soon.
+                let soon = self.shared.wake.wait_timeout(waiting, SAVE).unwrap_or_else(PoisonError::into_inner);
+                waiting = soon.0;
+                if soon.1.timed_out() {
+                    break;
+                }
+            } else {
+                waiting = self.shared.wake.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+            }
         }
-        if !waiting.closing {
+        if !waiting.closing && !waiting.bytes.is_empty() {
             drop(waiting);
             std::thread::sleep(BATCH);
             waiting = self.shared.lock();
@@ -336,7 +349,11 @@ impl Writing {
         }
     }
 
-    fn save_state(&self) {
+    fn save_state(&mut self, closing: bool) {
+        if self.saved.elapsed() < SAVE && !closing {
+            return;
+        }
+        self.saved = Instant::now();
         let (Some(path), Some(bytes)) = (&self.state, self.ledger.unsaved()) else { return };
         if let Err(e) = replace(path, &bytes) {
             tracing::error!(error = %e, file = %path.display(), "spent budgets cannot be saved");

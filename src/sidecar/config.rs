@@ -76,7 +76,7 @@ pub struct LogConfig {
 #[derive(Debug)]
 pub struct Policy {
     /// Changes when the file's meaning may have; stands in every audit record.
-    pub revision: String,
+    pub revision: Arc<str>,
     pub providers: BTreeMap<String, Arc<ProviderConfig>>,
     pub grants: Vec<Grant>,
 }
@@ -85,6 +85,8 @@ pub struct Policy {
 pub struct ProviderConfig {
     /// Its mount and its name in scopes.
     pub name: String,
+    /// The same, to label metrics with.
+    pub label: &'static str,
     pub def: &'static Provider,
     pub base: BaseUrl,
     pub secret: Option<secret::Source>,
@@ -130,7 +132,7 @@ pub fn parse(text: &str, ledger: &Arc<Ledger>) -> Result<Loaded, Vec<String>> {
         let mut root = Section::new("", value, &problems);
         let providers = providers(&mut root);
         let grants = grants(&mut root, &providers, ledger);
-        let policy = Policy { revision: revision(text), providers, grants };
+        let policy = Policy { revision: revision(text).into(), providers, grants };
         let config = config(&mut root);
         if config.audit.state.is_none() && policy.grants.iter().any(|g| g.limits.has_budget()) {
             root.add(
@@ -318,7 +320,7 @@ fn provider(name: &str, section: &mut Section) -> Option<ProviderConfig> {
             section.add(&format!("endpoints[{i}]"), format!("`{name}` is no optional endpoint of `{}`; optional: {known}", def.kind));
         }
     }
-    Some(ProviderConfig { name: name.to_owned(), def, base, secret, endpoints, headers })
+    Some(ProviderConfig { name: name.to_owned(), label: super::metrics::label(name), def, base, secret, endpoints, headers })
 }
 
 fn secret_source(section: &mut Section) -> Option<secret::Source> {

@@ -105,7 +105,7 @@ pub async fn serve(shared: Arc<Shared>, stream: TcpStream, handle: Arc<Handle>, 
 async fn refuse(shared: &Arc<Shared>, io: &mut TcpStream, fault: Fault, line: &str) -> io::Result<()> {
     let mut entry = shared.audit.entry();
     let policy = shared.policy.load_full();
-    entry.record.policy_revision = Some(policy.revision.as_str().into());
+    entry.record.policy_revision = Some(policy.revision.clone());
     let mut denial = Denial::new(Code::BadRequest, fault.what).cause(line);
     denial.status = Some(fault.status);
     let path = line.split(' ').nth(1).unwrap_or_default();

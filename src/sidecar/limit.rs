@@ -141,6 +141,10 @@ impl Ledger {
         serde_json::to_vec(&State { session_id: self.session.clone(), grants }).ok()
     }
 
+    pub fn is_unsaved(&self) -> bool {
+        self.changed.load(Ordering::Acquire)
+    }
+
     /// Writing the state file failed: try again later.
     pub fn save_failed(&self) {
         self.changed.store(true, Ordering::Release);

@@ -1,7 +1,9 @@
 //! Counters for Prometheus. Labels come from the configuration and from enums only: nothing
 //! that a client sends can make a new series.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicI64, AtomicU64};
+use std::sync::{Mutex, PoisonError};
 
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
@@ -12,9 +14,22 @@ use prometheus_client::registry::Registry;
 
 use super::audit::Record;
 
+/// A provider's name as a label: kept for good, once for each name that was ever configured,
+/// so that counting a request copies no text.
+pub fn label(name: &str) -> &'static str {
+    static KNOWN: Mutex<BTreeSet<&'static str>> = Mutex::new(BTreeSet::new());
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(label) = known.get(name) {
+        return label;
+    }
+    let label: &'static str = Box::leak(name.to_owned().into_boxed_str());
+    known.insert(label);
+    label
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RequestLabels {
-    provider: String,
+    provider: &'static str,
     endpoint: &'static str,
     code: &'static str,
     status: &'static str,
@@ -22,13 +37,13 @@ struct RequestLabels {
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct TokenLabels {
-    provider: String,
+    provider: &'static str,
     kind: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ProviderLabel {
-    provider: String,
+    provider: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -101,9 +116,9 @@ impl Metrics {
         m
     }
 
-    /// A request is over. `configured`: its provider is one, so that its name may be a label.
-    pub fn request(&self, record: &Record, configured: bool) {
-        let provider = record.provider.as_deref().filter(|_| configured).unwrap_or("none").to_owned();
+    /// A request is over; `provider` is the label of its provider, if it is a configured one.
+    pub fn request(&self, record: &Record, provider: Option<&'static str>) {
+        let provider = provider.unwrap_or("none");
         let status = match record.status.unwrap_or(0) / 100 {
             1 => "1xx",
             2 => "2xx",
@@ -112,12 +127,12 @@ impl Metrics {
             5 => "5xx",
             _ => "none",
         };
-        let labels = RequestLabels { provider: provider.clone(), endpoint: record.endpoint.unwrap_or("none"), code: record.code.unwrap_or("ok"), status };
+        let labels = RequestLabels { provider, endpoint: record.endpoint.unwrap_or("none"), code: record.code.unwrap_or("ok"), status };
         self.requests.get_or_create(&labels).inc();
         let t = &record.tokens;
         for (kind, n) in [("input", t.input), ("cache_read", t.cache_read), ("cache_write", t.cache_write), ("output", t.output), ("reasoning", t.reasoning)] {
             if let Some(n) = n {
-                self.tokens.get_or_create(&TokenLabels { provider: provider.clone(), kind }).inc_by(n);
+                self.tokens.get_or_create(&TokenLabels { provider, kind }).inc_by(n);
             }
         }
         let label = ProviderLabel { provider };
@@ -135,8 +150,8 @@ impl Metrics {
         self.policy_ok.set(ok.into());
     }
 
-    pub fn secret(&self, provider: &str, ok: bool) {
-        self.secret_ok.get_or_create(&ProviderLabel { provider: provider.to_owned() }).set(ok.into());
+    pub fn secret(&self, provider: &'static str, ok: bool) {
+        self.secret_ok.get_or_create(&ProviderLabel { provider }).set(ok.into());
     }
 
     /// The text exposition format.

@@ -69,7 +69,7 @@ async fn decide(shared: &Arc<Shared>, policy: &Arc<Policy>, parts: &Parts, body:
     entry.record.stream = asked.stream();
     // The body may have taken its time: what is granted now counts.
     let policy = &shared.policy.load_full();
-    entry.record.policy_revision = Some(policy.revision.as_str().into());
+    entry.record.policy_revision = Some(policy.revision.clone());
     let permit = scope::check(policy, route.provider(), &asked)?;
     entry.record.scope_matched = permit.scope_matched().map(str::to_owned);
     let mut admission = limit::admit(&permit, &shared.ledger, held.len())?;
@@ -134,7 +134,7 @@ pub async fn serve(shared: Arc<Shared>, request: Request<Incoming>, busy: Busy) 
     }
     let mut entry = shared.audit.entry();
     let policy = shared.policy.load_full();
-    entry.record.policy_revision = Some(policy.revision.as_str().into());
+    entry.record.policy_revision = Some(policy.revision.clone());
     let (parts, body) = request.into_parts();
     entry.record.client_session = client_session(&parts.headers);
     let outcome = decide(&shared, &policy, &parts, body, &mut entry).await;
@@ -193,7 +193,7 @@ impl Entry {
     }
 
     fn routed(&mut self, policy: &Policy, route: Route) -> Route {
-        self.configured = policy.providers.contains_key(route.provider());
+        self.label = policy.providers.get(route.provider()).map(|p| p.label);
         self.record.provider = Some(route.provider().to_owned());
         self.record.endpoint = Some(route.endpoint().name);
         self.record.model_requested = route.model().map(str::to_owned);

@@ -301,10 +301,10 @@ fn charge(call: &mut Call, entry: &Entry, usage: Option<Usage>, complete: bool) 
         Some(usage) if complete || reported > passed.total() => (reported, usage),
         _ => (passed.total(), &passed),
     };
-    let usd = cost(call, counted, record.model_reported.as_deref(), record.model_requested.as_deref(), None);
+    let priced = || cost(call, counted, record.model_reported.as_deref(), record.model_requested.as_deref(), None);
     // A model without a price is paid as a dear one, or a budget in dollars would not hold.
     let unpriced = || if call.permit.provider().def.local { 0.0 } else { catalogue::UNKNOWN.cost(tokens_of(counted), None) };
-    let usd = record.cost_usd.or(usd).unwrap_or_else(unpriced);
+    let usd = record.cost_usd.filter(|_| complete).or_else(priced).unwrap_or_else(unpriced).max(record.cost_usd.unwrap_or(0.0));
     call.admission.charge(tokens, usd);
 }
 

@@ -391,11 +391,18 @@ fn nginx(dir: &Path, cpu: usize, upstream: SocketAddr) -> Option<Process> {
 // --- the load ---------------------------------------------------------------------------
 
 fn body(size: usize) -> String {
-    // Prose and code as CLIs send them: an escape every 60 bytes or so.
-    let line = r#"    let answer = compute(\"forty-two\", &mut state)?; // and so on\n"#;
+    // Prose and code as CLIs send them: a line end every 60 bytes or so, a quote now and then.
+    let lines = [
+        r#"    let answer = compute(&mut state, 42)?; // and so on, at length\n"#,
+        r#"The function above reads the file once and keeps what it needs.\n"#,
+        r#"    assert_eq!(answer, 42, \"the answer is known\"); // a test\n"#,
+    ];
     let head = r#"{"model":"claude-sonnet-5","max_tokens":1,"messages":[{"role":"user","content":""#;
     let mut text = head.to_owned();
-    while text.len() + line.len() + 4 < size {
+    for line in lines.iter().cycle() {
+        if text.len() + line.len() + 4 >= size {
+            break;
+        }
         text.push_str(line);
     }
     text.push_str("\"}]}");
