@@ -42,7 +42,14 @@ pub struct Sidecar {
     pub session_id: Option<String>,
 }
 
+/// What prompts can ask the rehearsal for; a test compares it with what it plays.
+pub const SCENES_HELP: &str = "\
+A prompt that says `rehearse:<scene>` picks its answer:
+  text, reasoning, shell, fail, parallel, long-output, sleep, mcp, unknown-tool,
+  slow, long, max-tokens, 401, 403, 404, 429, 429-once, 500, 529, cut, cut-once, stall";
+
 #[derive(Debug, clap::Args)]
+#[command(after_help = SCENES_HELP)]
 pub struct Rehearse {
     /// Where to listen; loopback only
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:4010")]

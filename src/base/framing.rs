@@ -189,7 +189,7 @@ fn check_prefix(head: &[u8], known: usize) -> Result<(), Fault> {
     let line = &head[..memchr::memchr(b'\n', head).unwrap_or(head.len())];
     let method_end = line.iter().position(|b| !b.is_ascii_alphabetic() && *b != b'-');
     match method_end {
-        Some(n) if n > 0 && line[n] == b' ' => {}
+        Some(n) if (1..=16).contains(&n) && line[n] == b' ' => {}
         None if line.len() <= 16 => {}
         _ => return fault(400, "not an HTTP/1.1 request"),
     }

@@ -329,8 +329,10 @@ mod tests {
         assert!(matches!(script.next(&ask("please rehearse:429.")), Step::Error(Failure { status: 429, retry_after: Some(1), .. })));
         assert!(matches!(script.next(&ask("rehearse:429-once")), Step::Error(_)));
         assert!(matches!(script.next(&ask("rehearse:429-once")), Step::Reply(_)));
-        for (name, _) in SCENES {
+        let docs = include_str!("../../docs/rehearsal.md");
+        for (name, what) in SCENES {
             script.next(&ask(&format!("rehearse:{name}")));
+            assert!(crate::cli::SCENES_HELP.contains(name) && docs.contains(&format!("| `{name}` | {what} |")), "{name}");
         }
     }
 
