@@ -453,6 +453,11 @@ fn rotate(path: &Path, keep: u32) -> std::io::Result<File> {
     let next = path.with_extension("next");
     let fresh = open(&next)?;
     lock(&fresh)?;
+    if !path.exists() {
+        // Somebody moved it, or an earlier try got this far.
+        std::fs::rename(&next, path)?;
+        return Ok(fresh);
+    }
     let gap = (1..keep).find(|n| !numbered(*n).exists()).unwrap_or(keep);
     for n in (1..gap).rev() {
         std::fs::rename(numbered(n), numbered(n + 1))?;
@@ -535,6 +540,23 @@ mod tests {
         let total: usize = count(path.clone()) + (1..=12).map(|n| count(PathBuf::from(format!("{}.{n}", path.display())))).sum::<usize>();
         assert_eq!(total, 36);
         assert!(path.metadata().unwrap().len() <= 4096);
+    }
+
+    #[test]
+    fn a_file_that_somebody_moved_is_begun_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = AuditConfig { max_bytes: 4096, ..config(dir.path()) };
+        let (audit, writer) = Audit::open(&config, Arc::default(), Arc::default()).unwrap();
+        drop(audit.entry());
+        while audit.written() < 1 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        std::fs::remove_file(config.file.as_ref().unwrap()).unwrap();
+        for _ in 0..20 {
+            drop(audit.entry());
+        }
+        writer.close(Duration::from_secs(5));
+        assert!(lines(config.file.as_ref().unwrap()).len() >= 10);
     }
 
     #[test]

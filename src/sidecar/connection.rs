@@ -95,10 +95,16 @@ pub async fn serve(shared: Arc<Shared>, stream: TcpStream, handle: Arc<Handle>, 
     }
     let mut io = connection.into_parts().io.into_inner().io;
     let fault = handle.fault.lock().unwrap_or_else(PoisonError::into_inner).take();
-    if let Some((fault, line)) = fault.filter(|_| !handle.last.load(Ordering::Acquire)) {
-        let _ = tokio::time::timeout(LINGER_TIME, refuse(&shared, &mut io, fault, &line)).await;
+    let end = async {
+        if let Some((fault, line)) = fault.filter(|_| !handle.last.load(Ordering::Acquire)) {
+            let _ = tokio::time::timeout(LINGER_TIME, refuse(&shared, &mut io, fault, &line)).await;
+        }
+        linger(io).await;
+    };
+    tokio::select! {
+        () = end => {}
+        () = handle.leave.notified() => {}
     }
-    linger(io).await;
 }
 
 /// Answers a head that is no request.
@@ -198,6 +204,8 @@ impl AsyncRead for Strict {
         }
         let before = buf.filled().len();
         if Pin::new(&mut this.io).poll_read(cx, buf)?.is_pending() {
+            // hyper does not ask again by itself when the reply is over, and then we are idle.
+            this.handle.busy.wake_after(cx.waker());
             if this.handle.busy.is_busy() {
                 return Poll::Pending;
             }

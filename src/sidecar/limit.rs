@@ -57,7 +57,14 @@ struct Counts {
     usd: f64,
     /// Held back for requests in flight.
     #[serde(skip)]
-    pending: u64,
+    pending: Estimate,
+}
+
+/// What a request is taken to cost before its reply says more.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Estimate {
+    pub tokens: u64,
+    pub usd: f64,
 }
 
 const DAY: i64 = 86_400;
@@ -156,24 +163,26 @@ impl Ledger {
 pub struct Admission {
     ledger: Arc<Ledger>,
     limiters: Vec<Arc<Limiter>>,
-    held: u64,
+    held: Estimate,
     /// Charged on drop, when nobody said what the request really cost.
-    owed: u64,
+    owed: Estimate,
 }
 
 /// Lets a request in, or says when to come back.
 ///
 /// # Errors
 /// `busy`, `budget_exhausted`, `rate_limited`. Nothing is charged for a refused request.
-pub fn admit(permit: &Permit, ledger: &Arc<Ledger>, body_bytes: usize) -> Result<Admission, Denial> {
-    // English prose and code are about four bytes a token.
-    let held = body_bytes as u64 / 4;
-    let mut admission = Admission { ledger: ledger.clone(), limiters: Vec::new(), held, owed: 0 };
+pub fn admit(permit: &Permit, ledger: &Arc<Ledger>, held: Estimate) -> Result<Admission, Denial> {
+    let mut admission = Admission { ledger: ledger.clone(), limiters: Vec::new(), held, owed: Estimate::default() };
     let grants: Vec<_> = permit.grants().filter(|g| g.limits != Limits::default()).collect();
     for grant in &grants {
         let limiter = &grant.limiter;
         let active = limiter.spent.active.fetch_add(1, Ordering::AcqRel);
-        lock(&limiter.spent.counts).pending += held;
+        {
+            let mut counts = lock(&limiter.spent.counts);
+            counts.pending.tokens += held.tokens;
+            counts.pending.usd += held.usd;
+        }
         admission.limiters.push(limiter.clone());
         if let Some(most) = grant.limits.concurrent.filter(|most| active >= *most) {
             let mut busy = Denial::new(Code::Busy, format!("grant `{grant}` allows {most} requests at a time, and so many are running"));
@@ -197,20 +206,20 @@ pub fn admit(permit: &Permit, ledger: &Arc<Ledger>, body_bytes: usize) -> Result
 }
 
 impl Limiter {
-    fn within_budget(&self, grant: &str, held: u64) -> Result<(), Denial> {
+    fn within_budget(&self, grant: &str, held: Estimate) -> Result<(), Denial> {
         let mut counts = lock(&self.spent.counts);
         let now = jiff::Timestamp::now().as_second();
         counts.roll(now);
         // What this request itself holds back does not count against it.
-        let pending = counts.pending - held.min(counts.pending);
-        if let Some(most) = self.limits.tokens_per_day.filter(|most| counts.tokens + pending >= *most) {
+        let pending = Estimate { tokens: counts.pending.tokens.saturating_sub(held.tokens), usd: (counts.pending.usd - held.usd).max(0.0) };
+        if let Some(most) = self.limits.tokens_per_day.filter(|most| counts.tokens.saturating_add(pending.tokens) >= *most) {
             let resets = (now / DAY + 1) * DAY;
             let when = jiff::Timestamp::from_second(resets).map(|t| t.to_string()).unwrap_or_default();
             let mut d = Denial::new(Code::BudgetExhausted, format!("grant `{grant}` allows {most} tokens a day; {} are spent (resets {when})", counts.tokens));
             d.resets_at = Some(resets);
             return Err(d.hint("ask an operator for more `tokensPerDay`, or go on tomorrow"));
         }
-        if let Some(most) = self.limits.usd_per_session.filter(|most| counts.usd >= *most) {
+        if let Some(most) = self.limits.usd_per_session.filter(|most| counts.usd + pending.usd >= *most) {
             let d = Denial::new(Code::BudgetExhausted, format!("grant `{grant}` allows {most} USD a session; {:.2} are spent", counts.usd));
             return Err(d.hint("ask an operator for more `usdPerSession`, or start a new session"));
         }
@@ -238,13 +247,13 @@ impl Admission {
     /// It failed: unless the provider may have worked on it all the same, nothing is owed.
     pub fn unless_worked_on(&mut self, code: Code) {
         if code != Code::UpstreamTimeout {
-            self.owed = 0;
+            self.owed = Estimate::default();
         }
     }
 
     /// The request is over and cost this much.
     pub fn charge(&mut self, tokens: u64, usd: f64) {
-        self.owed = 0;
+        self.owed = Estimate::default();
         if self.limiters.is_empty() || (tokens == 0 && usd == 0.0) {
             return;
         }
@@ -261,13 +270,14 @@ impl Admission {
 
 impl Drop for Admission {
     fn drop(&mut self) {
-        if self.owed > 0 {
-            self.charge(self.owed, 0.0);
+        if self.owed.tokens > 0 {
+            self.charge(self.owed.tokens, self.owed.usd);
         }
         for limiter in &self.limiters {
             limiter.spent.active.fetch_sub(1, Ordering::AcqRel);
             let mut counts = lock(&limiter.spent.counts);
-            counts.pending = counts.pending.saturating_sub(self.held);
+            counts.pending.tokens = counts.pending.tokens.saturating_sub(self.held.tokens);
+            counts.pending.usd = (counts.pending.usd - self.held.usd).max(0.0);
         }
     }
 }
@@ -284,24 +294,24 @@ mod tests {
         let limits = Limits { tokens_per_day: Some(100), ..Limits::default() };
         let limiter = ledger.limiter("ai.x", &limits);
         let ledger = Arc::new(ledger);
-        Admission { ledger: ledger.clone(), limiters: vec![limiter], held: 0, owed: 0 }.charge(100, 1.5);
+        Admission { ledger: ledger.clone(), limiters: vec![limiter], held: Estimate::default(), owed: Estimate::default() }.charge(100, 1.5);
         std::fs::write(&file, ledger.unsaved().unwrap()).unwrap();
         assert!(ledger.unsaved().is_none());
 
         let again = Ledger::open(Some(&file), None).unwrap();
         assert_eq!(again.session(), ledger.session());
         let more = Limits { tokens_per_day: Some(101), usd_per_session: Some(1.0), ..limits };
-        assert_eq!(again.limiter("ai.x", &limits).within_budget("ai.x", 0).unwrap_err().code, Code::BudgetExhausted);
-        assert!(again.limiter("ai.x", &more).within_budget("ai.x", 0).unwrap_err().message.contains("USD"));
+        assert_eq!(again.limiter("ai.x", &limits).within_budget("ai.x", Estimate::default()).unwrap_err().code, Code::BudgetExhausted);
+        assert!(again.limiter("ai.x", &more).within_budget("ai.x", Estimate::default()).unwrap_err().message.contains("USD"));
         let other = Ledger::open(Some(&file), Some("another")).unwrap();
-        assert!(other.limiter("ai.x", &more).within_budget("ai.x", 0).is_ok(), "dollars are per session, and one token is left");
+        assert!(other.limiter("ai.x", &more).within_budget("ai.x", Estimate::default()).is_ok(), "dollars are per session, and one token is left");
         std::fs::write(&file, "{").unwrap();
         assert!(Ledger::open(Some(&file), None).is_err());
     }
 
     #[test]
     fn a_clock_that_jumps_back_gives_nothing_back() {
-        let mut c = Counts { day: 10, tokens: 5, usd: 0.0, pending: 0 };
+        let mut c = Counts { day: 10, tokens: 5, usd: 0.0, pending: Estimate::default() };
         c.roll(9 * DAY);
         assert_eq!((c.day, c.tokens), (10, 5));
         c.roll(11 * DAY);

@@ -21,7 +21,7 @@ use hyper::body::{Body as HttpBody, Bytes, Frame, Incoming, SizeHint};
 use hyper::header::{CONTENT_ENCODING, CONTENT_LENGTH, HeaderMap};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::provider::registry::{Body, Feature, Model, Stream};
+use super::provider::registry::{Body, Feature, Model, Named, Stream};
 use super::refusal::{Code, Denial};
 use super::route::Route;
 use crate::base::json::{Event, Flow, Parser, Text};
@@ -357,7 +357,9 @@ enum Means {
     NoContent,
     /// What a tool or a plugin is.
     Type,
-    Id,
+    Plugin,
+    /// Models to choose from, or patterns of them.
+    Allowed,
     /// A tool's `parameters`: a schema, unless its `type` says that it is no function.
     Loose,
     LooseModel,
@@ -383,6 +385,7 @@ struct Finder {
     reads_flag: bool,
     levels: Vec<Level>,
     next: Means,
+    in_plugins: bool,
     /// Models in `parameters` of tools that are still open.
     loose: Vec<String>,
     fault: Option<String>,
@@ -393,7 +396,16 @@ impl Finder {
     fn new(rules: &'static Body, stream: Stream) -> Self {
         let reads_flag = matches!(stream, Stream::Flag | Stream::UnlessFalse);
         let stream = matches!(stream, Stream::Always | Stream::UnlessFalse);
-        Finder { rules, reads_flag, levels: Vec::new(), next: Means::Nothing, loose: Vec::new(), fault: None, asked: Asked { stream, ..Asked::default() } }
+        Finder {
+            rules,
+            reads_flag,
+            levels: Vec::new(),
+            next: Means::Nothing,
+            in_plugins: false,
+            loose: Vec::new(),
+            fault: None,
+            asked: Asked { stream, ..Asked::default() },
+        }
     }
 
     fn fail(&mut self, what: String) {
@@ -451,7 +463,8 @@ impl Finder {
             }
             (Means::Nothing, Some(Means::Loose | Means::LooseModel)) => Means::Loose,
             (Means::LooseModel, _) if object => Means::Loose,
-            (Means::Stream | Means::NoContent | Means::Type | Means::Id | Means::Stored, _) => Means::Nothing,
+            (Means::Stream | Means::NoContent | Means::Type | Means::Plugin | Means::Stored, _) => Means::Nothing,
+            (Means::Nothing, Some(Means::Allowed)) => Means::Nothing,
             (means, _) => means,
         };
         self.levels.push(Level { means, top, seen: 0, special_tool: false, loose_from: None });
@@ -498,13 +511,16 @@ impl Finder {
             self.next = Means::NoContent;
             return Flow::Visit;
         }
+        if top {
+            self.in_plugins = name == "plugins";
+        }
         if let Err(flow) = self.deciding(name, top) {
             return flow;
         }
         self.next = match name {
             "model" if top => Means::MainModel,
             "model" | "model_id" | "modelId" | "deployment" => Means::Model,
-            "models" | "fallbacks" | "fallback_models" | "analysis_models" | "allowed_models" => Means::Models,
+            "models" | "fallbacks" | "fallback_models" | "analysis_models" => Means::Models,
             "parameters" if !top => {
                 let from = self.loose.len();
                 if let Some(level) = self.levels.last_mut() {
@@ -513,7 +529,9 @@ impl Finder {
                 Means::Loose
             }
             "type" if !top => Means::Type,
-            "id" if !top => Means::Id,
+            "id" if self.in_plugins => Means::Plugin,
+            "allowed_models" => Means::Allowed,
+            "container_id" | "file_ids" if !top => Means::Restricted(Feature::StoredObjects),
             "container" if !top => Means::Stored,
             "vector_store_ids" if !top => Means::Restricted(Feature::StoredObjects),
             _ if SERVER_KEYS.contains(&name) => Means::Restricted(Feature::McpServers),
@@ -588,13 +606,17 @@ impl Finder {
             },
             Means::Restricted(feature) => self.feature(feature),
             Means::Stored => self.feature(Feature::StoredObjects),
-            Means::Type | Means::Id => {
+            Means::Type => {
                 let kind = text.as_str().unwrap_or_default();
-                self.asked.any |= (self.rules.chooses)(kind);
-                if let Some(level) = self.levels.last_mut().filter(|_| means == Means::Type) {
-                    level.special_tool = !matches!(kind, "function" | "custom");
+                self.asked.any |= (self.rules.chooses)(Named::Type(kind));
+                if let Some(level) = self.levels.last_mut() {
+                    level.special_tool |= !matches!(kind, "function" | "custom");
                 }
             }
+            Means::Plugin => self.asked.any |= (self.rules.chooses)(Named::Plugin(text.as_str().unwrap_or_default())),
+            // A pattern of models to choose from.
+            Means::Allowed if text.bytes.contains(&b'*') => self.asked.any = true,
+            Means::Allowed => self.string(Means::Models, text),
             Means::LooseModel if self.loose.len() < MAX_MODELS => self.loose.extend(text.as_str().map(str::to_owned)),
             Means::LooseModel => self.fail(format!("more than {MAX_MODELS} models")),
             Means::Nothing | Means::Stream | Means::But(_) | Means::NoContent | Means::Loose => {}

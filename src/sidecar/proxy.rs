@@ -19,7 +19,7 @@ use tokio::sync::Semaphore;
 use super::audit::{Audit, Decision, Entry};
 use super::config::{Config, Policy};
 use super::guard::Hosts;
-use super::limit::Ledger;
+use super::limit::{Estimate, Ledger};
 use super::metrics::Metrics;
 use super::model::Held;
 use super::provider::registry::Kind;
@@ -52,7 +52,7 @@ pub struct Shared {
 enum Outcome {
     Probe,
     Reply(Call, Response<Incoming>),
-    Models(Vec<u8>),
+    Models(Bytes),
 }
 
 async fn decide(shared: &Arc<Shared>, policy: &Arc<Policy>, parts: &Parts, body: Incoming, entry: &mut Entry) -> Result<Outcome, Denial> {
@@ -72,7 +72,8 @@ async fn decide(shared: &Arc<Shared>, policy: &Arc<Policy>, parts: &Parts, body:
     entry.record.policy_revision = Some(policy.revision.clone());
     let permit = scope::check(policy, route.provider(), &asked)?;
     entry.record.scope_matched = permit.scope_matched().map(str::to_owned);
-    let mut admission = limit::admit(&permit, &shared.ledger, held.len())?;
+    let usd = relay::estimate_usd(&shared.config.prices, permit.provider(), asked.main_model(), held.len());
+    let mut admission = limit::admit(&permit, &shared.ledger, Estimate { tokens: held.len() as u64 / 4, usd })?;
     entry.record.decision = Decision::Allow;
     if route.endpoint().usage.is_some() {
         admission.owe();
@@ -80,7 +81,10 @@ async fn decide(shared: &Arc<Shared>, policy: &Arc<Policy>, parts: &Parts, body:
     let reply = send(shared, &route, &permit, &parts.headers, held).await.inspect_err(|d| admission.unless_worked_on(d.code))?;
     entry.record.status = Some(reply.status().as_u16());
     if route.endpoint().kind == Kind::Models && reply.status().is_success() {
-        return relay::filter_models(&permit, reply).await.map(Outcome::Models);
+        let (list, echoed) = relay::filter_models(&permit, reply, shared.secrets.patterns()).await?;
+        entry.record.key_echoed = echoed;
+        shared.metrics.key_echoes.inc_by(echoed.into());
+        return Ok(Outcome::Models(list));
     }
     Ok(Outcome::Reply(Call { shared: shared.clone(), route, permit, admission }, reply))
 }
@@ -146,14 +150,14 @@ pub async fn serve(shared: Arc<Shared>, request: Request<Incoming>, busy: Busy) 
             Err((denial, entry)) => refuse(*entry, &denial, shape(), client(), busy),
         },
         Ok(Outcome::Models(list)) => own(entry, list, busy),
-        Ok(Outcome::Probe) => own(entry, b"{\"outrigger\":\"sidecar\"}".to_vec(), busy),
+        Ok(Outcome::Probe) => own(entry, Bytes::from_static(b"{\"outrigger\":\"sidecar\"}"), busy),
         Err(denial) => refuse(entry, &denial, shape(), client(), busy),
     })
 }
 
-fn own(mut entry: Entry, body: Vec<u8>, busy: Busy) -> Response<Answer> {
+fn own(mut entry: Entry, body: Bytes, busy: Busy) -> Response<Answer> {
     entry.record.bytes_out = body.len() as u64;
-    let mut response = Response::new(Answer { kind: AnswerKind::Own(Full::from(body)), _busy: busy });
+    let mut response = Response::new(Answer { kind: AnswerKind::Own(Full::new(body)), _busy: busy });
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response.headers_mut().insert("x-content-type-options", HeaderValue::from_static("nosniff"));
     response

@@ -21,9 +21,10 @@ use hyper::{Response, StatusCode, http::response::Parts};
 use tokio::time::Sleep;
 
 use super::audit::{Entry, ExtraTokens, Tokens};
+use super::config::ProviderConfig;
 use super::limit::Admission;
 use super::proxy::Shared;
-use super::redact::Redactor;
+use super::redact::{Patterns, Redactor};
 use super::refusal::{Code, Denial};
 use super::route::Route;
 use super::scope::Permit;
@@ -166,7 +167,8 @@ impl Relay {
     /// Nothing more comes: the body says so, or all of its announced length was read (over
     /// HTTP/2 its end is a frame of its own, for which nobody waits).
     fn is_whole(&self) -> bool {
-        self.raw.is_empty() && (self.left == Some(0) || self.body.is_end_stream())
+        // A compressed reply is whole when its own end was found, at the end of the body.
+        self.inflate.is_none() && (self.left == Some(0) || self.body.is_end_stream())
     }
 
     /// A piece of the reply, on its way out; empty if all of it is held back.
@@ -273,7 +275,8 @@ fn settle(call: &mut Call, entry: &mut Entry, status: StatusCode, report: Report
         record.tokens = Tokens { input: u.input, cache_read: u.cache_read, cache_write: u.cache_write, output: u.output, reasoning: u.reasoning };
         record.extra_usage = u.extra.iter().map(extra).collect();
         record.usage_complete = report.complete;
-        record.cost_usd = cost(call, u, record.model_reported.as_deref(), record.model_requested.as_deref(), report.tier.as_deref());
+        let (prices, provider) = (&call.shared.config.prices, call.permit.provider());
+        record.cost_usd = price_of(prices, provider, u, record.model_reported.as_deref(), record.model_requested.as_deref(), report.tier.as_deref());
     }
     if let (Some(reported), Some(requested)) = (&record.model_reported, &record.model_requested)
         && billed
@@ -290,22 +293,35 @@ fn settle(call: &mut Call, entry: &mut Entry, status: StatusCode, report: Report
     }
 }
 
-/// The budget pays what the reply reported. Where it reported nothing, or was cut before it
-/// could, it pays at least for what is known to have passed: the request at four bytes a
-/// token, the reply at sixteen, since a stream wraps each token in JSON.
+/// The budget pays what the reply reported. Of what it did not, or could not before it was
+/// cut, it pays what is known to have passed: the request at four bytes a token, the reply at
+/// sixteen, since a stream wraps each token in JSON.
 fn charge(call: &mut Call, entry: &Entry, usage: Option<Usage>, complete: bool) {
     let record = &entry.record;
-    let reported = usage.as_ref().map_or(0, Usage::total);
-    let passed = Usage { input: Some(record.bytes_in / 4), output: Some(record.bytes_out / 16), ..Usage::default() };
-    let (tokens, counted) = match &usage {
-        Some(usage) if complete || reported > passed.total() => (reported, usage),
-        _ => (passed.total(), &passed),
-    };
-    let priced = || cost(call, counted, record.model_reported.as_deref(), record.model_requested.as_deref(), None);
-    // A model without a price is paid as a dear one, or a budget in dollars would not hold.
-    let unpriced = || if call.permit.provider().def.local { 0.0 } else { catalogue::UNKNOWN.cost(tokens_of(counted), None) };
-    let usd = record.cost_usd.filter(|_| complete).or_else(priced).unwrap_or_else(unpriced).max(record.cost_usd.unwrap_or(0.0));
-    call.admission.charge(tokens, usd);
+    let mut usage = usage.unwrap_or_default();
+    if !complete {
+        if usage.input.is_none() && usage.cache_read.is_none() && usage.cache_write.is_none() {
+            usage.input = Some(record.bytes_in / 4);
+        }
+        usage.output = Some(usage.output.unwrap_or(0).max(record.bytes_out / 16));
+    }
+    let usd = record.cost_usd.filter(|_| complete).unwrap_or_else(|| {
+        let provider = call.permit.provider();
+        price_of(&call.shared.config.prices, provider, &usage, record.model_reported.as_deref(), record.model_requested.as_deref(), None)
+            .unwrap_or_else(|| unpriced(provider, &usage))
+    });
+    call.admission.charge(usage.total(), usd);
+}
+
+/// A model without a price is paid as a dear one, or a budget in dollars would not hold.
+fn unpriced(provider: &ProviderConfig, usage: &Usage) -> f64 {
+    if provider.def.local { 0.0 } else { catalogue::UNKNOWN.cost(tokens_of(usage), None) }
+}
+
+/// What a request of this size is taken to cost before anything is known of its reply.
+pub fn estimate_usd(prices: &catalogue::Overrides, provider: &ProviderConfig, model: Option<&str>, bytes: usize) -> f64 {
+    let usage = Usage { input: Some(bytes as u64 / 4), ..Usage::default() };
+    price_of(prices, provider, &usage, None, model, None).unwrap_or_else(|| unpriced(provider, &usage))
 }
 
 fn tokens_of(usage: &Usage) -> catalogue::Tokens {
@@ -327,13 +343,18 @@ fn extra(e: &super::usage::Extra) -> ExtraTokens {
     }
 }
 
-fn cost(call: &Call, usage: &Usage, reported: Option<&str>, requested: Option<&str>, tier: Option<&str>) -> Option<f64> {
+fn price_of(
+    prices: &catalogue::Overrides,
+    provider: &ProviderConfig,
+    usage: &Usage,
+    reported: Option<&str>,
+    requested: Option<&str>,
+    tier: Option<&str>,
+) -> Option<f64> {
     if usage.cost_usd.is_some() {
         return usage.cost_usd;
     }
-    let prices = &call.shared.config.prices;
     // An own name for a provider does not change what its kind costs.
-    let provider = call.permit.provider();
     let price = |model: &str| prices.price(&provider.name, model).or_else(|| prices.price(provider.def.kind, model));
     let main = reported.and_then(price).or_else(|| requested.and_then(price))?;
     let mut usd = main.cost(tokens_of(usage), tier);
@@ -381,6 +402,9 @@ impl Body for Relay {
                 }
                 Poll::Ready(Some(Err(e))) => return this.cut(Cut::Upstream(e)),
                 Poll::Ready(None) => {
+                    if let Some(Err(why)) = this.inflate.as_mut().map(flate2::write::GzDecoder::try_finish) {
+                        return this.cut(Cut::Encoding(why));
+                    }
                     let rest = this.redactor.finish();
                     if let Some(entry) = this.entry.as_mut() {
                         entry.record.bytes_out += rest.len() as u64;
@@ -417,11 +441,11 @@ impl Drop for Relay {
     }
 }
 
-/// A list of models, cut down to those that the session may use.
+/// A list of models, cut down to those that the session may use; and whether it held our key.
 ///
 /// # Errors
 /// `upstream_invalid` when it is no list, or too long.
-pub async fn filter_models(permit: &Permit, reply: Response<Incoming>) -> Result<Vec<u8>, Denial> {
+pub async fn filter_models(permit: &Permit, reply: Response<Incoming>, patterns: Arc<Patterns>) -> Result<(Bytes, bool), Denial> {
     let bad = |cause: &str| Denial::new(Code::UpstreamInvalid, "the provider's list of models could not be read").cause(cause);
     let body = http_body_util::Limited::new(reply.into_body(), MAX_LIST).collect();
     let body =
@@ -440,5 +464,8 @@ pub async fn filter_models(permit: &Permit, reply: Response<Incoming>) -> Result
     if let Some(items) = list.as_array_mut() {
         items.retain(shows);
     }
-    serde_json::to_vec(&list).map_err(|e| bad(&e.to_string()))
+    let list = serde_json::to_vec(&list).map_err(|e| bad(&e.to_string()))?;
+    let mut redactor = Redactor::new(patterns);
+    let clean = [redactor.feed(list.into()), redactor.finish()].concat();
+    Ok((clean.into(), redactor.hits > 0))
 }

@@ -177,7 +177,11 @@ pub fn check(policy: &Arc<Policy>, provider: &str, asked: &Asked) -> Result<Perm
     let config = policy.providers.get(provider);
     for model in asked.models() {
         let opaque = config.is_some_and(|p| (p.def.opaque_models)(model));
-        let covering = policy.live_grants(provider).find(|(_, g)| if opaque { g.is_unlimited() || g.names(model) } else { g.covers(model) });
+        let covers = |g: &Grant| if opaque { g.is_unlimited() || g.names(model) } else { g.covers(model) };
+        // Of several, one that allows what the request uses.
+        let allows = |g: &Grant| asked.features().all(|f| g.allow.contains(&f));
+        let covering = || policy.live_grants(provider).filter(|(_, g)| covers(g));
+        let covering = covering().find(|(_, g)| allows(g)).or_else(|| covering().next());
         let Some((i, _)) = covering else { return Err(denied(policy, provider, Some(model))) };
         if !grants.contains(&i) {
             grants.push(i);

@@ -375,6 +375,9 @@ async fn tools_that_run_models_need_grants_for_them() {
         r#""plugins":[{"id":"fusion","analysis_models":["anthropic/claude-opus-5"]}]"#,
         r#""plugins":[{"id":"auto-router","allowed_models":["anthropic/*"]}]"#,
         r#""preset":"x""#,
+        r#""plugins":[{"id":"somebodys-router"}]"#,
+        r#""tools":[{"type":"openrouter:web_search","parameters":{"model":"openai/gpt"},"type":"function"}]"#,
+        r#""tools":[{"type":"shell","environment":{"container_id":"c"}}]"#,
         r#""models":["anthropic/claude-opus-5"]"#,
     ] {
         let got = sc.post("/openrouter/v1/chat/completions", &[], chat(more)).await;
@@ -385,6 +388,8 @@ async fn tools_that_run_models_need_grants_for_them() {
         r#""tools":[{"type":"function","function":{"name":"f","parameters":{"model":"x","properties":{"Model":{"default":{"model":"y"}}}}}}]"#,
         r#""tools":[{"type":"openrouter:web_search","parameters":{"max_results":3}}]"#,
         r#""plugins":[{"id":"web"}]"#,
+        r#""tool_choice":{"type":"auto"}"#,
+        r#""tools":[{"type":"code_interpreter","container":{"type":"auto"}}]"#,
     ] {
         assert_eq!(sc.post("/openrouter/v1/chat/completions", &[], chat(more)).await.status, 200, "{more}");
     }
@@ -401,6 +406,8 @@ async fn one_grants_allowance_is_not_anothers() {
     let sc = sidecar(&up).grants(r#"[{scope: "ai.anthropic:a"}, {scope: "ai.anthropic:b", allow: [mcp_servers]}]"#).run().await;
     let ask = |model: &str, fallback: &str| format!(r#"{{"model":"{model}","fallbacks":[{fallback}],"mcp_servers":[{{"url":"https://x"}}],"messages":[]}}"#);
     assert_eq!(sc.post(MESSAGES, &[], ask("b", "")).await.status, 200);
+    let sc2 = sidecar(&up).grants(r#"[{scope: "ai.anthropic:claude-*"}, {scope: "ai.anthropic:claude-b", allow: [mcp_servers]}]"#).run().await;
+    assert_eq!(sc2.post(MESSAGES, &[], ask("claude-b", "")).await.status, 200, "of several grants, the one that allows it");
     for (model, fallback) in [("a", ""), ("a", "\"b\""), ("b", "\"a\"")] {
         assert_eq!(sc.post(MESSAGES, &[], ask(model, fallback)).await.code(), "scope_denied", "{model} {fallback}");
     }

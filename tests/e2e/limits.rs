@@ -142,6 +142,23 @@ async fn dollars_come_from_the_table_the_operator_or_the_provider() {
     assert!(metrics.contains("outrigger_cost_usd_total{provider=\"openrouter\"} 0.25"), "{metrics}");
 }
 
+/// Dollars are held back for requests in flight, and paid by those that are left.
+#[tokio::test]
+async fn a_budget_in_dollars_is_not_spent_twice_at_once() {
+    let up = Upstream::always(Reply::Silence).await;
+    // 4,000,000 bytes are a million tokens, 3 USD of this model.
+    let sc = sidecar(&up).grants("[{scope: ai.anthropic, limits: {usdPerSession: 2}}]").run().await;
+    let body = format!(r#"{{"model":"claude-sonnet-4-5","messages":["{}"]}}"#, "x".repeat(4_000_000));
+    let raw = String::from_utf8(compose("POST", MESSAGES, &[], body.as_bytes())).unwrap().replace("{PORT}", &sc.addr.port().to_string());
+    let mut client = TcpStream::connect(sc.addr).await.unwrap();
+    client.write_all(raw.as_bytes()).await.unwrap();
+    until("the request to arrive", || up.seen().len() == 1).await;
+    assert_eq!(sc.post(MESSAGES, &[], BODY).await.code(), "budget_exhausted", "held back");
+    drop(client);
+    sc.audit(2).await;
+    assert_eq!(sc.post(MESSAGES, &[], BODY).await.code(), "budget_exhausted", "paid");
+}
+
 /// A reply that was cut or left before it said anything is charged by its size.
 #[tokio::test]
 async fn leaving_early_is_not_free() {

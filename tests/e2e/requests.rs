@@ -266,6 +266,16 @@ async fn a_list_of_models_shows_what_is_granted() {
     assert_eq!(sc.get("/anthropic/v1/models", &[]).await.code(), "scope_denied");
 }
 
+#[tokio::test]
+async fn a_list_of_models_holds_no_key() {
+    let list = format!(r#"{{"data":[{{"id":"gpt-5.5","description":"for {CANARY}"}}]}}"#);
+    let up = Upstream::always(json(&list)).await;
+    let sc = sidecar(&up).run().await;
+    let got = sc.get("/openai/v1/models", &[]).await;
+    assert!(got.text().contains("gpt-5.5") && got.text().contains("[REDACTED]") && !got.text().contains(CANARY), "{}", got.text());
+    assert_eq!(sc.audit(1).await[0]["key_echoed"], true);
+}
+
 /// OpenAI's and Anthropic's published paths: only the few that are listed exist here.
 #[tokio::test]
 async fn nothing_but_the_listed_endpoints_exists() {

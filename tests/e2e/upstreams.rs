@@ -88,6 +88,17 @@ async fn a_cut_reply_is_never_a_clean_one() {
 }
 
 #[tokio::test]
+async fn a_cut_compressed_reply_is_none_either() {
+    let gz = fixture("providers/anthropic/stream_basic.sse.gz");
+    for keep in [gz.len() - 30, gz.len() - 1, 40] {
+        let headers = vec![("content-type", "text/event-stream".into()), ("content-encoding", "gzip".into())];
+        let (got, record) = one(Reply::Whole { status: 200, headers, body: gz[..keep].to_vec() }).await;
+        assert!(!got.whole, "{keep}");
+        assert_eq!(record["code"], "upstream_cut");
+    }
+}
+
+#[tokio::test]
 async fn only_listed_headers_come_back() {
     let hostile = [
         ("set-cookie", "a=b"),

@@ -3,7 +3,7 @@
 //! Formats: `@anthropic-ai/sdk` 1.11 (resources, errors, streaming) and the LLM gateway
 //! contract of Claude Code's documentation.
 
-use super::registry::{Auth, BASE, Body, Endpoint, Feature, Kind, Method, Model, NO_BODY, Provider, Stream, never};
+use super::registry::{Auth, BASE, Body, Endpoint, Feature, Kind, Method, Model, NO_BODY, Provider, Stream, never, nobody};
 use crate::sidecar::refusal::{self, Answer, Code, Refusal, Shape};
 use crate::sidecar::usage::{Complete, Field, Format, Raw, Usage};
 use serde_json::json;
@@ -80,7 +80,7 @@ pub(super) const MESSAGES: Body = Body {
         ("user_profile_id", Feature::StoredObjects),
         ("workspace_id", Feature::StoredObjects),
     ],
-    chooses: never,
+    chooses: nobody,
 };
 
 /// A client that was logged in announces its token's kind; ours is a key. Every other beta

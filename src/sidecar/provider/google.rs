@@ -2,7 +2,7 @@
 //!
 //! Formats: `@google/genai` 2.32 and the error handling of Gemini CLI.
 
-use super::registry::{Auth, BASE, Body, Endpoint, Feature, Kind, Method, Model, NO_BODY, Provider, Stream, never};
+use super::registry::{Auth, BASE, Body, Endpoint, Feature, Kind, Method, Model, NO_BODY, Provider, Stream, never, nobody};
 use crate::sidecar::refusal::{self, Answer, Code, Refusal, Shape};
 use crate::sidecar::usage::{Complete, Field, Format, Raw, Usage};
 use serde_json::json;
@@ -116,7 +116,7 @@ const CONTENT: Body = Body {
     content: &["contents", "systemInstruction", "system_instruction", "safetySettings", "safety_settings", "labels"],
     content_but: &[],
     restricted: &[],
-    chooses: never,
+    chooses: nobody,
 };
 
 const INTERACTIONS: Body = Body {
@@ -124,7 +124,7 @@ const INTERACTIONS: Body = Body {
     content: &["input", "system_instruction", "systemInstruction", "response_format"],
     content_but: &[],
     restricted: &[("agent", Feature::StoredObjects), ("previous_interaction_id", Feature::StoredObjects), ("background", Feature::Background)],
-    chooses: never,
+    chooses: nobody,
 };
 
 static INTERACTIONS_FORMAT: Format = Format {

@@ -3,7 +3,7 @@
 //! A model whose id ends in `cloud` leaves the machine: a pattern does not cover it, only a
 //! grant of all of Ollama or one that names it.
 
-use super::registry::{Auth, BASE, Body, Endpoint, Kind, Method, Model, NO_BODY, Provider, Stream, never};
+use super::registry::{Auth, BASE, Body, Endpoint, Kind, Method, Model, NO_BODY, Provider, Stream, nobody};
 use super::{anthropic, openai};
 use crate::sidecar::refusal::{Answer, Code, Refusal, Shape};
 use crate::sidecar::usage::{Complete, Field, Format};
@@ -73,7 +73,7 @@ const NATIVE: Body = Body {
     content: &["messages", "prompt", "system", "template", "suffix", "images", "format", "options", "context", "raw"],
     content_but: &[],
     restricted: &[],
-    chooses: never,
+    chooses: nobody,
 };
 
 static FORMAT: Format = Format {

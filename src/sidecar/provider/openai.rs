@@ -2,7 +2,7 @@
 //!
 //! Formats: `openai` 6.49 (npm) and the sources of Codex for what it retries.
 
-use super::registry::{Auth, BASE, Body, Endpoint, Feature, Kind, Method, Model, NO_BODY, Provider, Stream, never};
+use super::registry::{Auth, BASE, Body, Endpoint, Feature, Kind, Method, Model, NO_BODY, Provider, Stream, never, nobody};
 use crate::sidecar::refusal::{self, Answer, Client, Code, Refusal, Shape};
 use crate::sidecar::usage::{Complete, Field, Format, Raw, Usage};
 use serde_json::json;
@@ -111,7 +111,7 @@ pub(super) const RESPONSES: Body = Body {
         ("previous_response_id", Feature::StoredObjects),
         ("background", Feature::Background),
     ],
-    chooses: never,
+    chooses: nobody,
 };
 
 pub(super) const CHAT: Body = Body {
@@ -119,7 +119,7 @@ pub(super) const CHAT: Body = Body {
     content: &["messages", "functions", "response_format", "metadata", "prediction", "stop", "logit_bias", "user"],
     content_but: &[],
     restricted: &[],
-    chooses: never,
+    chooses: nobody,
 };
 
 const EMBEDDINGS: Body = Body { content: &["input", "user"], ..CHAT };

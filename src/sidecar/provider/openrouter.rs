@@ -1,6 +1,6 @@
 //! OpenRouter: Chat Completions with a choice of models.
 
-use super::registry::{Auth, BASE, Body, Endpoint, Feature, Kind, Method, Model, NO_BODY, Provider, Stream};
+use super::registry::{Auth, BASE, Body, Endpoint, Feature, Kind, Method, Model, NO_BODY, Named, Provider, Stream};
 use super::{anthropic, openai};
 use crate::sidecar::refusal::{Answer, Code, Refusal, Shape};
 use serde_json::json;
@@ -59,12 +59,13 @@ const RESPONSES_RESTRICTED: &[(&str, Feature)] = &[
 /// OpenRouter's own tools and plugins can run further models (advisor, fusion, the auto
 /// router), by default some that the request does not name. Those known to run none are
 /// listed; any other is taken to.
-fn runs_a_model(kind: &str) -> bool {
-    let own = kind.strip_prefix("openrouter:");
-    let harmless = ["web_search", "web_fetch", "datetime", "web", "file-parser", "response-healing", "context-compression"];
-    match own {
-        Some(tool) => !harmless.contains(&tool),
-        None => matches!(kind, "fusion" | "auto-router" | "auto" | "advisor"),
+fn runs_a_model(named: Named<'_>) -> bool {
+    match named {
+        Named::Type(kind) => match kind.strip_prefix("openrouter:") {
+            Some(tool) => !matches!(tool, "web_search" | "web_fetch" | "datetime"),
+            None => kind.starts_with("advisor_"),
+        },
+        Named::Plugin(id) => !matches!(id, "web" | "file-parser" | "response-healing" | "context-compression"),
     }
 }
 

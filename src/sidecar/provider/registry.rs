@@ -130,8 +130,17 @@ pub struct Body {
     pub content_but: &'static [(&'static str, &'static str)],
     /// What needs a grant's `allow`, by its top-level key.
     pub restricted: &'static [(&'static str, Feature)],
-    /// Types of tools and ids of plugins that run a model which the request need not name.
-    pub chooses: fn(&str) -> bool,
+    /// Tools and plugins that run a model which the request need not name.
+    pub chooses: fn(Named<'_>) -> bool,
+}
+
+/// What a request calls in to help.
+#[derive(Debug, Clone, Copy)]
+pub enum Named<'a> {
+    /// A `type`, of a tool or of anything else.
+    Type(&'a str),
+    /// The `id` of an item of `plugins`.
+    Plugin(&'a str),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -171,7 +180,7 @@ impl Feature {
     }
 }
 
-pub(super) const NO_BODY: Body = Body { model: Model::NoBody, content: &[], content_but: &[], restricted: &[], chooses: never };
+pub(super) const NO_BODY: Body = Body { model: Model::NoBody, content: &[], content_but: &[], restricted: &[], chooses: nobody };
 
 /// The rest of an endpoint, so that each entry says only what is its own.
 pub(super) const BASE: Endpoint = Endpoint {
@@ -189,6 +198,10 @@ pub(super) const BASE: Endpoint = Endpoint {
     body: &NO_BODY,
     usage: None,
 };
+
+pub(super) fn nobody(_: Named<'_>) -> bool {
+    false
+}
 
 pub(super) fn never(_: &str) -> bool {
     false
