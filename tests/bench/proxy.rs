@@ -381,7 +381,7 @@ fn nginx(dir: &Path, cpu: usize, upstream: SocketAddr) -> Option<Process> {
     let port = free_port();
     let d = dir.display();
     let conf = format!(
-        "daemon off; master_process on; worker_processes 1; user root; pid {d}/nginx-{port}.pid; error_log {d}/nginx.err;\nevents {{ worker_connections 4096; }}\nhttp {{ access_log off; client_max_body_size 64m; client_body_buffer_size 2m; client_body_temp_path {d}/nb; proxy_temp_path {d}/np; fastcgi_temp_path {d}/nf; uwsgi_temp_path {d}/nu; scgi_temp_path {d}/ns;\nupstream u {{ server {upstream}; keepalive 64; }}\nserver {{ listen 127.0.0.1:{port}; location /anthropic/ {{ proxy_pass http://u/; proxy_http_version 1.1; proxy_set_header Connection \"\"; proxy_set_header x-api-key sk-bench; proxy_buffering off; proxy_request_buffering on; }} }} }}\n"
+        "daemon off; master_process on; worker_processes 1; user root; pid {d}/nginx-{port}.pid; error_log {d}/nginx.err;\nevents {{ worker_connections 4096; }}\nhttp {{ access_log off; keepalive_requests 100000000; client_max_body_size 64m; client_body_buffer_size 2m; client_body_temp_path {d}/nb; proxy_temp_path {d}/np; fastcgi_temp_path {d}/nf; uwsgi_temp_path {d}/nu; scgi_temp_path {d}/ns;\nupstream u {{ server {upstream}; keepalive 64; keepalive_requests 100000000; }}\nserver {{ listen 127.0.0.1:{port}; location /anthropic/ {{ proxy_pass http://u/; proxy_http_version 1.1; proxy_set_header Connection \"\"; proxy_set_header x-api-key sk-bench; proxy_buffering off; proxy_request_buffering on; }} }} }}\n"
     );
     let file = dir.join(format!("nginx-{port}.conf"));
     std::fs::write(&file, conf).unwrap();
