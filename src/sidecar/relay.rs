@@ -434,8 +434,9 @@ impl Body for Relay {
 impl Drop for Relay {
     fn drop(&mut self) {
         if !self.done {
-            // hyper stops asking once a body of known length is whole.
-            let whole = self.is_end_stream();
+            // hyper stops asking once a body of known length is whole, and a client may stop
+            // listening once the protocol has ended.
+            let whole = self.is_end_stream() || self.meter.as_ref().is_some_and(Meter::ended);
             self.finish(whole, (!whole).then_some("client_closed"));
         }
     }

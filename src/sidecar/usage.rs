@@ -236,6 +236,12 @@ impl Meter {
         }
     }
 
+    /// Has the stream ended as its protocol ends? A client may go then (Codex does), before
+    /// HTTP has ended.
+    pub fn ended(&self) -> bool {
+        self.walk.ended
+    }
+
     /// The reply is over; `clean`: its body ended as HTTP says it should.
     pub fn finish(mut self, clean: bool) -> Report {
         let mut whole = false;
@@ -254,7 +260,7 @@ impl Meter {
         }
         let walk = self.walk;
         let error = (walk.error != ReplyError::default()).then_some(walk.error);
-        Report { model: walk.model, usage: (walk.format.normal)(&walk.raw), tier: walk.tier, complete: clean && (walk.ended || whole), error }
+        Report { model: walk.model, usage: (walk.format.normal)(&walk.raw), tier: walk.tier, complete: walk.ended || (clean && whole), error }
     }
 
     fn piece(&mut self, piece: Piece<'_>) {

@@ -241,6 +241,24 @@ async fn a_client_that_goes_away_cancels_the_upstream() {
     }
 }
 
+/// Codex closes its connection at `response.completed`, before the stream's last chunk.
+#[tokio::test]
+async fn a_client_that_goes_when_the_protocol_has_ended_has_had_it_all() {
+    let up = Upstream::always(Reply::Open(fixture("providers/openai/responses_stream.sse"))).await;
+    let sc = sidecar(&up).run().await;
+    let mut client = TcpStream::connect(sc.addr).await.unwrap();
+    let raw = String::from_utf8(compose("POST", "/openai/v1/responses", &[], br#"{"model":"gpt-5.6-sol","stream":true,"input":"x"}"#)).unwrap();
+    client.write_all(raw.replace("{PORT}", &sc.addr.port().to_string()).as_bytes()).await.unwrap();
+    let (mut got, mut piece) = (Vec::new(), vec![0; 4096]);
+    while find(&got, b"event: response.completed").is_none() || !got.ends_with(b"\n\n\r\n") {
+        let n = within("the stream", client.read(&mut piece)).await.unwrap();
+        got.extend_from_slice(&piece[..n]);
+    }
+    drop(client);
+    let record = sc.audit(1).await.remove(0);
+    assert_eq!((record["code"].as_str(), record["usage_complete"].as_bool(), record["tokens"]["output"].as_u64()), (None, Some(true), Some(941)));
+}
+
 /// The upstream dies after so many bytes of the request, on fresh and on kept connections:
 /// the request is never sent twice, and the answer never looks whole.
 #[tokio::test]
