@@ -4,7 +4,7 @@
 //! that breaks the grammar. hyper then sees the end of the stream; the refusal is written
 //! here, after what hyper still had to say.
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -55,9 +55,7 @@ impl Handle {
     pub fn new() -> Arc<Self> {
         Arc::new(Handle { busy: Arc::default(), leave: Notify::new(), fault: Mutex::default(), last: AtomicBool::new(false) })
     }
-}
 
-impl Handle {
     fn note(&self, headers: &HeaderMap) {
         if headers.get(CONNECTION).is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"close")) {
             self.last.store(true, Ordering::Release);
@@ -294,5 +292,3 @@ impl AsyncWrite for Strict {
         Poll::Ready(Ok(()))
     }
 }
-
-use std::future::Future;

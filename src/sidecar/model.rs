@@ -531,9 +531,8 @@ impl Finder {
             "type" if !top => Means::Type,
             "id" if self.in_plugins => Means::Plugin,
             "allowed_models" => Means::Allowed,
-            "container_id" | "file_ids" if !top => Means::Restricted(Feature::StoredObjects),
+            "container_id" | "file_ids" | "vector_store_ids" if !top => Means::Restricted(Feature::StoredObjects),
             "container" if !top => Means::Stored,
-            "vector_store_ids" if !top => Means::Restricted(Feature::StoredObjects),
             _ if SERVER_KEYS.contains(&name) => Means::Restricted(Feature::McpServers),
             "stream" if top && self.reads_flag => Means::Stream,
             _ if top && WRAPPERS.contains(&name) => {

@@ -19,7 +19,7 @@ use tokio::sync::Semaphore;
 use super::audit::{Audit, Decision, Entry};
 use super::config::{Config, Policy};
 use super::guard::Hosts;
-use super::limit::{Estimate, Ledger};
+use super::limit::Ledger;
 use super::metrics::Metrics;
 use super::model::Held;
 use super::provider::registry::Kind;
@@ -72,8 +72,8 @@ async fn decide(shared: &Arc<Shared>, policy: &Arc<Policy>, parts: &Parts, body:
     entry.record.policy_revision = Some(policy.revision.clone());
     let permit = scope::check(policy, route.provider(), &asked)?;
     entry.record.scope_matched = permit.scope_matched().map(str::to_owned);
-    let usd = relay::estimate_usd(&shared.config.prices, permit.provider(), asked.main_model(), held.len());
-    let mut admission = limit::admit(&permit, &shared.ledger, Estimate { tokens: held.len() as u64 / 4, usd })?;
+    let estimate = relay::estimate(&shared.config.prices, permit.provider(), asked.main_model(), held.len());
+    let mut admission = limit::admit(&permit, &shared.ledger, estimate)?;
     entry.record.decision = Decision::Allow;
     if route.endpoint().usage.is_some() {
         admission.owe();

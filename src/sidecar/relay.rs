@@ -22,7 +22,7 @@ use tokio::time::Sleep;
 
 use super::audit::{Entry, ExtraTokens, Tokens};
 use super::config::ProviderConfig;
-use super::limit::Admission;
+use super::limit::{Admission, Estimate};
 use super::proxy::Shared;
 use super::redact::{Patterns, Redactor};
 use super::refusal::{Code, Denial};
@@ -215,7 +215,7 @@ impl Relay {
             if now >= self.last + self.idle {
                 return Some(Cut::Stalled);
             }
-            sleep.as_mut().reset(((self.last + self.idle).min(self.end)).into());
+            sleep.as_mut().reset(due.into());
         }
     }
 
@@ -244,9 +244,7 @@ impl Relay {
             );
         }
     }
-}
 
-impl Relay {
     /// What goes into records and logs is an id, and not our key.
     fn redact(&self, report: &mut Report) {
         let fine = |s: &String| s.len() <= 128 && super::model::is_id(s) && !self.redactor.echoes(s.as_bytes());
@@ -319,9 +317,11 @@ fn unpriced(provider: &ProviderConfig, usage: &Usage) -> f64 {
 }
 
 /// What a request of this size is taken to cost before anything is known of its reply.
-pub fn estimate_usd(prices: &catalogue::Overrides, provider: &ProviderConfig, model: Option<&str>, bytes: usize) -> f64 {
-    let usage = Usage { input: Some(bytes as u64 / 4), ..Usage::default() };
-    price_of(prices, provider, &usage, None, model, None).unwrap_or_else(|| unpriced(provider, &usage))
+pub fn estimate(prices: &catalogue::Overrides, provider: &ProviderConfig, model: Option<&str>, bytes: usize) -> Estimate {
+    let tokens = bytes as u64 / 4;
+    let usage = Usage { input: Some(tokens), ..Usage::default() };
+    let usd = price_of(prices, provider, &usage, None, model, None).unwrap_or_else(|| unpriced(provider, &usage));
+    Estimate { tokens, usd }
 }
 
 fn tokens_of(usage: &Usage) -> catalogue::Tokens {

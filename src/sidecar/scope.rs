@@ -115,11 +115,6 @@ impl Grant {
     fn is_live(&self, now: jiff::Timestamp) -> bool {
         self.expires.is_none_or(|e| now < e)
     }
-
-    /// The models, as patterns, that this grant lists by name.
-    pub fn patterns(&self) -> impl Iterator<Item = &Glob> {
-        self.glob.iter().chain(&self.models)
-    }
 }
 
 impl fmt::Display for Grant {

@@ -154,7 +154,16 @@ async fn the_canary_leaves_by_no_door() {
     // A rotation, a broken configuration, a file that is no key: each makes the log speak.
     replace(&dir.path().join("secrets/openai/key"), format!("{CANARY} {CANARY}").as_bytes());
     replace(&dir.path().join("sidecar.yaml"), format!("x: {{\n{CANARY}").as_bytes());
-    std::thread::sleep(Duration::from_millis(700));
+    let admin = ([127, 0, 0, 1], sc.admin).into();
+    within("both to be noticed", async {
+        loop {
+            let ready = request(admin, "GET", "/readyz", &[], b"").await.text();
+            if ready.contains("configuration file is broken") && ready.contains("no readable key for granted provider `openai`") {
+                break;
+            }
+        }
+    })
+    .await;
     sc.process.signal("TERM");
     let mut out = Vec::new();
     sc.process.0.stdout.take().unwrap().read_to_end(&mut out).unwrap();
