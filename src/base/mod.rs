@@ -6,3 +6,4 @@ pub mod json;
 pub mod logging;
 pub mod settings;
 pub mod sse;
+pub mod token;

@@ -17,6 +17,7 @@ use super::provider::registry::{self, Auth, Feature, Provider};
 use super::scope::{self, Glob, Grant};
 use super::secret;
 use crate::base::settings::{Problems, Section, parse_yaml};
+use crate::base::token::Token;
 use crate::catalogue::Overrides;
 
 /// Read once, at start.
@@ -26,6 +27,8 @@ pub struct Config {
     pub admin: Option<SocketAddr>,
     /// Names besides `localhost` and loopback addresses that `Host` may say.
     pub hosts: Vec<String>,
+    /// What clients must present as their key; `None`: anything will do.
+    pub token: Option<Token>,
     pub secrets_dir: PathBuf,
     pub audit: AuditConfig,
     pub timeouts: Timeouts,
@@ -180,11 +183,13 @@ fn config(root: &mut Section) -> Config {
         None => Overrides::default(),
     };
     let ca_file = root.section("tls").and_then(|mut tls| tls.string("caFile").map(PathBuf::from));
+    let token = root.string("tokenFile").and_then(|file| Token::read(Path::new(&file)).map_err(|e| root.add("tokenFile", e)).ok());
     let log = log(root);
     Config {
         listen,
         admin,
         hosts: root.strings("hosts").unwrap_or_default().into_iter().map(|h| h.to_ascii_lowercase()).collect(),
+        token,
         secrets_dir,
         audit: audit(root),
         timeouts: timeouts(root),

@@ -4,11 +4,16 @@
 //! `Origin`, and a body is JSON by its content type. Framing was checked before, on the wire
 //! (`base::framing`). `Sec-Fetch-Mode` alone is what Node's `fetch` sends, and no reason.
 
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use hyper::Method;
 use hyper::header::{CONTENT_TYPE, HOST, HeaderMap, ORIGIN, UPGRADE};
 use hyper::http::request::Parts;
 
 use super::refusal::{Client, Code, Denial};
+use crate::base::token::{Token, bearer};
 
 /// Proof that a request came from a client and not from a page.
 #[derive(Debug)]
@@ -22,29 +27,64 @@ impl Guarded {
     }
 }
 
-/// What `Host` may say.
+/// What stands in front of this port.
 #[derive(Debug)]
-pub struct Hosts(Vec<String>);
+pub struct Wall {
+    /// What `Host` may say.
+    hosts: Vec<String>,
+    /// What clients present as their key, where the operator wants that.
+    token: Option<Token>,
+    /// How often a wrong one is looked at.
+    attempts: DefaultDirectRateLimiter,
+}
 
-impl Hosts {
+/// Wrong tokens a minute before they are told to wait.
+const ATTEMPTS: NonZeroU32 = NonZeroU32::new(60).unwrap();
+
+impl Wall {
     /// `names` are allowed beside the loopback ones, all with the port that is listened on.
-    pub fn new(port: u16, names: &[String]) -> Self {
+    pub fn new(port: u16, names: &[String], token: Option<Token>) -> Self {
         let own = ["localhost", "127.0.0.1", "[::1]"];
-        Hosts(own.into_iter().chain(names.iter().map(String::as_str)).map(|name| format!("{name}:{port}")).collect())
+        let hosts = own.into_iter().chain(names.iter().map(String::as_str)).map(|name| format!("{name}:{port}")).collect();
+        Wall { hosts, token, attempts: RateLimiter::direct(Quota::per_minute(ATTEMPTS)) }
     }
 
     fn allows(&self, host: &[u8]) -> bool {
-        self.0.iter().any(|h| h.as_bytes().eq_ignore_ascii_case(host))
+        self.hosts.iter().any(|h| h.as_bytes().eq_ignore_ascii_case(host))
+    }
+
+    /// Everything that a client may call its key must be the token (none stands there twice:
+    /// the framing was checked).
+    /// Asked before the path is looked at, so that nobody without it learns what is offered.
+    fn authenticate(&self, headers: &HeaderMap) -> Result<(), Denial> {
+        let Some(token) = &self.token else { return Ok(()) };
+        let (mut right, mut wrong) = (false, false);
+        for name in ["authorization", "x-api-key", "x-goog-api-key", "api-key"] {
+            if let Some(value) = headers.get(name).map(|v| v.as_bytes()) {
+                let is = token.is(bearer(value).unwrap_or(value));
+                right |= is;
+                wrong |= !is;
+            }
+        }
+        if right && !wrong {
+            return Ok(());
+        }
+        if self.attempts.check().is_err() {
+            let mut denial = Denial::new(Code::RateLimited, "too many requests without the session's token");
+            denial.retry_after = Some(Duration::from_secs(1));
+            return Err(denial);
+        }
+        Err(Denial::new(Code::Unauthorized, "this session's token is missing or wrong").hint("the token that the pod was given must be the CLI's API key"))
     }
 }
 
 /// # Errors
-/// `host_denied`, `websocket_unsupported`, `unsupported_media_type`, `route_denied`.
-pub fn check(parts: &Parts, hosts: &Hosts) -> Result<Guarded, Denial> {
+/// `host_denied`, `unauthorized`, `websocket_unsupported`, `unsupported_media_type`, `route_denied`.
+pub fn check(parts: &Parts, wall: &Wall) -> Result<Guarded, Denial> {
     let headers = &parts.headers;
     let host = headers.get(HOST).map(|h| h.as_bytes()).unwrap_or_default();
-    if !hosts.allows(host) {
-        return Err(Denial::new(Code::HostDenied, format!("host `{}` is not this proxy; allowed: `{}`", host.escape_ascii(), hosts.0.join("`, `"))));
+    if !wall.allows(host) {
+        return Err(Denial::new(Code::HostDenied, format!("host `{}` is not this proxy; allowed: `{}`", host.escape_ascii(), wall.hosts.join("`, `"))));
     }
     if let Some(origin) = headers.get(ORIGIN) {
         return Err(Denial::new(Code::HostDenied, format!("requests from web pages are not served (origin `{}`)", origin.as_bytes().escape_ascii())));
@@ -52,6 +92,7 @@ pub fn check(parts: &Parts, hosts: &Hosts) -> Result<Guarded, Denial> {
     if headers.get("sec-fetch-site").is_some_and(|v| v != "none") {
         return Err(Denial::new(Code::HostDenied, "requests from web pages are not served (`sec-fetch-site`)"));
     }
+    wall.authenticate(headers)?;
     if headers.contains_key(UPGRADE) {
         return Err(Denial::new(Code::WebsocketUnsupported, "upgrades are not offered; use plain HTTP"));
     }

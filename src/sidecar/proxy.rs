@@ -18,7 +18,7 @@ use tokio::sync::Semaphore;
 
 use super::audit::{Audit, Decision, Entry};
 use super::config::{Config, Policy};
-use super::guard::Hosts;
+use super::guard::Wall;
 use super::limit::Ledger;
 use super::metrics::Metrics;
 use super::model::Held;
@@ -41,7 +41,7 @@ pub struct Shared {
     pub audit: Audit,
     pub metrics: Arc<Metrics>,
     pub upstream: Upstream,
-    pub hosts: Hosts,
+    pub wall: Wall,
     /// Bytes that all held bodies may still take.
     pub body_memory: Arc<Semaphore>,
     pub draining: AtomicBool,
@@ -57,7 +57,7 @@ enum Outcome {
 
 async fn decide(shared: &Arc<Shared>, policy: &Arc<Policy>, parts: &Parts, body: Incoming, entry: &mut Entry) -> Result<Outcome, Denial> {
     audit_works(shared)?;
-    let guarded = guard::check(parts, &shared.hosts)?;
+    let guarded = guard::check(parts, &shared.wall)?;
     let route = match route::resolve(policy, parts, &guarded)? {
         Target::Probe(provider) => return Ok(entry.probed(provider)),
         Target::Call(route) => entry.routed(policy, route),

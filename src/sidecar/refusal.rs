@@ -22,6 +22,7 @@ pub enum Code {
     UnknownProvider,
     BadRequest,
     HostDenied,
+    Unauthorized,
     UnsupportedEncoding,
     UnsupportedMediaType,
     BodyTooLarge,
@@ -42,12 +43,13 @@ pub enum Code {
 }
 
 impl Code {
-    pub const ALL: [Code; 22] = [
+    pub const ALL: [Code; 23] = [
         Code::ScopeDenied,
         Code::RouteDenied,
         Code::UnknownProvider,
         Code::BadRequest,
         Code::HostDenied,
+        Code::Unauthorized,
         Code::UnsupportedEncoding,
         Code::UnsupportedMediaType,
         Code::BodyTooLarge,
@@ -74,6 +76,7 @@ impl Code {
             Code::UnknownProvider => "unknown_provider",
             Code::BadRequest => "bad_request",
             Code::HostDenied => "host_denied",
+            Code::Unauthorized => "unauthorized",
             Code::UnsupportedEncoding => "unsupported_encoding",
             Code::UnsupportedMediaType => "unsupported_media_type",
             Code::BodyTooLarge => "body_too_large",
@@ -98,6 +101,7 @@ impl Code {
     pub fn status(self) -> u16 {
         match self {
             Code::ScopeDenied | Code::SecretMissing | Code::HostDenied | Code::UpstreamAuth => 403,
+            Code::Unauthorized => 401,
             Code::RouteDenied | Code::UnknownProvider => 404,
             Code::BadRequest => 400,
             Code::UnsupportedEncoding | Code::UnsupportedMediaType => 415,

@@ -21,7 +21,7 @@ use super::admin;
 use super::audit::{Audit, Writer};
 use super::config::{self, Config, Loaded};
 use super::connection::{self, Handle};
-use super::guard::Hosts;
+use super::guard::Wall;
 use super::limit::Ledger;
 use super::metrics::Metrics;
 use super::model::BODY_MEMORY;
@@ -79,7 +79,7 @@ impl Sidecar {
         let ledger = Ledger::open(state.as_deref(), session.as_deref())
             .map_err(|e| StartError::Unavailable(format!("the state file `{}` cannot be used: {e}", state.unwrap_or_default().display())))?;
         let ledger = Arc::new(ledger);
-        let Loaded { config, policy } = config::load(path, &ledger).map_err(StartError::Config)?;
+        let Loaded { mut config, policy } = config::load(path, &ledger).map_err(StartError::Config)?;
         let upstream = Upstream::new(&config.timeouts, config.ca_file.as_deref()).map_err(|e| StartError::Config(vec![e]))?;
         let listeners = listen(config.listen).await?;
         let addr = local(&listeners[0])?;
@@ -92,7 +92,7 @@ impl Sidecar {
             Audit::open(&config.audit, ledger.clone(), metrics.clone()).map_err(|e| StartError::Unavailable(format!("the audit file cannot be used: {e}")))?;
         let secrets = Store::new(config.secrets_dir.clone());
         let shared = Arc::new(Shared {
-            hosts: Hosts::new(addr.port(), &config.hosts),
+            wall: Wall::new(addr.port(), &config.hosts, config.token.take()),
             policy: ArcSwap::from_pointee(policy),
             secrets,
             ledger,

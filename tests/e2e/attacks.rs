@@ -301,6 +301,52 @@ async fn only_listed_headers_go_upstream() {
     assert_eq!(record["client_session"], "s-1");
 }
 
+/// A57: with a session token, whoever does not present it learns nothing, not even what is offered.
+#[tokio::test]
+async fn only_the_session_token_opens_a_guarded_port() {
+    let up = Upstream::always(message()).await;
+    let dir = tempfile::tempdir().unwrap();
+    let token = "t0ken-of-this-session-0123456789abcdef";
+    let file = dir.path().join("token");
+    std::fs::write(&file, format!("{token}\n")).unwrap();
+    let sc = sidecar(&up).extra(&format!("tokenFile: {}", file.display())).run().await;
+    let bearer = format!("Bearer {token}");
+    for (name, value) in [("authorization", bearer.as_str()), ("x-api-key", token), ("x-goog-api-key", token), ("api-key", token)] {
+        let got = sc.post(MESSAGES, &[(name, value)], BODY).await;
+        assert_eq!(got.status, 200, "{name}: {}", got.text());
+    }
+    assert!(up.seen().iter().all(|s| !s.headers.iter().any(|(_, v)| v.contains(token))), "the token stays here");
+    up.forget();
+    let cut = &token[..token.len() - 1];
+    let wrong: [&[(&str, &str)]; 7] = [
+        &[],
+        &[("x-api-key", "")],
+        &[("x-api-key", cut)],
+        &[("x-api-key", "dummy")],
+        &[("authorization", &format!("Basic {token}"))],
+        &[("x-api-key", token), ("authorization", "Bearer other")],
+        &[("cookie", &format!("token={token}"))],
+    ];
+    for headers in wrong {
+        let got = sc.post(MESSAGES, headers, BODY).await;
+        assert_eq!((got.status, got.code()), (401, "unauthorized"), "{headers:?}");
+        assert!(!got.text().contains(cut));
+    }
+    let twice = sc.post(MESSAGES, &[("x-api-key", token), ("x-api-key", token)], BODY).await;
+    assert_eq!((twice.status, twice.code()), (400, "bad_request"));
+    // The same answer for what is there and what is not.
+    let (there, not) = (sc.get("/anthropic/v1/models", &[]).await, sc.get("/nothing/here", &[]).await);
+    assert_eq!((there.status, not.status, there.code(), not.code()), (401, 401, "unauthorized", "unauthorized"));
+    // Guessing is slowed down; the right token is not.
+    let mut told_to_wait = 0;
+    for _ in 0..80 {
+        told_to_wait += usize::from(sc.post(MESSAGES, &[("x-api-key", "guess")], BODY).await.status == 429);
+    }
+    assert!(told_to_wait > 0);
+    assert!(up.untouched());
+    assert_eq!(sc.post(MESSAGES, &[("x-api-key", token)], BODY).await.status, 200);
+}
+
 /// A58: files that are no key make the provider unavailable, and nobody is told their content.
 #[tokio::test]
 async fn a_broken_secret_is_a_missing_one() {

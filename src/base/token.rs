@@ -1,0 +1,57 @@
+//! A token that whoever calls a port must present. Compared in constant time.
+
+use std::path::Path;
+
+use subtle::ConstantTimeEq;
+use zeroize::Zeroizing;
+
+/// Shortest that is taken: 32 random bytes are 43 characters of base64 and 64 of hex, and
+/// whoever writes fewer than 32 characters has not drawn 32 bytes.
+const MIN_LENGTH: usize = 32;
+const MAX_LENGTH: usize = 4096;
+
+pub struct Token(Zeroizing<Vec<u8>>);
+
+impl std::fmt::Debug for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Token")
+    }
+}
+
+impl Token {
+    /// The content of a file, without the line end.
+    ///
+    /// # Errors
+    /// Why the file holds no token; never its content.
+    pub fn read(file: &Path) -> Result<Token, String> {
+        let bytes = Zeroizing::new(std::fs::read(file).map_err(|e| format!("cannot read `{}`: {e}", file.display()))?);
+        let text = bytes.trim_ascii_end();
+        if !(MIN_LENGTH..=MAX_LENGTH).contains(&text.len()) || !text.iter().all(u8::is_ascii_graphic) {
+            return Err(format!(
+                "`{}` holds no token: {MIN_LENGTH} to {MAX_LENGTH} visible ASCII characters (`openssl rand -hex 32` writes one)",
+                file.display()
+            ));
+        }
+        Ok(Token(Zeroizing::new(text.to_vec())))
+    }
+
+    /// A fresh one of 32 random bytes, in hex.
+    ///
+    /// # Errors
+    /// The system gives no random bytes.
+    pub fn draw() -> Result<String, getrandom::Error> {
+        let mut bytes = [0; 32];
+        getrandom::fill(&mut bytes)?;
+        Ok(bytes.iter().map(|b| format!("{b:02x}")).collect())
+    }
+
+    pub fn is(&self, presented: &[u8]) -> bool {
+        self.0.ct_eq(presented).into()
+    }
+}
+
+/// The token of an `Authorization: Bearer …` value.
+pub fn bearer(value: &[u8]) -> Option<&[u8]> {
+    let (scheme, token) = value.split_at_checked(7)?;
+    scheme.eq_ignore_ascii_case(b"bearer ").then(|| token.trim_ascii())
+}
