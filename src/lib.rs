@@ -15,9 +15,11 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+pub mod adapter;
 pub mod base;
 pub mod catalogue;
 pub mod cli;
 pub mod command;
+pub mod event;
 pub mod rehearsal;
 pub mod sidecar;

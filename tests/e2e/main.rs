@@ -9,6 +9,7 @@ mod commands;
 mod framing;
 mod limits;
 mod live;
+mod recordings;
 mod requests;
 mod upstreams;
 mod usage;

@@ -1,0 +1,244 @@
+//! What a runtime is: how its CLI is started, and what its format means. One file a CLI.
+//!
+//! A translator is pure: native bytes in, [`Action`]s out. It does no I/O, knows no clock and
+//! no task, so a recording is all that it takes to test it. The session carries its actions
+//! out; everything that holds for every runtime (turns that end, step limits, restarts) is
+//! done there and not here.
+
+pub mod opencode;
+pub mod registry;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::adapter::inbox::Input;
+use crate::event::{InputMode, Payload};
+
+/// A CLI, as the registry lists it.
+#[derive(Debug)]
+pub struct Runtime {
+    /// Its name in configurations and events.
+    pub id: &'static str,
+    pub name: &'static str,
+    /// What is looked for on `PATH`.
+    pub program: &'static str,
+    /// How it is installed.
+    pub install: &'static str,
+    /// The version that its recordings were made with.
+    pub verified: &'static str,
+    /// The first part of the versions whose protocol is the recorded one.
+    pub protocol: &'static str,
+    pub default_model: &'static str,
+    /// Providers that it can be pointed at the sidecar for.
+    pub providers: &'static [&'static str],
+    pub capabilities: Capabilities,
+    pub launch: fn(&Setting) -> Launch,
+    pub translator: fn(&Setting) -> Box<dyn Translator>,
+}
+
+/// What a runtime can do. Public: `GET /capabilities`.
+#[derive(Debug, Clone, Copy, Serialize)]
+#[allow(clippy::struct_excessive_bools)]
+pub struct Capabilities {
+    /// An input reaches a running turn without output being lost.
+    pub steer: bool,
+    pub interrupt: bool,
+    pub resume: bool,
+    /// Tools can wait for a decision.
+    pub permissions: bool,
+    pub questions: bool,
+    pub mcp: bool,
+    pub images: bool,
+    pub deltas: bool,
+    pub reasoning: bool,
+    /// Output of a tool while it runs.
+    pub tool_output: bool,
+    /// Retries that the CLI makes are told.
+    pub retries: bool,
+    pub cost: bool,
+}
+
+impl Capabilities {
+    /// The names of those it has.
+    pub fn names(&self) -> Vec<String> {
+        match serde_json::to_value(self) {
+            Ok(Value::Object(map)) => map.into_iter().filter(|(_, v)| *v == Value::Bool(true)).map(|(k, _)| k).collect(),
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// Whether tools may run without being asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Permissions {
+    /// The container is the sandbox: nothing is asked.
+    Allow,
+    /// What changes something waits for `POST :8788/permission/{id}`.
+    Ask,
+    /// What would be asked for is refused.
+    Deny,
+}
+
+/// A tool server that the CLI is given.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Mcp {
+    Local { command: Vec<String>, env: BTreeMap<String, String> },
+    Remote { url: String, headers: BTreeMap<String, String> },
+}
+
+/// What a session wants of its runtime.
+#[derive(Debug, Clone)]
+pub struct Setting {
+    pub session_id: String,
+    /// The CLI's own spelling.
+    pub model: String,
+    /// The sidecar, without a trailing slash.
+    pub sidecar: String,
+    /// What clients present to the sidecar as their key: its session token, or a placeholder.
+    pub key: String,
+    pub workdir: PathBuf,
+    pub permissions: Permissions,
+    /// Tools that need no permission, as Claude Code spells them: `Read`, `Bash(git *)`.
+    pub allowed_tools: Vec<String>,
+    pub mcp: BTreeMap<String, Mcp>,
+    /// Subagents may be started.
+    pub subagents: bool,
+    /// Somebody is there to answer questions.
+    pub interactive: bool,
+    /// Of the CLI's own server, where it has one; drawn anew for each start.
+    pub password: String,
+}
+
+/// How a CLI is started.
+#[derive(Debug, Clone)]
+pub struct Launch {
+    pub args: Vec<String>,
+    pub env: Vec<(String, String)>,
+    pub wiring: Wiring,
+}
+
+/// How one talks with it.
+#[derive(Debug, Clone)]
+pub enum Wiring {
+    /// It serves HTTP on loopback.
+    Http {
+        /// Finds its address in a line that it prints.
+        announced: fn(&str) -> Option<String>,
+        /// `Authorization` of every request.
+        authorization: String,
+        /// Polled until it answers 200.
+        health: &'static str,
+        /// Finds the CLI's version in that answer.
+        version: fn(&[u8]) -> Option<String>,
+        /// A stream of server-sent events.
+        events: &'static str,
+    },
+}
+
+/// What the session is to do.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Action {
+    /// Say it on the stream.
+    Event(Payload),
+    /// Ask the CLI something; the answer comes to [`Translator::reply`].
+    Call(Call),
+    /// The CLI has a session; inputs may come.
+    Ready { native_session_id: String, resumed: bool },
+    /// This input is in the CLI's own history now. Said once an input.
+    Delivered { input_id: String },
+    /// The CLI does not have this input: hand it over (again).
+    Undelivered { input_id: String },
+    /// The CLI cannot take this input, ever.
+    Refused { input_id: String, why: String },
+    /// The model was asked once more within this turn.
+    Step,
+    /// Come back after so long, even if nothing else happens.
+    Wake(Duration),
+    /// The CLI cannot go on; it must be started again.
+    Broken(String),
+}
+
+impl<P: Into<Payload>> From<P> for Action {
+    fn from(payload: P) -> Action {
+        Action::Event(payload.into())
+    }
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Call {
+    /// What the translator knows the answer by.
+    pub tag: Tag,
+    pub method: &'static str,
+    pub path: String,
+    pub body: Option<Value>,
+}
+
+/// Why a call was made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Tag {
+    Open,
+    Resume,
+    /// Whether an input arrived.
+    Look(String),
+    Deliver(String),
+    Interrupt,
+    Answer(String),
+}
+
+/// The answer to a call.
+#[derive(Debug, Clone)]
+pub enum Reply {
+    Answer {
+        status: u16,
+        body: Vec<u8>,
+    },
+    /// None came.
+    Lost(String),
+}
+
+/// A user's answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Decision {
+    Allow,
+    AllowAlways,
+    Deny { message: Option<String> },
+    Answers(Vec<Vec<String>>),
+    RejectQuestion,
+}
+
+/// What one CLI's format means.
+pub trait Translator: Send {
+    /// The CLI is up: make a session, or go on with one.
+    fn open(&mut self, native_session_id: Option<&str>, out: &mut Vec<Action>);
+    /// One native message.
+    fn read(&mut self, native: &[u8], out: &mut Vec<Action>);
+    fn reply(&mut self, tag: Tag, reply: Reply, out: &mut Vec<Action>);
+    /// The name that an input will have in the CLI, where it can be chosen; `now` in
+    /// milliseconds since 1970, `random` 14 random bytes.
+    fn native_id(&self, now: i64, random: [u8; 14]) -> String;
+    fn deliver(&mut self, input: &Input, native_id: &str, out: &mut Vec<Action>);
+    /// Did this input, handed over before a crash, arrive? Answered by `Delivered` or `Undelivered`.
+    fn look_for(&mut self, input: &Input, native_id: &str, out: &mut Vec<Action>);
+    fn interrupt(&mut self, out: &mut Vec<Action>);
+    /// False: no such request is open.
+    fn answer(&mut self, request_id: &str, decision: &Decision, by: &str, out: &mut Vec<Action>) -> bool;
+    /// The time of a `Wake` has come.
+    fn wake(&mut self, out: &mut Vec<Action>);
+    /// The CLI is gone: say what of its work is known, and forget it.
+    fn close(&mut self, out: &mut Vec<Action>);
+    /// No turn is running, and none is about to.
+    fn is_idle(&self) -> bool;
+}
+
+/// How an input gets to a busy CLI.
+pub fn effective_mode(mode: InputMode, capabilities: &Capabilities) -> InputMode {
+    match mode {
+        InputMode::Auto if capabilities.steer => InputMode::Steer,
+        InputMode::Auto => InputMode::Queue,
+        other => other,
+    }
+}

@@ -1,0 +1,32 @@
+//! Every runtime there is. A test compares this list with the files beside it.
+
+use super::{Runtime, opencode};
+
+pub static ALL: [&Runtime; 1] = [&opencode::RUNTIME];
+
+pub fn find(id: &str) -> Option<&'static Runtime> {
+    ALL.into_iter().find(|r| r.id == id)
+}
+
+pub fn names() -> String {
+    ALL.iter().map(|r| format!("`{}`", r.id)).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_file_is_registered() {
+        let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/adapter/runtime");
+        let mut files: Vec<String> = std::fs::read_dir(dir)
+            .unwrap()
+            .map(|e| e.unwrap().path().file_stem().unwrap().to_str().unwrap().to_owned())
+            .filter(|name| name != "mod" && name != "registry")
+            .collect();
+        files.sort();
+        let mut ids: Vec<_> = ALL.iter().map(|r| r.id).collect();
+        ids.sort_unstable();
+        assert_eq!(files, ids);
+    }
+}
