@@ -19,6 +19,18 @@ pub enum Command {
     ///
     /// Example: outrigger sidecar --config /etc/outrigger/sidecar.yaml
     Sidecar(Sidecar),
+    /// Run a coding CLI headless: its events on :3100, input on :8788
+    ///
+    /// Example: outrigger adapter --runtime opencode --model anthropic/claude-sonnet-4-5
+    Adapter(Adapter),
+    /// Run everything on this machine: sidecar, adapter and console, with the scripted provider when no key is configured
+    ///
+    /// Example: outrigger up --prompt "list the files here"
+    Up(Up),
+    /// Print a schema: of the events, or of the adapter's ports
+    ///
+    /// Example: outrigger schema events > events.schema.json
+    Schema(Schema),
     /// Serve the embedded scripted provider: Anthropic, OpenAI and Gemini without a key
     ///
     /// Example: outrigger rehearse --listen 127.0.0.1:4010 --script steps.yaml
@@ -40,6 +52,93 @@ pub struct Sidecar {
     /// The session that audit records and budgets belong to
     #[arg(long, value_name = "ID", env = "SESSION_ID")]
     pub session_id: Option<String>,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Adapter {
+    /// The configuration file; without this, `/etc/outrigger/adapter.yaml` where there is one
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Read the configuration, report every problem, and end
+    #[arg(long)]
+    pub check: bool,
+    #[command(flatten)]
+    pub session: SessionFlags,
+    /// Where the CLI runs
+    #[arg(long, value_name = "DIR")]
+    pub workdir: Option<PathBuf>,
+    /// Where the session is kept, across restarts
+    #[arg(long, value_name = "DIR")]
+    pub journal: Option<PathBuf>,
+    /// Where events are served
+    #[arg(long, value_name = "ADDR")]
+    pub stream: Option<SocketAddr>,
+    /// Where input is taken
+    #[arg(long, value_name = "ADDR")]
+    pub input: Option<SocketAddr>,
+    /// The sidecar
+    #[arg(long, value_name = "URL")]
+    pub sidecar: Option<String>,
+    /// The session that this is; without it, the journal's, or a new one
+    #[arg(long, value_name = "ID")]
+    pub session_id: Option<String>,
+    /// Give the CLI only the environment that every program needs, not the adapter's
+    #[arg(long)]
+    pub clean_env: bool,
+}
+
+/// What a session is to do; also what `up` takes.
+#[derive(Debug, Clone, clap::Args)]
+pub struct SessionFlags {
+    /// The CLI to run
+    #[arg(long, value_name = "NAME")]
+    pub runtime: Option<String>,
+    /// The model, as `provider/model`
+    #[arg(long, value_name = "MODEL")]
+    pub model: Option<String>,
+    /// One of the runtime's tiers in the configuration
+    #[arg(long, value_name = "TIER")]
+    pub tier: Option<String>,
+    /// A first input
+    #[arg(long, value_name = "TEXT")]
+    pub prompt: Option<String>,
+    /// Whether tools that need a permission run, wait for one, or do not run: allow, ask, deny
+    #[arg(long, value_name = "POLICY")]
+    pub permissions: Option<String>,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Up {
+    #[command(flatten)]
+    pub session: SessionFlags,
+    /// The first of five ports: console and events, input, proxy, its admin port, scripted provider
+    #[arg(long, value_name = "PORT", default_value_t = 3100)]
+    pub port: u16,
+    /// Where keys, audit and session are kept
+    #[arg(long, value_name = "DIR", default_value = ".outrigger")]
+    pub dir: PathBuf,
+    /// The directory that the CLI works in; without it, one below --dir
+    #[arg(long, value_name = "DIR")]
+    pub workdir: Option<PathBuf>,
+    /// The CLI's program, if it is not on PATH
+    #[arg(long, value_name = "FILE")]
+    pub program: Option<PathBuf>,
+    /// A configuration of the sidecar with real providers
+    #[arg(long, value_name = "FILE")]
+    pub sidecar_config: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Schema {
+    pub which: SchemaOf,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+pub enum SchemaOf {
+    /// JSON Schema of an event
+    Events,
+    /// OpenAPI of the adapter's ports
+    Openapi,
 }
 
 /// What prompts can ask the rehearsal for; a test compares it with what it plays.

@@ -18,12 +18,13 @@ use std::io::{self, BufRead, BufReader, Seek, SeekFrom};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, mpsc};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use memchr::memmem;
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 
 /// First words of a segment; the number is the version of the format.
 const HEADER: &str = ": outrigger journal 1 ";
@@ -79,11 +80,15 @@ pub struct Journal {
     view: Mutex<View>,
     head: AtomicU64,
     more: Notify,
-    told: watch::Sender<u64>,
+    cursors: Mutex<Vec<Weak<Slot>>>,
     closed: AtomicBool,
     /// Why nothing can be written right now; empty when it can.
     trouble: Mutex<String>,
 }
+
+/// Where a cursor waits.
+#[derive(Debug, Default)]
+struct Slot(Mutex<Option<Waker>>);
 
 /// The one that appends.
 #[derive(Debug)]
@@ -165,7 +170,7 @@ impl Writer {
             view: Mutex::new(View { segments, ..View::default() }),
             head: AtomicU64::new(next - 1),
             more: Notify::new(),
-            told: watch::Sender::new(next - 1),
+            cursors: Mutex::default(),
             closed: AtomicBool::new(false),
             trouble: Mutex::default(),
         });
@@ -426,13 +431,22 @@ impl Journal {
     pub async fn tell(&self) {
         loop {
             self.more.notified().await;
-            let _ = self.told.send(self.head());
+            let mut cursors = lock(&self.cursors);
+            cursors.retain(|slot| {
+                let slot = slot.upgrade();
+                if let Some(waker) = slot.as_ref().and_then(|s| lock(&s.0).take()) {
+                    waker.wake();
+                }
+                slot.is_some()
+            });
         }
     }
 
     /// A cursor whose first frame is `from`.
     pub fn subscribe(self: &Arc<Self>, from: u64) -> Cursor {
-        Cursor { journal: self.clone(), told: self.told.subscribe(), next: from.max(1), file: None }
+        let slot = Arc::new(Slot::default());
+        lock(&self.cursors).push(Arc::downgrade(&slot));
+        Cursor { journal: self.clone(), slot, next: from.max(1), file: None }
     }
 
     fn is_closed(&self) -> bool {
@@ -453,7 +467,7 @@ pub enum Part {
 #[derive(Debug)]
 pub struct Cursor {
     journal: Arc<Journal>,
-    told: watch::Receiver<u64>,
+    slot: Arc<Slot>,
     /// The next sequence that was not yet begun.
     next: u64,
     /// Where it reads a segment: what is older than memory holds.
@@ -472,23 +486,26 @@ struct Place {
 impl Cursor {
     /// The next part; waits for one. `None`: the journal is closed, and this was all of it.
     pub async fn next(&mut self) -> Option<Part> {
-        loop {
-            self.told.borrow_and_update();
+        std::future::poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    /// As [`Cursor::next`].
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Part>> {
+        for registered in [false, true] {
             let closed = self.journal.is_closed();
             match self.read() {
-                Ok(Some(part)) => return Some(part),
-                Ok(None) if closed => return None,
-                Ok(None) => {
-                    if self.told.changed().await.is_err() {
-                        return None;
-                    }
-                }
+                Ok(Some(part)) => return Poll::Ready(Some(part)),
+                Ok(None) if closed => return Poll::Ready(None),
+                // Looked at once more: something may have come before the waker was there.
+                Ok(None) if !registered => *lock(&self.slot.0) = Some(cx.waker().clone()),
+                Ok(None) => {}
                 Err(e) => {
                     tracing::error!(error = %e, "the journal cannot be read");
-                    return None;
+                    return Poll::Ready(None);
                 }
             }
         }
+        Poll::Pending
     }
 
     /// What is there now.

@@ -2,6 +2,19 @@
 //! on `:8788`. Never imports `sidecar`.
 
 pub mod balance;
+pub mod config;
+mod console;
+mod http;
 pub mod inbox;
+mod input_api;
 pub mod journal;
+mod openapi;
+pub mod process;
 pub mod runtime;
+pub mod server;
+pub mod session;
+mod stream_api;
+pub mod transport;
+mod view;
+
+pub use openapi::document as openapi;

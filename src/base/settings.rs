@@ -4,6 +4,7 @@
 //! camelCase or snake_case spelling, and notes every key that nobody took.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -139,6 +140,36 @@ impl Section {
             }
         }
         Some(texts)
+    }
+
+    /// A mapping with free keys to texts; numbers and truth values count as their text.
+    pub fn texts(&mut self, key: &'static str) -> BTreeMap<String, String> {
+        let mut texts = BTreeMap::new();
+        match self.value(key) {
+            Some(Value::Object(map)) => {
+                for (name, value) in map {
+                    match value {
+                        Value::String(s) => _ = texts.insert(name, s),
+                        Value::Number(_) | Value::Bool(_) => _ = texts.insert(name, value.to_string()),
+                        other => self.add(&format!("{key}.{name}"), format!("expected a text, found {}", kind(&other))),
+                    }
+                }
+            }
+            Some(other) => self.add(key, format!("expected a mapping, found {}", kind(&other))),
+            None => {}
+        }
+        texts
+    }
+
+    /// `true` or `false`.
+    pub fn flag(&mut self, key: &'static str) -> Option<bool> {
+        match self.value(key)? {
+            Value::Bool(b) => Some(b),
+            other => {
+                self.add(key, format!("expected `true` or `false`, found {}", kind(&other)));
+                None
+            }
+        }
     }
 
     /// A whole number from `low` to `high`.

@@ -1,10 +1,16 @@
 //! Composition roots: a configuration in, an exit code out. One file a subcommand.
 
+pub mod adapter;
 pub mod healthcheck;
 pub mod rehearse;
+pub mod schema;
 pub mod sidecar;
+pub mod up;
 
+use std::path::Path;
 use std::process::ExitCode;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// How a command ended (sysexits.h).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,4 +40,35 @@ pub fn fail(exit: Exit, what: &str) -> Exit {
     use std::io::Write;
     let _ = writeln!(std::io::stderr(), "outrigger: {what}");
     exit
+}
+
+/// Says everything that is wrong with a configuration.
+pub fn broken(path: &Path, problems: &[String]) -> Exit {
+    let count = match problems.len() {
+        1 => "1 problem".to_owned(),
+        n => format!("{n} problems"),
+    };
+    let list: String = problems.iter().map(|p| format!("\n  - {p}")).collect();
+    fail(Exit::Usage, &format!("{count} in `{}`:{list}", path.display()))
+}
+
+/// The signals that ask a process to end.
+pub struct Signals {
+    term: Signal,
+    int: Signal,
+}
+
+impl Signals {
+    /// # Errors
+    /// The system's.
+    pub fn new() -> std::io::Result<Self> {
+        Ok(Signals { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())? })
+    }
+
+    pub async fn next(&mut self) {
+        tokio::select! {
+            _ = self.term.recv() => {}
+            _ = self.int.recv() => {}
+        }
+    }
 }

@@ -1,10 +1,6 @@
 //! `outrigger sidecar`: harden the process, start, wait for a signal, drain.
 
-use std::path::Path;
-
-use tokio::signal::unix::{Signal, SignalKind, signal};
-
-use super::{Exit, fail};
+use super::{Exit, Signals, broken, fail};
 use crate::base::{harden, logging};
 use crate::cli;
 use crate::sidecar::config::{Config, LogFormat};
@@ -53,31 +49,4 @@ async fn serve(args: &cli::Sidecar) -> Exit {
     sidecar.stop(signals.next()).await;
     tracing::info!("stopped");
     Exit::Ok
-}
-
-struct Signals {
-    term: Signal,
-    int: Signal,
-}
-
-impl Signals {
-    fn new() -> std::io::Result<Self> {
-        Ok(Signals { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())? })
-    }
-
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.term.recv() => {}
-            _ = self.int.recv() => {}
-        }
-    }
-}
-
-fn broken(path: &Path, problems: &[String]) -> Exit {
-    let count = match problems.len() {
-        1 => "1 problem".to_owned(),
-        n => format!("{n} problems"),
-    };
-    let list: String = problems.iter().map(|p| format!("\n  - {p}")).collect();
-    fail(Exit::Usage, &format!("{count} in `{}`:{list}", path.display()))
 }

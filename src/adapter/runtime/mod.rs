@@ -154,7 +154,7 @@ pub enum Action {
     Undelivered { input_id: String },
     /// The CLI cannot take this input, ever.
     Refused { input_id: String, why: String },
-    /// The model was asked once more within this turn.
+    /// The model wants to go on with what its tools said: it will be asked once more.
     Step,
     /// Come back after so long, even if nothing else happens.
     Wake(Duration),

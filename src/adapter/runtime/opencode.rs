@@ -134,7 +134,7 @@ fn permission(setting: &Setting) -> Value {
         Permissions::Ask => "ask",
         Permissions::Deny => "deny",
     };
-    let mut rules = json!({ "*": "allow", "bash": { "*": asked }, "edit": { "*": asked }, "webfetch": { "*": asked }, "websearch": { "*": asked } });
+    let mut rules = json!({ "*": "allow", "bash": { "*": asked }, "edit": { "*": asked }, "webfetch": asked, "websearch": asked });
     for key in ["external_directory", "doom_loop"] {
         rules[key] = asked.into();
     }
@@ -648,7 +648,9 @@ impl Opencode {
         if !self.done.insert(id.to_owned()) {
             return;
         }
-        out.push(Action::Step);
+        if part["reason"] == "tool-calls" {
+            out.push(Action::Step);
+        }
         let Some(turn) = &mut self.turn else { return };
         let tokens = &part["tokens"];
         turn.usage.add(&Usage {

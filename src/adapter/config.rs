@@ -1,0 +1,464 @@
+//! `adapter.yaml`, the environment that platforms set, and the command line: what one session
+//! is to be. Read once; all problems are reported together.
+//!
+//! The shape is the one that users of Fracta know. Its keys for credentials are taken and do
+//! nothing: credentials are the sidecar's, and the warning says so.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::journal::Retention;
+use super::process;
+use super::runtime::{Mcp, Permissions, Runtime, registry};
+use crate::base::settings::{Problems, Section, parse_yaml};
+use crate::base::token::Token;
+
+/// A session, as it was asked for.
+#[derive(Debug)]
+pub struct Config {
+    pub session_id: Option<String>,
+    pub runtime: &'static Runtime,
+    /// Instead of the runtime's program on `PATH`.
+    pub program: Option<String>,
+    /// Canonical `provider/model`.
+    pub model: String,
+    /// The same, as the CLI spells it.
+    pub native_model: String,
+    pub prompt: Option<String>,
+    /// One turn, then the session is over.
+    pub oneshot: bool,
+    pub workdir: PathBuf,
+    pub env: Vec<(String, String)>,
+    /// The CLI gets the adapter's environment (without keys), not only what every program needs.
+    pub inherit_env: bool,
+    pub allowed_tools: Vec<String>,
+    pub mcp: BTreeMap<String, Mcp>,
+    pub permissions: Permissions,
+    pub permission_timeout: Duration,
+    pub subagents: bool,
+    pub journal: PathBuf,
+    pub retention: Retention,
+    /// The CLI's own lines are kept too, for `?view=raw`.
+    pub raw: bool,
+    pub idle_timeout: Duration,
+    pub max_steps: u64,
+    pub max_turns: u64,
+    pub stream: SocketAddr,
+    pub input: SocketAddr,
+    pub wall: Wall,
+    /// The sidecar, without a trailing slash.
+    pub sidecar: String,
+    /// What the CLI presents to the sidecar as its key.
+    pub key: String,
+    /// Said on the stream once it is open.
+    pub warnings: Vec<String>,
+}
+
+/// Who may talk to the ports.
+#[derive(Debug, Default)]
+pub struct Wall {
+    /// Names besides the loopback ones that `Host` may say.
+    pub hosts: Vec<String>,
+    /// Origins of pages that may read the stream.
+    pub origins: Vec<String>,
+    pub read: Option<Token>,
+    pub write: Option<Token>,
+}
+
+/// What the command line says; it wins.
+#[derive(Debug, Default, Clone)]
+pub struct Flags {
+    pub runtime: Option<String>,
+    pub model: Option<String>,
+    pub tier: Option<String>,
+    pub prompt: Option<String>,
+    pub session_id: Option<String>,
+    pub workdir: Option<PathBuf>,
+    pub journal: Option<PathBuf>,
+    pub stream: Option<SocketAddr>,
+    pub input: Option<SocketAddr>,
+    pub sidecar: Option<String>,
+    pub permissions: Option<String>,
+    /// Only what every program needs.
+    pub clean_env: bool,
+}
+
+/// Reads one variable of the environment.
+pub type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
+
+/// Reads the file, if there is one.
+///
+/// # Errors
+/// Every problem, with its path in the file or the variable's name.
+pub fn load(path: Option<&Path>, flags: &Flags, env: Env<'_>) -> Result<Config, Vec<String>> {
+    let text = match path {
+        Some(path) => std::fs::read_to_string(path).map_err(|e| vec![format!("cannot read it: {e}")])?,
+        None => String::new(),
+    };
+    parse(&text, flags, env)
+}
+
+/// # Errors
+/// As [`load`].
+pub fn parse(text: &str, flags: &Flags, env: Env<'_>) -> Result<Config, Vec<String>> {
+    let value = parse_yaml(text).map_err(|e| vec![format!("not YAML: {e}")])?;
+    let problems = Problems::default();
+    let env = |name: &str| env(name).filter(|v| !v.is_empty());
+    let config = config(value, flags, &env, &problems);
+    let all = problems.take();
+    match config {
+        Some(config) if all.is_empty() => Ok(config),
+        _ => Err(all),
+    }
+}
+
+/// What `agents` says of one runtime.
+#[derive(Debug, Default)]
+struct Agent {
+    adapter: Option<String>,
+    model: Option<String>,
+    tiers: BTreeMap<String, String>,
+    map: BTreeMap<String, String>,
+    env: Vec<(String, String)>,
+    program: Option<String>,
+}
+
+fn config(value: Value, flags: &Flags, env: Env<'_>, problems: &Problems) -> Option<Config> {
+    let mut warnings = Vec::new();
+    let mut root = Section::new("", value, problems);
+    let (chosen, batch, mut agents) = agents(&mut root, env, &mut warnings);
+    let name = flags.runtime.clone().or(chosen).unwrap_or_else(|| "opencode".into());
+    let agent = agents.remove(&name).unwrap_or_default();
+    let id = agent.adapter.clone().unwrap_or_else(|| name.clone());
+    let runtime = registry::find(&id).unwrap_or_else(|| {
+        problems.add("agents.defaultRuntime", format!("`{id}` is not a runtime; known: {}", registry::names()));
+        registry::ALL[0]
+    });
+    let (allowed_tools, mcp) = project(&mut root, env);
+    let mut session = root.section("session").unwrap_or_else(|| Section::new("session", Value::Null, problems));
+    let retention = Retention::default();
+    let retention = Retention {
+        segment_bytes: session.integer("segmentBytes", 4096, 1 << 40).unwrap_or(retention.segment_bytes),
+        segments: session.integer("segments", 1, 100_000).map_or(retention.segments, |n| n as usize),
+    };
+    let permissions = permissions(&mut session, flags, problems);
+    let idle = number(env, "IDLE_TIMEOUT_MS", problems).map(Duration::from_millis);
+    let oneshot = mode(env, batch, problems);
+    let (wall, stream, input) = ports(&mut root, flags);
+    let (sidecar, key) = sidecar(&mut root, flags, env);
+    let journal = session.string("journal").map(PathBuf::from);
+    let idle_in_file = session.duration("idleTimeout");
+    let turns_in_file = session.integer("maxTurns", 1, 1_000_000);
+    let (program, agent_env) = (agent.program.clone(), agent.env.clone());
+    let config = Config {
+        session_id: flags.session_id.clone().or_else(|| env("SESSION_ID")),
+        runtime,
+        program,
+        model: String::new(),
+        native_model: String::new(),
+        prompt: flags.prompt.clone().or_else(|| env("AGENT_PROMPT")),
+        oneshot,
+        workdir: flags.workdir.clone().or_else(|| env("WORKSPACE_DIR").map(PathBuf::from)).unwrap_or_else(|| std::env::current_dir().unwrap_or_default()),
+        env: agent_env,
+        inherit_env: !flags.clean_env,
+        allowed_tools,
+        mcp,
+        permissions,
+        permission_timeout: session.duration("permissionTimeout").unwrap_or(Duration::from_secs(600)),
+        subagents: session.flag("subagents").unwrap_or(false),
+        journal: flags.journal.clone().or(journal).unwrap_or_else(|| PathBuf::from("/var/lib/outrigger/session")),
+        retention,
+        raw: session.flag("raw").unwrap_or(true),
+        idle_timeout: idle.or(idle_in_file).unwrap_or(Duration::from_secs(900)),
+        max_steps: session.integer("maxSteps", 1, 1_000_000).unwrap_or(20),
+        max_turns: number(env, "MAX_TURNS", problems).or(turns_in_file).unwrap_or(200),
+        stream,
+        input,
+        wall,
+        sidecar,
+        key,
+        warnings,
+    };
+    if !config.workdir.is_dir() {
+        problems.add("", format!("the workspace `{}` is not a directory", config.workdir.display()));
+    }
+    with_model(config, &agent, flags, env, problems)
+}
+
+fn agents(root: &mut Section, env: Env<'_>, warnings: &mut Vec<String>) -> (Option<String>, bool, BTreeMap<String, Agent>) {
+    let mut agents = BTreeMap::new();
+    let Some(mut section) = root.section("agents") else { return (None, false, agents) };
+    let mut credentials = Vec::new();
+    for key in ["authOrigins", "runtimeAuthResolvers", "authBindings", "authProfiles", "defaultBinding"] {
+        credentials.extend(section.value(key).map(|_| format!("agents.{key}")));
+    }
+    let chosen = section.string("defaultRuntime");
+    let batch = section.choice("defaultMode", &[("stream", false), ("batch", true)]).unwrap_or(false);
+    for (name, mut s) in section.entries("agentRuntimes") {
+        for key in ["authProfile", "authBinding", "kubernetes"] {
+            credentials.extend(s.value(key).map(|_| s.path(key)));
+        }
+        let agent = Agent {
+            adapter: s.string("adapter"),
+            model: s.string("model"),
+            tiers: s.texts("modelTiers"),
+            map: s.texts("modelMap"),
+            env: s.texts("env").into_iter().filter_map(|(n, v)| expanded(&s, &n, &v, env).map(|v| (n, v))).collect(),
+            program: s.string("program"),
+        };
+        agents.insert(name, agent);
+    }
+    if !credentials.is_empty() {
+        warnings.push(format!("`{}`: not used here; credentials and pods are the sidecar's and the platform's", credentials.join("`, `")));
+    }
+    (chosen, batch, agents)
+}
+
+/// `${NAME}` as a whole value is taken from the environment.
+fn expanded(section: &Section, name: &str, value: &str, env: Env<'_>) -> Option<String> {
+    if process::holds_a_key(name) && !process::is_placeholder(value) {
+        section.add(&format!("env.{name}"), "a key must not reach the agent; the sidecar adds it to what the agent asks");
+        return None;
+    }
+    let Some(variable) = value.strip_prefix("${").and_then(|v| v.strip_suffix('}')) else { return Some(value.to_owned()) };
+    let found = env(variable);
+    if found.is_none() {
+        section.add(&format!("env.{name}"), format!("the variable `{variable}` is not set"));
+    }
+    found
+}
+
+fn project(root: &mut Section, env: Env<'_>) -> (Vec<String>, BTreeMap<String, Mcp>) {
+    let Some(mut project) = root.section("project") else { return Default::default() };
+    let allowed = project.strings("allowedTools").unwrap_or_default();
+    let mut servers = BTreeMap::new();
+    for (name, mut s) in project.entries("mcpServers") {
+        let (command, url) = (s.value("command"), s.string("url"));
+        let (args, kind) = (s.strings("args").unwrap_or_default(), s.string("type"));
+        let vars = |s: &mut Section, key| s.texts(key).into_iter().filter_map(|(n, v)| expanded(s, &n, &v, env).map(|v| (n, v))).collect();
+        let server = match (command, url, kind.as_deref()) {
+            (Some(Value::String(program)), None, None | Some("stdio" | "local")) => {
+                Mcp::Local { command: std::iter::once(program).chain(args).collect(), env: vars(&mut s, "env") }
+            }
+            (Some(Value::Array(words)), None, None | Some("stdio" | "local")) if words.iter().all(Value::is_string) && !words.is_empty() => {
+                let command = words.iter().filter_map(|w| w.as_str().map(str::to_owned)).chain(args).collect();
+                Mcp::Local { command, env: vars(&mut s, "env") }
+            }
+            (None, Some(url), None | Some("http" | "sse" | "remote")) => Mcp::Remote { url, headers: vars(&mut s, "headers") },
+            _ => {
+                s.add("", "a tool server has either a `command` (with `args` and `env`) or a `url` (with `headers`)");
+                continue;
+            }
+        };
+        servers.insert(name, server);
+    }
+    (allowed, servers)
+}
+
+fn permissions(session: &mut Section, flags: &Flags, problems: &Problems) -> Permissions {
+    let choices = [("allow", Permissions::Allow), ("ask", Permissions::Ask), ("deny", Permissions::Deny)];
+    let in_file = session.choice("permissions", &choices);
+    let Some(flag) = &flags.permissions else { return in_file.unwrap_or(Permissions::Allow) };
+    choices.iter().find(|(name, _)| name == flag).map_or_else(
+        || {
+            problems.add("", format!("`--permissions {flag}`: not one of `allow`, `ask`, `deny`"));
+            Permissions::Deny
+        },
+        |(_, p)| *p,
+    )
+}
+
+fn number(env: Env<'_>, name: &str, problems: &Problems) -> Option<u64> {
+    let text = env(name)?;
+    let number = text.parse().ok().filter(|n| *n > 0);
+    if number.is_none() {
+        problems.add("", format!("the variable `{name}` is `{text}`, not a whole number above 0"));
+    }
+    number
+}
+
+fn mode(env: Env<'_>, batch: bool, problems: &Problems) -> bool {
+    match env("SESSION_MODE").as_deref() {
+        Some("oneshot") => true,
+        Some("interactive") => false,
+        None => batch,
+        Some(other) => {
+            problems.add("", format!("the variable `SESSION_MODE` is `{other}`; allowed: `oneshot`, `interactive`"));
+            batch
+        }
+    }
+}
+
+fn ports(root: &mut Section, flags: &Flags) -> (Wall, SocketAddr, SocketAddr) {
+    let mut wall = Wall::default();
+    let (mut stream, mut input) = (SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 3100), SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 8788));
+    if let Some(mut s) = root.section("listen") {
+        for (key, slot) in [("stream", &mut stream), ("input", &mut input)] {
+            if let Some(text) = s.string(key) {
+                match text.replace("localhost", "127.0.0.1").parse() {
+                    Ok(address) => *slot = address,
+                    Err(_) => s.add(key, format!("`{text}` is not an address such as `127.0.0.1:3100`")),
+                }
+            }
+        }
+        for (key, slot) in [("readTokenFile", &mut wall.read), ("writeTokenFile", &mut wall.write)] {
+            if let Some(file) = s.string(key) {
+                *slot = Token::read(Path::new(&file)).map_err(|e| s.add(key, e)).ok();
+            }
+        }
+        wall.hosts = s.strings("hosts").unwrap_or_default().into_iter().map(|h| h.to_ascii_lowercase()).collect();
+        wall.origins = s.strings("origins").unwrap_or_default();
+    }
+    stream = flags.stream.unwrap_or(stream);
+    input = flags.input.unwrap_or(input);
+    // Whoever reads the stream sees the workspace, and whoever writes runs commands in it.
+    for (key, address) in [("stream", stream), ("input", input)] {
+        let needed = if key == "stream" { wall.read.is_some() && wall.write.is_some() } else { wall.write.is_some() };
+        if !address.ip().is_loopback() && !needed {
+            root.add(
+                &format!("listen.{key}"),
+                format!("`{address}` can be reached by others, and nothing says who may; name files with tokens in `listen.readTokenFile` and `listen.writeTokenFile` (`openssl rand -hex 32` writes one), or listen on `127.0.0.1`"),
+            );
+        }
+    }
+    (wall, stream, input)
+}
+
+fn sidecar(root: &mut Section, flags: &Flags, env: Env<'_>) -> (String, String) {
+    let (mut url, mut key) = (None, "outrigger".to_owned());
+    if let Some(mut s) = root.section("sidecar") {
+        url = s.string("url");
+        // The session's token, where the sidecar asks for one. It opens the sidecar, no provider.
+        if let Some(file) = s.string("tokenFile") {
+            match Token::read(Path::new(&file)).and_then(|_| std::fs::read_to_string(&file).map_err(|e| e.to_string())) {
+                Ok(text) => key = text.trim_end().to_owned(),
+                Err(e) => s.add("tokenFile", e),
+            }
+        }
+    }
+    let url = flags.sidecar.clone().or_else(|| env("OUTRIGGER_SIDECAR_URL")).or(url).unwrap_or_else(|| "http://127.0.0.1:11432".into());
+    if !url.starts_with("http://") || url.len() < 8 {
+        root.add("sidecar.url", format!("`{url}` is not an address such as `http://127.0.0.1:11432`"));
+    }
+    (url.trim_end_matches('/').to_owned(), key)
+}
+
+/// Flag, environment, tier, the runtime's, its default: the first that says something.
+fn with_model(mut config: Config, agent: &Agent, flags: &Flags, env: Env<'_>, problems: &Problems) -> Option<Config> {
+    let runtime = config.runtime;
+    let in_env = match runtime.id {
+        "codex" => env("OPENAI_MODEL").map(|m| if m.contains('/') { m } else { format!("openai/{m}") }),
+        _ => env("OPENCODE_MODEL").map(|m| match env("OPENCODE_PROVIDER") {
+            Some(provider) if !m.contains('/') => format!("{provider}/{m}"),
+            _ => m,
+        }),
+    };
+    let tier = match &flags.tier {
+        Some(tier) => {
+            let model = agent.tiers.get(tier);
+            if model.is_none() {
+                let known: Vec<_> = agent.tiers.keys().map(|t| format!("`{t}`")).collect();
+                problems.add("modelTiers", format!("there is no tier `{tier}` for `{}`; known: {}", runtime.id, known.join(", ")));
+            }
+            model.cloned()
+        }
+        None => None,
+    };
+    let model = flags.model.clone().or(in_env).or(tier).or_else(|| agent.model.clone()).unwrap_or_else(|| runtime.default_model.to_owned());
+    config.native_model = agent.map.get(&model).cloned().unwrap_or_else(|| model.clone());
+    let reachable = config.native_model.split_once('/').is_some_and(|(provider, name)| runtime.providers.contains(&provider) && !name.is_empty());
+    if !reachable {
+        problems.add(
+            "model",
+            format!(
+                "`{model}` is no model that `{}` can reach; it is `<provider>/<model>`, with one of the providers `{}`",
+                runtime.id,
+                runtime.providers.join("`, `")
+            ),
+        );
+        return None;
+    }
+    config.model = model;
+    Some(config)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(text: &str, flags: &Flags, vars: &[(&str, &str)]) -> Result<Config, Vec<String>> {
+        let vars: BTreeMap<String, String> = vars.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        parse(text, flags, &move |name| vars.get(name).cloned())
+    }
+
+    const FRACTA: &str = r#"
+agents:
+  default_runtime: fast
+  default_mode: batch
+  auth_origins: {x: {secret_ref: y}}
+  agent_runtimes:
+    fast:
+      adapter: opencode
+      model: claude-sonnet-4
+      model_tiers: {heavy: anthropic/claude-opus-4-5, light: anthropic/claude-haiku-4-5}
+      model_map: {claude-sonnet-4: anthropic/claude-sonnet-4-5}
+      env: {FOO: "${BAR}", LEVEL: "3"}
+      auth_profile: p
+      kubernetes: {image: i}
+project:
+  allowed_tools: [Read, "Bash(git *)"]
+  mcp_servers:
+    files: {command: mcp-files, args: [-r, .], env: {A: b}}
+    web: {url: "http://127.0.0.1:9/mcp"}
+session: {idle_timeout: 5m, max_steps: 7, permissions: ask}
+"#;
+
+    #[test]
+    fn a_project_of_another_platform_loads() {
+        let config = with(FRACTA, &Flags::default(), &[("BAR", "bar")]).unwrap();
+        assert_eq!((config.runtime.id, config.oneshot, config.max_steps, config.idle_timeout), ("opencode", true, 7, Duration::from_secs(300)));
+        assert_eq!((config.model.as_str(), config.native_model.as_str()), ("claude-sonnet-4", "anthropic/claude-sonnet-4-5"));
+        assert_eq!(config.env, [("FOO".to_owned(), "bar".to_owned()), ("LEVEL".to_owned(), "3".to_owned())]);
+        assert_eq!(
+            config.mcp["files"],
+            Mcp::Local { command: ["mcp-files", "-r", "."].map(str::to_owned).to_vec(), env: BTreeMap::from([("A".into(), "b".into())]) }
+        );
+        assert_eq!(config.permissions, Permissions::Ask);
+        assert_eq!(config.warnings.len(), 1, "{:?}", config.warnings);
+    }
+
+    #[test]
+    fn the_nearest_word_on_the_model_counts() {
+        let flags = |model: Option<&str>, tier: Option<&str>| Flags { model: model.map(Into::into), tier: tier.map(Into::into), ..Flags::default() };
+        let model = |flags: &Flags, vars: &[(&str, &str)]| with(FRACTA, flags, &[&[("BAR", "b")], vars].concat()).unwrap().native_model;
+        assert_eq!(model(&flags(Some("openai/gpt-6"), Some("heavy")), &[("OPENCODE_MODEL", "x/y")]), "openai/gpt-6");
+        assert_eq!(model(&flags(None, Some("heavy")), &[("OPENCODE_MODEL", "gpt-5"), ("OPENCODE_PROVIDER", "openai")]), "openai/gpt-5");
+        assert_eq!(model(&flags(None, Some("heavy")), &[]), "anthropic/claude-opus-4-5");
+        assert_eq!(with("", &Flags::default(), &[]).unwrap().native_model, "anthropic/claude-sonnet-4-5");
+    }
+
+    #[test]
+    fn every_mistake_is_reported() {
+        let bad = "agents: {defaultRuntime: nope, agentRuntimes: {nope: {env: {OPENAI_API_KEY: sk-1234}}}}\nsession: {permissions: maybe, maxSteps: 0}\nlisten: {stream: '0.0.0.0:3100'}\nwhat: 1\n";
+        let problems = with(bad, &Flags::default(), &[("SESSION_MODE", "x"), ("MAX_TURNS", "-1")]).unwrap_err();
+        for part in [
+            "`agents.defaultRuntime`: `nope`",
+            "OPENAI_API_KEY",
+            "`session.permissions`",
+            "`session.maxSteps`",
+            "`listen.stream`",
+            "`what`",
+            "SESSION_MODE",
+            "MAX_TURNS",
+        ] {
+            assert!(problems.iter().any(|p| p.contains(part)), "{part}: {problems:#?}");
+        }
+        assert!(!problems.iter().any(|p| p.contains("sk-1234")), "a key is not repeated");
+        let problems = with("", &Flags { model: Some("nope/x".into()), ..Flags::default() }, &[]).unwrap_err();
+        assert!(problems[0].contains("`nope/x`") && problems[0].contains("`anthropic`"), "{problems:?}");
+    }
+}

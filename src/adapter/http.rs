@@ -1,0 +1,279 @@
+//! What both ports share: the wall in front of them, the answers, one connection.
+//!
+//! The wall: `Host` must be ours (DNS rebinding), an `Origin` must be configured or, on the
+//! port that serves the console, the page's own (CSRF), a body is JSON, and where tokens are
+//! configured one is presented: one to read, another to write.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU32;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{
+    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN, ALLOW, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HOST,
+    HeaderMap, HeaderValue, ORIGIN, RETRY_AFTER, VARY, WWW_AUTHENTICATE,
+};
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde_json::{Value, json};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::time::Sleep;
+
+use super::config::Wall;
+use crate::base::token::bearer;
+
+pub type Answer = Response<BoxBody<Bytes, Infallible>>;
+
+/// A head must be whole within this time.
+const HEAD_TIME: Duration = Duration::from_secs(10);
+/// A subscriber that takes nothing for so long is let go; it can resume.
+const WRITE_STALL: Duration = Duration::from_secs(30);
+/// hyper's smallest.
+const READ_BUFFER: usize = 8 << 10;
+/// Wrong tokens a minute before they are told to wait.
+const ATTEMPTS: NonZeroU32 = NonZeroU32::new(60).unwrap();
+
+/// An answer that says what went wrong (RFC 9457).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    pub status: u16,
+    /// Stable and public.
+    pub code: &'static str,
+    pub detail: String,
+    pub hint: Option<&'static str>,
+}
+
+impl Problem {
+    pub fn new(status: u16, code: &'static str, detail: impl Into<String>) -> Self {
+        Problem { status, code, detail: detail.into(), hint: None }
+    }
+
+    pub fn hint(mut self, hint: &'static str) -> Self {
+        self.hint = Some(hint);
+        self
+    }
+
+    pub fn answer(&self) -> Answer {
+        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let mut body = json!({ "type": "about:blank", "title": status.canonical_reason(), "status": self.status, "code": self.code, "detail": self.detail });
+        if let Some(hint) = self.hint {
+            body["hint"] = hint.into();
+        }
+        let mut answer = full(status, "application/problem+json", body.to_string());
+        let headers = answer.headers_mut();
+        match self.status {
+            401 => _ = headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")),
+            429 | 503 => _ = headers.insert(RETRY_AFTER, HeaderValue::from_static("1")),
+            _ => {}
+        }
+        answer
+    }
+}
+
+pub fn full(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Answer {
+    let mut answer = Response::new(Full::new(body.into()).boxed());
+    *answer.status_mut() = status;
+    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    answer.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    answer
+}
+
+pub fn json_answer(status: u16, body: &Value) -> Answer {
+    full(StatusCode::from_u16(status).unwrap_or_default(), "application/json", body.to_string())
+}
+
+pub fn not_allowed(allowed: &'static str) -> Answer {
+    let mut answer = Problem::new(405, "method_denied", format!("only `{allowed}` is offered here")).answer();
+    answer.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
+    answer
+}
+
+/// What a route lets its caller do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Says nothing of the session.
+    Open,
+    Read,
+    Write,
+}
+
+/// The wall in front of one port.
+#[derive(Debug)]
+pub struct Door {
+    port: u16,
+    /// Others than this machine can reach it.
+    public: bool,
+    /// It serves the console, whose page may write.
+    console: bool,
+    attempts: DefaultDirectRateLimiter,
+}
+
+impl Door {
+    pub fn new(address: SocketAddr, console: bool) -> Self {
+        Door { port: address.port(), public: !address.ip().is_loopback(), console, attempts: RateLimiter::direct(Quota::per_minute(ATTEMPTS)) }
+    }
+
+    /// # Errors
+    /// `host_denied`, `origin_denied`, `unauthorized`, `rate_limited`.
+    pub fn check(&self, wall: &Wall, headers: &HeaderMap, access: Access) -> Result<(), Problem> {
+        let text = |name| headers.get(name).map(|v| v.as_bytes()).unwrap_or_default();
+        let host = text(HOST.as_str());
+        if headers.get_all(HOST).iter().count() != 1 || !self.is_ours(wall, host) {
+            return Err(
+                Problem::new(403, "host_denied", format!("host `{}` is not this port", host.escape_ascii())).hint("name it in `listen.hosts` if it is yours")
+            );
+        }
+        self.check_origin(wall, headers, host)?;
+        let token = match access {
+            Access::Open => return Ok(()),
+            Access::Read => &wall.read,
+            Access::Write => &wall.write,
+        };
+        let Some(token) = token else { return Ok(()) };
+        if bearer(text(AUTHORIZATION.as_str())).is_some_and(|presented| token.is(presented)) {
+            return Ok(());
+        }
+        if self.attempts.check().is_err() {
+            return Err(Problem::new(429, "rate_limited", "too many requests without the right token"));
+        }
+        let which = if access == Access::Read { "read" } else { "write" };
+        Err(Problem::new(401, "unauthorized", format!("the {which} token is missing or wrong")).hint("send it as `Authorization: Bearer …`"))
+    }
+
+    fn check_origin(&self, wall: &Wall, headers: &HeaderMap, host: &[u8]) -> Result<(), Problem> {
+        let origin = headers.get(ORIGIN).map(|v| v.as_bytes());
+        let configured = origin.is_some_and(|o| wall.origins.iter().any(|w| w.as_bytes() == o));
+        let own = self.console && origin.and_then(|o| o.strip_prefix(b"http://")).is_some_and(|o| o.eq_ignore_ascii_case(host));
+        let site = headers.get("sec-fetch-site").map(|v| v.as_bytes());
+        let elsewhere = matches!(site, Some(b"cross-site" | b"same-site"));
+        match origin {
+            Some(_) if configured || own => Ok(()),
+            None if !elsewhere => Ok(()),
+            _ => Err(Problem::new(403, "origin_denied", format!("pages of `{}` are not served", origin.unwrap_or(b"another site").escape_ascii()))
+                .hint("name the origin in `listen.origins` if it is yours")),
+        }
+    }
+
+    fn is_ours(&self, wall: &Wall, host: &[u8]) -> bool {
+        let Ok(host) = std::str::from_utf8(host) else { return false };
+        let (name, port) = match host.rsplit_once(':') {
+            Some((name, port)) if !port.ends_with(']') => (name, port.parse::<u16>().ok()),
+            _ => (host, Some(80)),
+        };
+        if wall.hosts.iter().any(|h| h.eq_ignore_ascii_case(name)) {
+            return true;
+        }
+        let address = name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+        // A name can be made to point here; an address cannot. What is public asks for a token.
+        let named = ["localhost", "127.0.0.1", "[::1]"].iter().any(|n| n.eq_ignore_ascii_case(name));
+        port == Some(self.port) && (named || self.public && address.is_ok())
+    }
+}
+
+/// Lets a configured page read the answer.
+pub fn share(wall: &Wall, origin: Option<&HeaderValue>, answer: &mut Answer) {
+    let Some(origin) = origin.filter(|o| wall.origins.iter().any(|w| w.as_bytes() == o.as_bytes())) else { return };
+    answer.headers_mut().insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
+    answer.headers_mut().insert(VARY, HeaderValue::from_static("Origin"));
+}
+
+/// What a browser asks before a configured page may send JSON.
+pub fn preflight() -> Answer {
+    let mut answer = full(StatusCode::NO_CONTENT, "text/plain", "");
+    answer.headers_mut().insert(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST"));
+    answer.headers_mut().insert(ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static("authorization, content-type, last-event-id"));
+    answer
+}
+
+/// Serves one connection to its end.
+#[allow(clippy::large_futures)]
+pub async fn serve<S, F>(stream: TcpStream, service: S, mut stop: watch::Receiver<bool>)
+where
+    S: Fn(Request<Incoming>) -> F,
+    F: Future<Output = Answer>,
+{
+    let _ = stream.set_nodelay(true);
+    let service = hyper::service::service_fn(|request| {
+        let answer = service(request);
+        async move {
+            let mut answer = answer.await;
+            answer.headers_mut().insert("x-content-type-options", HeaderValue::from_static("nosniff"));
+            answer.headers_mut().insert("cross-origin-resource-policy", HeaderValue::from_static("same-origin"));
+            Ok::<_, Infallible>(answer)
+        }
+    });
+    let io = TokioIo::new(Patient { stream, stalled: None });
+    let mut server = hyper::server::conn::http1::Builder::new();
+    let connection = server.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME).max_buf_size(READ_BUFFER).serve_connection(io, service);
+    let mut connection = std::pin::pin!(connection);
+    let stopping = async {
+        let _ = stop.wait_for(|stop| *stop).await;
+    };
+    tokio::select! {
+        end = connection.as_mut() => if let Err(e) = end { tracing::debug!(error = %e, "connection") },
+        () = stopping => {
+            connection.as_mut().graceful_shutdown();
+            let _ = connection.await;
+        }
+    }
+}
+
+/// A stream that fails when it cannot be written for [`WRITE_STALL`].
+struct Patient {
+    stream: TcpStream,
+    stalled: Option<Pin<Box<Sleep>>>,
+}
+
+impl Patient {
+    fn watch<T>(&mut self, cx: &mut Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if polled.is_ready() {
+            self.stalled = None;
+            return polled;
+        }
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(WRITE_STALL)));
+        match stalled.as_mut().poll(cx) {
+            Poll::Ready(()) => Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client reads nothing"))),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+}
+
+impl AsyncRead for Patient {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Patient {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.watch(cx, polled)
+    }
+
+    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.watch(cx, polled)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

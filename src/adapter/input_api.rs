@@ -1,0 +1,257 @@
+//! `:8788`: what a user types, decides and stops. The same routes stand on `:3100`, for the
+//! console page.
+//!
+//! A body is checked whole before anything happens: what is refused has no effect.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Limited};
+use hyper::body::Incoming;
+use hyper::header::{CONTENT_TYPE, HeaderMap, ORIGIN};
+use hyper::{Method, Request};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::sync::oneshot;
+
+use super::http::{Access, Answer, Problem, json_answer, not_allowed, preflight, share};
+use super::inbox::{Attachment, InboxError, Input};
+use super::runtime::Decision;
+use super::server::Shared;
+use super::session::Command;
+use crate::base::token::Token;
+use crate::event::{InputMode, InputSource};
+
+const MAX_TEXT: usize = 64 << 10;
+/// All images of one input, as base64.
+const MAX_ATTACHMENTS: usize = 8 << 20;
+/// The largest body: text and images, with what JSON adds to them.
+const MAX_BODY: usize = MAX_ATTACHMENTS + 8 * MAX_TEXT;
+const BODY_TIME: Duration = Duration::from_secs(30);
+const MAX_ID: usize = 256;
+const MEDIA: [&str; 4] = ["image/png", "image/jpeg", "image/gif", "image/webp"];
+
+/// Routes that change something.
+pub fn is_route(path: &str) -> bool {
+    matches!(path, "/inject" | "/interrupt" | "/keepalive" | "/shutdown") || id_of(path, "/permission/").is_some() || id_of(path, "/question/").is_some()
+}
+
+fn id_of<'a>(path: &'a str, prefix: &str) -> Option<&'a str> {
+    path.strip_prefix(prefix).filter(|id| !id.is_empty() && !id.contains('/'))
+}
+
+pub async fn serve(shared: Arc<Shared>, request: Request<Incoming>) -> Answer {
+    let origin = request.headers().get(ORIGIN).cloned();
+    let mut answer = match route(&shared, request).await {
+        Ok(answer) => answer,
+        Err(problem) => problem.answer(),
+    };
+    share(&shared.wall, origin.as_ref(), &mut answer);
+    answer
+}
+
+async fn route(shared: &Arc<Shared>, request: Request<Incoming>) -> Result<Answer, Problem> {
+    let path = request.uri().path();
+    let access = if path == "/health" || *request.method() == Method::OPTIONS { Access::Open } else { Access::Write };
+    shared.input_door.check(&shared.wall, request.headers(), access)?;
+    if *request.method() == Method::OPTIONS {
+        return Ok(preflight());
+    }
+    match path {
+        "/health" if matches!(*request.method(), Method::GET | Method::HEAD) => {
+            Ok(json_answer(200, &json!({ "status": "ok", "state": shared.status()["state"] })))
+        }
+        "/health" => Ok(not_allowed("GET, HEAD")),
+        p if is_route(p) => act(shared, request).await,
+        p => Err(Problem::new(
+            404,
+            "route_denied",
+            format!("there is no `{p}`; offered: `/inject`, `/interrupt`, `/permission/{{id}}`, `/question/{{id}}`, `/keepalive`, `/shutdown`, `/health`"),
+        )),
+    }
+}
+
+/// A request that may write.
+pub async fn act(shared: &Arc<Shared>, request: Request<Incoming>) -> Result<Answer, Problem> {
+    if *request.method() != Method::POST {
+        return Ok(not_allowed("POST"));
+    }
+    let path = request.uri().path().to_owned();
+    let key = request.headers().get("idempotency-key").and_then(|v| v.to_str().ok()).map(str::to_owned);
+    let body = body(request).await?;
+    match shared.status()["state"].as_str() {
+        Some("ended") => return Err(Problem::new(409, "session_ended", "the session is over")),
+        _ if shared.is_draining() => return Err(Problem::new(503, "draining", "the session is being stopped")),
+        _ => {}
+    }
+    match path.as_str() {
+        "/inject" => inject(shared, &body, key).await,
+        "/interrupt" => tell(shared, Command::Interrupt).await,
+        "/keepalive" => tell(shared, Command::Keepalive).await,
+        "/shutdown" => {
+            let summary = optional_text(&body, "summary")?;
+            shared.drain();
+            tell(shared, Command::Shutdown { summary }).await
+        }
+        p => {
+            let (id, decision) = match (id_of(p, "/permission/"), id_of(p, "/question/")) {
+                (Some(id), _) => (id, permission(&body)?),
+                (_, Some(id)) => (id, question(&body)?),
+                _ => return Err(Problem::new(404, "route_denied", format!("there is no `{p}`"))),
+            };
+            let (known, answer) = oneshot::channel();
+            let command = Command::Answer { request_id: id.to_owned(), decision, known };
+            tell(shared, command).await?;
+            if answer.await.unwrap_or(false) {
+                Ok(json_answer(202, &json!({ "request_id": id })))
+            } else {
+                Err(Problem::new(404, "unknown_request", format!("no request `{id}` waits for an answer"))
+                    .hint("it was answered, it timed out, or its turn is over"))
+            }
+        }
+    }
+}
+
+async fn tell(shared: &Shared, command: Command) -> Result<Answer, Problem> {
+    shared.commands.send(command).await.map_err(|_| Problem::new(409, "session_ended", "the session is over"))?;
+    Ok(json_answer(202, &json!({ "accepted": true })))
+}
+
+/// The body's JSON; an empty one is an empty object.
+async fn body(request: Request<Incoming>) -> Result<Value, Problem> {
+    check_type(request.headers())?;
+    let too_large = || Problem::new(413, "body_too_large", format!("more than {MAX_BODY} bytes"));
+    if request.headers().get("content-length").and_then(|v| v.to_str().ok()).and_then(|v| v.parse::<usize>().ok()).is_some_and(|n| n > MAX_BODY) {
+        return Err(too_large());
+    }
+    let read = Limited::new(request.into_body(), MAX_BODY).collect();
+    let bytes = match tokio::time::timeout(BODY_TIME, read).await {
+        Ok(Ok(body)) => body.to_bytes(),
+        Ok(Err(e)) if e.is::<http_body_util::LengthLimitError>() => return Err(too_large()),
+        Ok(Err(e)) => return Err(Problem::new(400, "bad_request", format!("the body could not be read: {e}"))),
+        Err(_) => return Err(Problem::new(408, "body_timeout", "the body took too long")),
+    };
+    if bytes.is_empty() {
+        return Ok(json!({}));
+    }
+    match serde_json::from_slice::<Value>(&bytes) {
+        Ok(value @ Value::Object(_)) => Ok(value),
+        Ok(_) => Err(Problem::new(400, "bad_request", "the body is not a JSON object")),
+        Err(e) => Err(Problem::new(400, "bad_request", format!("the body is not JSON: {e}"))),
+    }
+}
+
+/// A page may send other types without asking first.
+fn check_type(headers: &HeaderMap) -> Result<(), Problem> {
+    let value = headers.get(CONTENT_TYPE).map(|v| v.as_bytes()).unwrap_or_default();
+    let kind = value.split(|b| *b == b';').next().unwrap_or_default().trim_ascii();
+    if kind.eq_ignore_ascii_case(b"application/json") {
+        return Ok(());
+    }
+    Err(Problem::new(415, "unsupported_media_type", format!("content-type `{}` is not `application/json`", value.escape_ascii())))
+}
+
+/// What `POST /inject` takes; x1's further fields are taken and mean nothing here.
+#[derive(Debug, Deserialize)]
+struct Inject {
+    text: Option<Value>,
+    #[serde(default)]
+    input_id: Option<String>,
+    #[serde(default)]
+    event_id: Option<String>,
+    #[serde(default)]
+    request_id: Option<String>,
+    #[serde(default)]
+    mode: Option<InputMode>,
+    #[serde(default)]
+    sender_id: Option<String>,
+    #[serde(default)]
+    attachments: Vec<Inline>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Inline {
+    r#type: String,
+    media_type: String,
+    data: String,
+}
+
+async fn inject(shared: &Arc<Shared>, body: &Value, key: Option<String>) -> Result<Answer, Problem> {
+    let inject: Inject = serde_json::from_value(body.clone()).map_err(|e| {
+        Problem::new(400, "bad_request", format!("not an input: {e}")).hint("`{\"text\": \"…\", \"mode\"?: \"auto\"|\"queue\"|\"steer\"|\"interrupt\"}`")
+    })?;
+    let input = checked(inject, key)?;
+    if !input.attachments.is_empty() && !shared.runtime.capabilities.images {
+        return Err(Problem::new(400, "unsupported", format!("{} takes no images", shared.runtime.name)));
+    }
+    let (input_id, keeper) = (input.input_id.clone(), shared.clone());
+    let accepted = tokio::task::spawn_blocking(move || keeper.inbox.accept(input)).await.map_err(|e| Problem::new(500, "internal", e.to_string()))?;
+    match accepted {
+        Ok(a) => Ok(json_answer(202, &json!({ "input_id": input_id, "position": a.position, "duplicate": a.duplicate }))),
+        Err(e @ InboxError::Full) => Err(Problem::new(429, "inbox_full", e.to_string())),
+        Err(e @ InboxError::Io(_)) => Err(Problem::new(503, "inbox_unavailable", e.to_string())),
+    }
+}
+
+fn checked(inject: Inject, key: Option<String>) -> Result<Input, Problem> {
+    let bad = |what: String| Problem::new(400, "bad_request", what);
+    let text = match inject.text {
+        Some(Value::String(text)) if !text.trim().is_empty() => text,
+        _ => return Err(bad("`text` is missing, empty or not a text".into())),
+    };
+    if text.len() > MAX_TEXT {
+        return Err(Problem::new(413, "body_too_large", format!("`text` has {} bytes; at most {MAX_TEXT} are taken", text.len())));
+    }
+    // No terminal reads it, but what does may: nothing that is not text.
+    if let Some(c) = text.chars().find(|c| c.is_control() && !matches!(c, '\n' | '\r' | '\t')) {
+        return Err(bad(format!("`text` holds the control character U+{:04X}", u32::from(c))));
+    }
+    let input_id = match inject.input_id.or(inject.event_id).or(inject.request_id).or(key) {
+        Some(id) if (1..=MAX_ID).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic()) => id,
+        Some(id) => return Err(bad(format!("`input_id` is `{}`; allowed: 1 to {MAX_ID} visible ASCII characters", id.escape_default()))),
+        None => format!("in_{}", &Token::draw().map_err(|e| Problem::new(500, "internal", e.to_string()))?[..24]),
+    };
+    if let Some(a) = inject.attachments.iter().find(|a| a.r#type != "image" || !MEDIA.contains(&a.media_type.as_str())) {
+        return Err(bad(format!("an attachment is a `{}` of `{}`; allowed: `image` of `{}`", a.r#type, a.media_type, MEDIA.join("`, `"))));
+    }
+    if inject.attachments.iter().map(|a| a.data.len()).sum::<usize>() > MAX_ATTACHMENTS {
+        return Err(Problem::new(413, "body_too_large", format!("the attachments have more than {MAX_ATTACHMENTS} bytes")));
+    }
+    if inject.attachments.iter().any(|a| a.data.is_empty() || !a.data.bytes().all(|b| b.is_ascii_alphanumeric() || b"+/=".contains(&b))) {
+        return Err(bad("an attachment's `data` is not base64".into()));
+    }
+    let attachments = inject.attachments.into_iter().map(|a| Attachment { media_type: a.media_type, data: a.data }).collect();
+    Ok(Input { input_id, text, mode: inject.mode.unwrap_or_default(), source: InputSource::Inject, sender_id: inject.sender_id, attachments })
+}
+
+fn permission(body: &Value) -> Result<Decision, Problem> {
+    let message = optional_text(body, "message")?;
+    match body["decision"].as_str() {
+        Some("allow") => Ok(Decision::Allow),
+        Some("allow_always") => Ok(Decision::AllowAlways),
+        Some("deny") => Ok(Decision::Deny { message }),
+        _ => Err(Problem::new(400, "bad_request", format!("`decision` is `{}`; allowed: `allow`, `allow_always`, `deny`", body["decision"]))),
+    }
+}
+
+/// One answer, one a question, or none.
+fn question(body: &Value) -> Result<Decision, Problem> {
+    let texts = |v: &Value| v.as_array().and_then(|all| all.iter().map(|t| t.as_str().map(str::to_owned)).collect::<Option<Vec<_>>>());
+    match (&body["answer"], &body["answers"], &body["reject"]) {
+        (Value::String(answer), Value::Null, _) => Ok(Decision::Answers(vec![vec![answer.clone()]])),
+        (Value::Null, answers @ Value::Array(all), _) => {
+            let each = texts(answers).map(|flat| flat.into_iter().map(|t| vec![t]).collect()).or_else(|| all.iter().map(texts).collect());
+            each.map(Decision::Answers).ok_or_else(|| Problem::new(400, "bad_request", "`answers` is not a list of texts, or of lists of texts"))
+        }
+        (Value::Null, Value::Null, Value::Bool(true)) => Ok(Decision::RejectQuestion),
+        _ => Err(Problem::new(400, "bad_request", "one of `answer` (a text), `answers` (one a question) and `reject: true` is needed")),
+    }
+}
+
+fn optional_text(body: &Value, name: &str) -> Result<Option<String>, Problem> {
+    match &body[name] {
+        Value::Null => Ok(None),
+        Value::String(text) => Ok(Some(text.clone())),
+        other => Err(Problem::new(400, "bad_request", format!("`{name}` is `{other}`, not a text"))),
+    }
+}

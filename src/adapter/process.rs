@@ -1,0 +1,300 @@
+//! The CLI's process, and everything that it forks.
+//!
+//! Invariants:
+//! - It runs in a process group of its own, without a key: `environment` says with what.
+//! - When it is stopped nothing of it is left, whatever it forked, detached or ignored:
+//!   orphans become children of the adapter (`PR_SET_CHILD_SUBREAPER`), and what an adapter
+//!   that was killed has left behind is found by a mark in its environment.
+//! - As PID 1 of a container the adapter reaps what others leave, and never takes away the
+//!   exit status of the CLI.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use rustix::process::{Pid, Signal, WaitOptions};
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::process::{Child, Command};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep};
+
+use super::transport::Heard;
+
+/// Marks every process of a session.
+pub const MARK: &str = "OUTRIGGER_SESSION";
+/// From one signal to the next harder one.
+const PATIENCE: Duration = Duration::from_millis(1300);
+/// After SIGKILL, until what is left is looked for again.
+const SWEEP: Duration = Duration::from_millis(20);
+/// What is left after this is said, and left.
+const SWEEP_TIME: Duration = Duration::from_secs(2);
+
+/// The CLI, whose exit status is not ours to take; 0: there is none.
+static CLI: AtomicU32 = AtomicU32::new(0);
+/// So long a dead child may be somebody else's to wait for.
+const REAP_AFTER: Duration = Duration::from_millis(500);
+
+pub struct Process {
+    child: Child,
+    pid: Pid,
+    /// As the mark has it.
+    session: String,
+}
+
+/// What is started.
+#[derive(Debug)]
+pub struct Program<'a> {
+    pub path: &'a Path,
+    pub args: &'a [String],
+    pub env: &'a [(OsString, OsString)],
+    pub workdir: &'a Path,
+    pub session: &'a str,
+}
+
+impl Process {
+    /// Starts it; what it says and how it ends comes through `heard`.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn start(program: &Program<'_>, heard: &mpsc::Sender<Heard>) -> io::Result<Process> {
+        let mut command = Command::new(program.path);
+        command.args(program.args).env_clear().envs(program.env.iter().map(|(k, v)| (k, v))).env(MARK, program.session);
+        command.current_dir(program.workdir).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+        let mut child = command.spawn()?;
+        let pid = child.id().and_then(|id| Pid::from_raw(id.cast_signed())).ok_or_else(|| io::Error::other("it has no process id"))?;
+        CLI.store(pid.as_raw_nonzero().get().unsigned_abs(), Ordering::Release);
+        if let Some(stdout) = child.stdout.take() {
+            tokio::spawn(drain(stdout, heard.clone(), Heard::Stdout));
+        }
+        if let Some(stderr) = child.stderr.take() {
+            tokio::spawn(drain(stderr, heard.clone(), Heard::Stderr));
+        }
+        Ok(Process { child, pid, session: program.session.to_owned() })
+    }
+
+    /// Waits for its end. May be dropped and called again.
+    pub async fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.wait().await.ok()
+    }
+
+    /// Ends it and all that it started: SIGINT, SIGTERM, SIGKILL, and then whoever is left.
+    pub async fn stop(mut self) -> Option<ExitStatus> {
+        let mut status = None;
+        for signal in [Signal::INT, Signal::TERM, Signal::KILL] {
+            let _ = rustix::process::kill_process_group(self.pid, signal);
+            if let Ok(ended) = tokio::time::timeout(PATIENCE, self.child.wait()).await {
+                status = ended.ok();
+                break;
+            }
+        }
+        CLI.store(0, Ordering::Release);
+        sweep(&self.session).await;
+        status
+    }
+}
+
+async fn drain(mut pipe: impl AsyncRead + Unpin, heard: mpsc::Sender<Heard>, kind: fn(Bytes) -> Heard) {
+    let mut piece = vec![0; 16 << 10];
+    while let Ok(n) = pipe.read(&mut piece).await {
+        if n == 0 || heard.send(kind(Bytes::copy_from_slice(&piece[..n]))).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Orphans of what is started from now on become ours.
+pub fn adopt_orphans() {
+    if let Err(e) = rustix::process::set_child_subreaper(Some(rustix::process::getpid())) {
+        tracing::warn!(error = %e, "orphans of the CLI cannot be adopted; they are found by their environment only");
+    }
+}
+
+/// Kills whatever still belongs to a session: descendants of this process, and processes that
+/// carry its mark.
+pub async fn sweep(session: &str) {
+    let until = Instant::now() + SWEEP_TIME;
+    loop {
+        let left = belonging(session);
+        if left.is_empty() {
+            return;
+        }
+        for pid in &left {
+            // A group that it leads goes with it: what forks faster than it is found.
+            let _ = rustix::process::kill_process_group(*pid, Signal::KILL);
+            let _ = rustix::process::kill_process(*pid, Signal::KILL);
+        }
+        reap();
+        if Instant::now() > until {
+            tracing::error!(processes = left.len(), "processes of the CLI cannot be killed");
+            return;
+        }
+        sleep(SWEEP).await;
+    }
+}
+
+struct Stat {
+    pid: i32,
+    parent: i32,
+    zombie: bool,
+}
+
+fn stats() -> Vec<Stat> {
+    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+    entries
+        .flatten()
+        .filter_map(|e| {
+            let pid: i32 = e.file_name().to_str()?.parse().ok()?;
+            let stat = std::fs::read_to_string(e.path().join("stat")).ok()?;
+            // The name may hold anything, also spaces and parentheses.
+            let mut rest = stat.rsplit_once(") ")?.1.split(' ');
+            let zombie = rest.next()? == "Z";
+            Some(Stat { pid, parent: rest.next()?.parse().ok()?, zombie })
+        })
+        .collect()
+}
+
+fn belonging(session: &str) -> Vec<Pid> {
+    let own = rustix::process::getpid().as_raw_nonzero().get();
+    let stats = stats();
+    let parents: HashMap<i32, i32> = stats.iter().map(|s| (s.pid, s.parent)).collect();
+    let descends = |mut pid: i32| {
+        for _ in 0..1000 {
+            match parents.get(&pid) {
+                Some(&parent) if parent == own => return true,
+                Some(&parent) if parent > 1 => pid = parent,
+                _ => return false,
+            }
+        }
+        false
+    };
+    let mark = format!("{MARK}={session}");
+    let marked = |pid: i32| std::fs::read(format!("/proc/{pid}/environ")).is_ok_and(|env| env.split(|b| *b == 0).any(|v| v == mark.as_bytes()));
+    stats.iter().filter(|s| !s.zombie && s.pid != own && (descends(s.pid) || marked(s.pid))).filter_map(|s| Pid::from_raw(s.pid)).collect()
+}
+
+/// Takes the exit status of every dead child but the CLI's own.
+fn reap() {
+    let (own, cli) = (rustix::process::getpid().as_raw_nonzero().get(), CLI.load(Ordering::Acquire));
+    for stat in stats().iter().filter(|s| s.zombie && s.parent == own && s.pid.unsigned_abs() != cli) {
+        if let Some(pid) = Pid::from_raw(stat.pid) {
+            let _ = rustix::process::waitpid(Some(pid), WaitOptions::NOHANG);
+        }
+    }
+}
+
+/// Reaps orphans for as long as it runs.
+///
+/// # Errors
+/// Signals cannot be handled.
+pub async fn keep_reaping() -> io::Result<()> {
+    let mut died = signal(SignalKind::child())?;
+    while died.recv().await.is_some() {
+        sleep(REAP_AFTER).await;
+        reap();
+    }
+    Ok(())
+}
+
+/// Finds a program as a shell would.
+pub fn find(program: &str, path: Option<&OsString>) -> Option<PathBuf> {
+    use std::os::unix::fs::PermissionsExt;
+    let runs = |p: &Path| std::fs::metadata(p).is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0);
+    if program.contains('/') {
+        let absolute = std::path::absolute(program).ok()?;
+        return runs(&absolute).then_some(absolute);
+    }
+    std::env::split_paths(path?).map(|dir| dir.join(program)).find(|p| runs(p))
+}
+
+/// Names of variables that hold keys, by how they end or begin.
+pub fn holds_a_key(name: &str) -> bool {
+    const ENDS: [&str; 10] = [
+        "_API_KEY",
+        "_APIKEY",
+        "_ACCESS_KEY",
+        "_SECRET_KEY",
+        "_AUTH_TOKEN",
+        "_OAUTH_TOKEN",
+        "_ACCESS_TOKEN",
+        "_SESSION_TOKEN",
+        "_SECRET",
+        "_BEARER_TOKEN_BEDROCK",
+    ];
+    const NAMES: [&str; 4] = ["AWS_ACCESS_KEY_ID", "GOOGLE_APPLICATION_CREDENTIALS", "OPENCODE_AUTH_CONTENT", "AWS_BEARER_TOKEN_BEDROCK"];
+    ENDS.iter().any(|end| name.ends_with(end)) || NAMES.contains(&name)
+}
+
+/// Values that stand for a key and are none.
+pub fn is_placeholder(value: &str) -> bool {
+    value.is_empty() || ["outrigger", "dummy", "placeholder", "none", "proxy-managed", "x1-proxy-managed"].contains(&value)
+}
+
+/// What a provider is reached by; nothing that came from elsewhere may point a CLI past the sidecar.
+fn reroutes(name: &str) -> bool {
+    name.ends_with("_BASE_URL") || name.starts_with("OPENCODE_") || name == MARK
+}
+
+/// The CLI's environment: the container's (all of it, or what every program needs), without
+/// keys and detours, with ours.
+pub fn environment(inherit: bool, ours: &[(String, String)]) -> Vec<(OsString, OsString)> {
+    const PLAIN: [&str; 13] =
+        ["PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "TZ", "TERM", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR", "NODE_EXTRA_CA_CERTS", "NO_COLOR"];
+    let mut env: Vec<(OsString, OsString)> = std::env::vars_os()
+        .filter(|(name, _)| {
+            name.to_str().is_some_and(|name| !holds_a_key(name) && !reroutes(name) && (inherit || PLAIN.contains(&name) || name.starts_with("LC_")))
+        })
+        .collect();
+    // A corporate proxy must not be asked for the sidecar.
+    for name in ["NO_PROXY", "no_proxy"] {
+        let before = env.iter().position(|(n, _)| n == name).map(|i| env.remove(i).1);
+        let mut value = OsString::from("localhost,127.0.0.1,::1");
+        if let Some(before) = before.filter(|b| !b.is_empty()) {
+            value.push(",");
+            value.push(before);
+        }
+        env.push((name.into(), value));
+    }
+    env.retain(|(name, _)| !ours.iter().any(|(n, _)| name == n.as_str()));
+    env.extend(ours.iter().map(|(n, v)| (n.into(), v.into())));
+    env
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_known_by_their_names() {
+        for name in [
+            "ANTHROPIC_API_KEY",
+            "OPENAI_API_KEY",
+            "GEMINI_API_KEY",
+            "AWS_SECRET_ACCESS_KEY",
+            "AWS_SESSION_TOKEN",
+            "ANTHROPIC_AUTH_TOKEN",
+            "CLAUDE_CODE_OAUTH_TOKEN",
+            "GOOGLE_APPLICATION_CREDENTIALS",
+            "AWS_BEARER_TOKEN_BEDROCK",
+        ] {
+            assert!(holds_a_key(name), "{name}");
+        }
+        for name in ["PATH", "HOME", "SESSION_ID", "MAX_TOKENS", "KEYBOARD"] {
+            assert!(!holds_a_key(name), "{name}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_program_is_found_as_a_shell_would() {
+        let path: OsString = "/nowhere:/bin:/usr/bin".into();
+        assert!(find("sh", Some(&path)).is_some());
+        assert_eq!(find("no-such-program", Some(&path)), None);
+        assert!(find("/bin/sh", None).is_some());
+        assert_eq!(find(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"), None), None);
+    }
+}

@@ -1,0 +1,243 @@
+//! Puts a session together: journals, inbox, the task that owns the CLI, the two ports.
+//!
+//! The session runs on a thread of its own, so that serving subscribers costs the CLI nothing.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+
+use super::balance::Balance;
+use super::config::{Config, Wall};
+use super::http::{self, Door};
+use super::inbox::{Inbox, Input};
+use super::journal::{Journal, Replay, Retention, Writer};
+use super::runtime::Runtime;
+use super::session::{Command, Ended, Parts, Rebuilt, Session, SharedStatus, Status};
+use super::stream_api::Tickets;
+use super::{input_api, stream_api};
+use crate::event::{InputMode, InputSource};
+
+/// What one port serves at once.
+const MAX_CONNECTIONS: usize = 4096;
+/// How long subscribers may take to read a session's end.
+const LINGER: Duration = Duration::from_secs(3);
+/// The CLI's own lines are for debugging: fewer are kept than events.
+const RAW_SEGMENTS: usize = 4;
+
+/// What every request shares.
+#[derive(Debug)]
+pub struct Shared {
+    pub session_id: String,
+    pub runtime: &'static Runtime,
+    pub model: String,
+    pub wall: Wall,
+    pub stream_door: Door,
+    pub input_door: Door,
+    pub journal: Arc<Journal>,
+    pub raw: Option<Arc<Journal>>,
+    pub inbox: Arc<Inbox>,
+    pub commands: mpsc::Sender<Command>,
+    pub tickets: Tickets,
+    pub subscribers: Arc<AtomicUsize>,
+    status: SharedStatus,
+    draining: AtomicBool,
+}
+
+impl Shared {
+    pub fn status(&self) -> Value {
+        let s = self.status.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        json!({
+            "session_id": self.session_id,
+            "state": s.state,
+            "runtime": self.runtime.id,
+            "runtime_version": s.runtime_version,
+            "model": self.model,
+            "native_session_id": s.native_session_id,
+            "turn": s.turn,
+            "waiting_for": s.waiting_for,
+            "inputs_waiting": self.inbox.waiting(),
+            "sequence": self.journal.head(),
+            "first_sequence": self.journal.first(),
+            "subscribers": self.subscribers.load(Ordering::Relaxed),
+        })
+    }
+
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
+    /// No more inputs.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Release);
+    }
+}
+
+/// A session that runs.
+#[derive(Debug)]
+pub struct Adapter {
+    pub stream: SocketAddr,
+    pub input: SocketAddr,
+    pub shared: Arc<Shared>,
+    ended: oneshot::Receiver<Ended>,
+    stop: watch::Sender<bool>,
+    tasks: JoinSet<()>,
+}
+
+impl Adapter {
+    /// # Errors
+    /// A directory, a file or a port that cannot be had.
+    pub async fn start(mut config: Config) -> Result<Adapter, String> {
+        let dir = config.journal.clone();
+        let mut rebuilt = Rebuilt(Balance::new(config.session_id.as_deref().unwrap_or_default()));
+        let fresh = config.session_id.clone().map_or_else(new_session_id, Ok)?;
+        let state = serde_json::to_string(&Balance::new(&fresh)).unwrap_or_default();
+        let opened = Writer::open(&dir.join("events"), config.retention, &state, &mut rebuilt)?;
+        if opened.repaired > 0 {
+            tracing::warn!(bytes = opened.repaired, "the journal had a torn tail");
+        }
+        let mut balance = rebuilt.0;
+        if balance.session_id.is_empty() {
+            balance.session_id = fresh;
+        }
+        let session_id = balance.session_id.clone();
+        let raw = if config.raw { Some(open_raw(&config)?) } else { None };
+        let inbox = Inbox::open(&dir.join("inbox.jsonl")).map_err(|e| format!("the inbox in `{}` cannot be used: {e}", dir.display()))?;
+        let inbox = Arc::new(inbox);
+        if let Some(text) = config.prompt.take() {
+            let prompt =
+                Input { input_id: "initial".into(), text, mode: InputMode::Queue, source: InputSource::Initial, sender_id: None, attachments: Vec::new() };
+            inbox.accept(prompt).map_err(|e| e.to_string())?;
+        }
+        let (stream_listener, input_listener) = (bind(config.stream).await?, bind(config.input).await?);
+        let address = |l: &TcpListener| l.local_addr().map_err(|e| e.to_string());
+        let (stream, input) = (address(&stream_listener)?, address(&input_listener)?);
+        let (commands, commanded) = mpsc::channel(64);
+        let status = Status { state: "starting", turn: balance.turns, native_session_id: None, runtime_version: None, waiting_for: Vec::new() };
+        let status = Arc::new(Mutex::new(status));
+        let shared = Arc::new(Shared {
+            session_id: session_id.clone(),
+            runtime: config.runtime,
+            model: config.model.clone(),
+            wall: std::mem::take(&mut config.wall),
+            stream_door: Door::new(stream, true),
+            input_door: Door::new(input, false),
+            journal: opened.writer.journal(),
+            raw: raw.as_ref().map(Writer::journal),
+            inbox: inbox.clone(),
+            commands,
+            tickets: Tickets::default(),
+            subscribers: Arc::default(),
+            status: status.clone(),
+            draining: AtomicBool::new(false),
+        });
+        let session = Session::new(Parts { config, session_id, balance, journal: opened.writer, raw, inbox, commands: commanded, status });
+        let ended = run_apart(session).map_err(|e| format!("the session cannot be started: {e}"))?;
+        let (stop, stopping) = watch::channel(false);
+        let mut tasks = JoinSet::new();
+        for journal in shared.raw.iter().chain([&shared.journal]) {
+            let journal = journal.clone();
+            tasks.spawn(async move { journal.tell().await });
+        }
+        tasks.spawn(accept(stream_listener, shared.clone(), stopping.clone(), |shared, stream, stop| {
+            http::serve(stream, move |request| stream_api::serve(shared.clone(), request), stop)
+        }));
+        tasks.spawn(accept(input_listener, shared.clone(), stopping, |shared, stream, stop| {
+            http::serve(stream, move |request| input_api::serve(shared.clone(), request), stop)
+        }));
+        Ok(Adapter { stream, input, shared, ended, stop, tasks })
+    }
+
+    /// Waits for the session's end. May be dropped and called again.
+    pub async fn ended(&mut self) -> Option<Ended> {
+        (&mut self.ended).await.ok()
+    }
+
+    /// Tells the session to end.
+    pub async fn terminate(&self) {
+        self.shared.drain();
+        let _ = self.shared.commands.send(Command::Terminate).await;
+    }
+
+    /// Lets subscribers read the end, and closes the ports.
+    pub async fn close(mut self) {
+        let read = async {
+            while self.shared.subscribers.load(Ordering::Acquire) > 0 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let _ = tokio::time::timeout(LINGER, read).await;
+        let _ = self.stop.send(true);
+        self.tasks.shutdown().await;
+    }
+}
+
+fn new_session_id() -> Result<String, String> {
+    let random = crate::base::token::Token::draw().map_err(|e| e.to_string())?;
+    Ok(format!("ses_{}", &random[..20]))
+}
+
+/// Follows nothing: the CLI's own lines are only kept.
+struct Unread;
+
+impl Replay for Unread {
+    fn state(&mut self, _: &[u8]) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn frame(&mut self, _: u64, json: &[u8]) -> bool {
+        serde_json::from_slice::<serde::de::IgnoredAny>(json).is_ok()
+    }
+}
+
+fn open_raw(config: &Config) -> Result<Writer, String> {
+    let retention = Retention { segments: config.retention.segments.min(RAW_SEGMENTS), ..config.retention };
+    Ok(Writer::open(&config.journal.join("raw"), retention, "", &mut Unread)?.writer)
+}
+
+async fn bind(address: SocketAddr) -> Result<TcpListener, String> {
+    TcpListener::bind(address).await.map_err(|e| format!("cannot listen on `{address}`: {e}"))
+}
+
+/// Runs the session on a thread and a runtime of its own.
+fn run_apart(session: Session) -> io::Result<oneshot::Receiver<Ended>> {
+    let (done, ended) = oneshot::channel();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    std::thread::Builder::new().name("session".into()).spawn(move || {
+        let _ = done.send(runtime.block_on(session.run()));
+    })?;
+    Ok(ended)
+}
+
+async fn told(stop: &mut watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+async fn accept<F>(listener: TcpListener, shared: Arc<Shared>, stop: watch::Receiver<bool>, serve: impl Fn(Arc<Shared>, TcpStream, watch::Receiver<bool>) -> F)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let mut connections = JoinSet::new();
+    let mut stopping = stop.clone();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) if connections.len() < MAX_CONNECTIONS => _ = connections.spawn(serve(shared.clone(), stream, stop.clone())),
+                Ok(_) => {}
+                // Out of descriptors: those that there are must get on.
+                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            },
+            Some(_) = connections.join_next() => {}
+            () = told(&mut stopping) => break,
+        }
+    }
+    drop(listener);
+    let rest = async { while connections.join_next().await.is_some() {} };
+    let _ = tokio::time::timeout(Duration::from_secs(1), rest).await;
+}

@@ -1,0 +1,302 @@
+//! `:3100`: the stream, what there is to know of the session, and the console page.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http_body_util::BodyExt;
+use hyper::body::{Body, Bytes, Frame, Incoming};
+use hyper::header::{CONTENT_TYPE, HeaderValue, ORIGIN};
+use hyper::{Method, Request, Response, StatusCode};
+use serde_json::json;
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
+
+use super::http::{Access, Answer, Problem, full, json_answer, not_allowed, preflight, share};
+use super::input_api;
+use super::journal::Cursor;
+use super::server::Shared;
+use super::view::{Shape, View, Wish};
+use crate::base::token::Token;
+use crate::event::{self, Payload};
+
+/// So that nothing between here and a browser takes a quiet stream for a dead one.
+const HEARTBEAT: Duration = Duration::from_secs(15);
+const MAX_SUBSCRIBERS: usize = 2048;
+const TICKET_TIME: Duration = Duration::from_secs(60);
+const MAX_TICKETS: usize = 1024;
+const ROUTES: &str = "`/stream`, `/health`, `/status`, `/capabilities`, `/openapi.json`, `/schema/events.json`, `/`";
+
+/// One-minute tickets, since `EventSource` sends no headers.
+#[derive(Debug, Default)]
+pub struct Tickets(Mutex<VecDeque<(String, Instant)>>);
+
+impl Tickets {
+    fn issue(&self) -> Result<String, getrandom::Error> {
+        let ticket = Token::draw()?;
+        let mut tickets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        while tickets.len() >= MAX_TICKETS || tickets.front().is_some_and(|(_, until)| *until < Instant::now()) {
+            tickets.pop_front();
+        }
+        tickets.push_back((ticket.clone(), Instant::now() + TICKET_TIME));
+        Ok(ticket)
+    }
+
+    /// Random and short-lived: which of them it is may show in the time that this takes.
+    fn admits(&self, presented: &str) -> bool {
+        let tickets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        tickets.iter().any(|(ticket, until)| ticket == presented && *until >= Instant::now())
+    }
+}
+
+pub async fn serve(shared: Arc<Shared>, request: Request<Incoming>) -> Answer {
+    let origin = request.headers().get(ORIGIN).cloned();
+    let mut answer = match route(&shared, request).await {
+        Ok(answer) => answer,
+        Err(problem) => problem.answer(),
+    };
+    share(&shared.wall, origin.as_ref(), &mut answer);
+    answer
+}
+
+async fn route(shared: &Arc<Shared>, request: Request<Incoming>) -> Result<Answer, Problem> {
+    let path = request.uri().path().to_owned();
+    let access = match path.as_str() {
+        "/" | "/health" | "/openapi.json" | "/schema/events.json" => Access::Open,
+        _ if *request.method() == Method::OPTIONS => Access::Open,
+        "/stream" if ticketed(shared, &request) => Access::Open,
+        p if input_api::is_route(p) => Access::Write,
+        _ => Access::Read,
+    };
+    shared.stream_door.check(&shared.wall, request.headers(), access)?;
+    if *request.method() == Method::OPTIONS {
+        return Ok(preflight());
+    }
+    if input_api::is_route(&path) {
+        return input_api::act(shared, request).await;
+    }
+    if path == "/ticket" {
+        if *request.method() != Method::POST {
+            return Ok(not_allowed("POST"));
+        }
+        let ticket = shared.tickets.issue().map_err(|e| Problem::new(500, "internal", e.to_string()))?;
+        return Ok(json_answer(200, &json!({ "ticket": ticket, "expires_in": TICKET_TIME.as_secs() })));
+    }
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        return Ok(not_allowed("GET, HEAD"));
+    }
+    match path.as_str() {
+        "/stream" => stream(shared, &request),
+        "/" => Ok(console()),
+        "/health" => Ok(health(shared)),
+        "/status" => Ok(json_answer(200, &shared.status())),
+        "/capabilities" => {
+            Ok(json_answer(200, &json!({ "runtime": shared.runtime.id, "verified": shared.runtime.verified, "capabilities": shared.runtime.capabilities })))
+        }
+        "/openapi.json" => Ok(json_answer(200, &super::openapi::document())),
+        "/schema/events.json" => Ok(full(StatusCode::OK, "application/schema+json", event::schema().to_string())),
+        _ => Err(Problem::new(404, "route_denied", format!("there is no `{path}`; offered: {ROUTES}"))),
+    }
+}
+
+fn ticketed(shared: &Shared, request: &Request<Incoming>) -> bool {
+    query(request).any(|(name, value)| name == "ticket" && shared.tickets.admits(&value))
+}
+
+/// The pairs of a query, percent-decoded.
+fn query<B>(request: &Request<B>) -> impl Iterator<Item = (String, String)> {
+    let pairs = request.uri().query().unwrap_or_default().split('&').filter(|p| !p.is_empty());
+    pairs.map(|pair| {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        (decoded(name), decoded(value))
+    })
+}
+
+fn decoded(text: &str) -> String {
+    let (bytes, mut out, mut i) = (text.as_bytes(), Vec::new(), 0);
+    while let Some(&b) = bytes.get(i) {
+        let hex = bytes.get(i + 1..i + 3).and_then(|h| std::str::from_utf8(h).ok()).and_then(|h| u8::from_str_radix(h, 16).ok());
+        match (b, hex) {
+            (b'%', Some(byte)) => {
+                out.push(byte);
+                i += 2;
+            }
+            (b'+', _) => out.push(b' '),
+            _ => out.push(b),
+        }
+        i += 1;
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+fn stream(shared: &Arc<Shared>, request: &Request<Incoming>) -> Result<Answer, Problem> {
+    let (wish, since) = wish(request)?;
+    let journal = match wish.shape {
+        Shape::Raw => shared
+            .raw
+            .as_ref()
+            .ok_or_else(|| Problem::new(404, "view_denied", "the CLI's own lines are not kept in this session").hint("set `session.raw: true`"))?,
+        _ => &shared.journal,
+    };
+    let seen = match request.headers().get("last-event-id") {
+        Some(id) => id.to_str().ok().and_then(number).ok_or_else(|| bad_sequence("Last-Event-ID", &String::from_utf8_lossy(id.as_bytes())))?,
+        None => since,
+    };
+    let head = journal.head();
+    if seen > head {
+        return Err(Problem::new(409, "sequence_ahead", format!("event {seen} has not been; the last is {head}"))
+            .hint("this is another session's stream: start again, without `Last-Event-ID`"));
+    }
+    let slot = Slot::take(&shared.subscribers)?;
+    let view = View::new(wish, seen, shared.session_id.clone(), shared.runtime.id);
+    let cursor = journal.subscribe(view.first());
+    let mut heartbeat = interval_at(Instant::now() + HEARTBEAT, HEARTBEAT);
+    heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let queue = VecDeque::from([Bytes::from_static(b"retry: 1000\n\n")]);
+    let body = Subscription { cursor, view, heartbeat, queue, over: *request.method() == Method::HEAD, _slot: slot };
+    let mut answer = Response::new(body.boxed());
+    let headers = answer.headers_mut();
+    for (name, value) in
+        [("content-type", "text/event-stream; charset=utf-8"), ("cache-control", "no-store"), ("x-accel-buffering", "no"), ("x-proxy-buffering", "no")]
+    {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    Ok(answer)
+}
+
+fn wish(request: &Request<Incoming>) -> Result<(Wish, u64), Problem> {
+    let (mut wish, mut since) = (Wish::default(), 0);
+    for (name, value) in query(request) {
+        let bad = |allowed: &str| Problem::new(400, "bad_request", format!("`{name}={value}`: allowed: {allowed}"));
+        match name.as_str() {
+            "since" => since = number(&value).ok_or_else(|| bad_sequence("since", &value))?,
+            "view" => {
+                wish.shape = match value.as_str() {
+                    "native" => Shape::Native,
+                    "x1" => Shape::X1,
+                    "raw" => Shape::Raw,
+                    _ => return Err(bad("`native`, `x1`, `raw`")),
+                }
+            }
+            "types" => {
+                wish.types = value.split(',').filter(|t| !t.is_empty()).map(str::to_owned).collect();
+                if wish.types.is_empty() || wish.types.iter().any(|t| !Payload::NAMES.contains(&t.as_str())) {
+                    return Err(bad(&format!("some of `{}`, with commas", Payload::NAMES.join("`, `"))));
+                }
+            }
+            "deltas" | "named" => {
+                let on = match value.as_str() {
+                    "0" | "false" => false,
+                    "1" | "true" => true,
+                    _ => return Err(bad("`0`, `1`")),
+                };
+                if name == "deltas" { wish.without_deltas = !on } else { wish.named = on }
+            }
+            "ticket" => {}
+            "token" | "access_token" => return Err(Problem::new(400, "bad_request", "tokens never stand in a URL").hint("`POST /ticket` gives one that may")),
+            _ => {
+                return Err(Problem::new(
+                    400,
+                    "bad_request",
+                    format!("unknown parameter `{name}`; known: `since`, `view`, `types`, `deltas`, `named`, `ticket`"),
+                ));
+            }
+        }
+    }
+    Ok((wish, since))
+}
+
+fn number(text: &str) -> Option<u64> {
+    text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok()).flatten()
+}
+
+fn bad_sequence(name: &str, value: &str) -> Problem {
+    Problem::new(400, "bad_request", format!("`{name}: {value}` is not the number of an event"))
+}
+
+fn console() -> Answer {
+    let mut answer = full(StatusCode::OK, "text/html; charset=utf-8", super::console::PAGE);
+    // What an agent writes can never become a script, whatever the page does with it.
+    answer.headers_mut().insert("content-security-policy", HeaderValue::from_static(super::console::POLICY));
+    answer.headers_mut().insert("referrer-policy", HeaderValue::from_static("no-referrer"));
+    answer.headers_mut().insert("x-frame-options", HeaderValue::from_static("DENY"));
+    answer
+}
+
+fn health(shared: &Shared) -> Answer {
+    let status = shared.status();
+    let trouble = shared.journal.trouble();
+    let code = if trouble.is_some() || status["state"] == "ended" { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
+    let mut answer =
+        json_answer(code.as_u16(), &json!({ "status": if code == StatusCode::OK { "ok" } else { "failing" }, "state": status["state"], "trouble": trouble }));
+    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    answer
+}
+
+/// A subscriber that is counted.
+#[derive(Debug)]
+struct Slot(Arc<AtomicUsize>);
+
+impl Slot {
+    fn take(count: &Arc<AtomicUsize>) -> Result<Slot, Problem> {
+        if count.fetch_add(1, Ordering::AcqRel) >= MAX_SUBSCRIBERS {
+            count.fetch_sub(1, Ordering::AcqRel);
+            return Err(Problem::new(503, "busy", format!("{MAX_SUBSCRIBERS} subscribers are here already")));
+        }
+        Ok(Slot(count.clone()))
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// What a subscriber is sent: the journal from its place on, and a heartbeat.
+struct Subscription {
+    cursor: Cursor,
+    view: View,
+    heartbeat: Interval,
+    queue: VecDeque<Bytes>,
+    over: bool,
+    _slot: Slot,
+}
+
+impl Body for Subscription {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let this = &mut *self;
+        loop {
+            if this.over {
+                return Poll::Ready(None);
+            }
+            if let Some(bytes) = this.queue.pop_front() {
+                return Poll::Ready(Some(Ok(Frame::data(bytes))));
+            }
+            match this.cursor.poll_next(cx) {
+                Poll::Ready(Some(part)) => this.view.feed(part, &mut this.queue),
+                Poll::Ready(None) => this.over = true,
+                Poll::Pending if this.heartbeat.poll_tick(cx).is_ready() => this.queue.push_back(Bytes::from_static(b": heartbeat\n\n")),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn queries_are_decoded_as_browsers_encode_them() {
+        assert_eq!(decoded("a%2Cb+c%"), "a,b c%");
+        assert_eq!(decoded("%zz%e2%82%ac"), "%zz€");
+        assert_eq!((number("12"), number("-1"), number("+1"), number(""), number("18446744073709551616")), (Some(12), None, None, None, None));
+    }
+}

@@ -1,0 +1,108 @@
+//! `outrigger adapter`: refuse to run beside a key, start, reap, end with the session.
+
+use std::path::{Path, PathBuf};
+
+use super::{Exit, Signals, broken, fail};
+use crate::adapter::config::{self, Config, Flags};
+use crate::adapter::process;
+use crate::adapter::server::Adapter;
+use crate::adapter::session::Ended;
+use crate::base::logging;
+use crate::cli;
+use crate::event::{SessionEndReason, TurnEndReason};
+
+const DEFAULT: &str = "/etc/outrigger/adapter.yaml";
+/// Where the sidecar's keys are mounted, unless it is told otherwise.
+const SECRETS: &str = "/run/secrets/outrigger";
+
+pub fn run(args: &cli::Adapter) -> Exit {
+    let path = args.config.clone().or_else(|| Some(PathBuf::from(DEFAULT)).filter(|p| p.exists()));
+    let config = match config::load(path.as_deref(), &flags(args), &|name| std::env::var(name).ok()) {
+        Ok(config) => config,
+        Err(problems) => return broken(path.as_deref().unwrap_or(Path::new("the command line and the environment")), &problems),
+    };
+    let keys = keys_within_reach();
+    if !keys.is_empty() {
+        return broken(Path::new("the agent's container"), &keys);
+    }
+    if args.check {
+        return Exit::Ok;
+    }
+    logging::start(tracing::Level::INFO, false);
+    process::adopt_orphans();
+    // One thread serves the ports; the session has its own.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    match runtime {
+        Ok(runtime) => runtime.block_on(serve(config)),
+        Err(e) => fail(Exit::Unavailable, &format!("cannot start: {e}")),
+    }
+}
+
+fn flags(args: &cli::Adapter) -> Flags {
+    let session = args.session.clone();
+    Flags {
+        runtime: session.runtime,
+        model: session.model,
+        tier: session.tier,
+        prompt: session.prompt,
+        permissions: session.permissions,
+        session_id: args.session_id.clone(),
+        workdir: args.workdir.clone(),
+        journal: args.journal.clone(),
+        stream: args.stream,
+        input: args.input,
+        sidecar: args.sidecar.clone(),
+        clean_env: args.clean_env,
+    }
+}
+
+/// What the agent could steal. The sidecar is there so that there is nothing.
+fn keys_within_reach() -> Vec<String> {
+    let mut found: Vec<String> = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value)))
+        .filter(|(name, value)| process::holds_a_key(name) && !value.to_str().is_some_and(process::is_placeholder))
+        .map(|(name, _)| format!("the variable `{name}` holds a key that the agent could read\n    hint: give keys to the sidecar's container only; a CLI that wants one takes `outrigger`"))
+        .collect();
+    if std::fs::read_dir(SECRETS).is_ok() {
+        found.push(format!("the secrets in `{SECRETS}` can be read\n    hint: mount them into the sidecar's container only"));
+    }
+    found.sort();
+    found
+}
+
+async fn serve(config: Config) -> Exit {
+    let mut signals = match Signals::new() {
+        Ok(signals) => signals,
+        Err(e) => return fail(Exit::Unavailable, &format!("cannot handle signals: {e}")),
+    };
+    let reaper = tokio::spawn(process::keep_reaping());
+    let mut adapter = match Adapter::start(config).await {
+        Ok(adapter) => adapter,
+        Err(why) => return fail(Exit::Unavailable, &why),
+    };
+    tracing::info!(stream = %adapter.stream, input = %adapter.input, session = adapter.shared.session_id, "ready");
+    let mut asked = false;
+    let ended = loop {
+        tokio::select! {
+            ended = adapter.ended() => break ended,
+            // Asked again: whatever is still in the way is left behind.
+            () = signals.next() => {
+                if asked {
+                    break None;
+                }
+                asked = true;
+                tracing::info!("stopping the session");
+                adapter.terminate().await;
+            }
+        }
+    };
+    adapter.close().await;
+    reaper.abort();
+    let Some(Ended { reason, outcome }) = ended else { return fail(Exit::Unavailable, "stopped before the session had ended") };
+    tracing::info!(?reason, "the session is over");
+    match (reason, outcome) {
+        (SessionEndReason::Crashed, _) => Exit::Unavailable,
+        (SessionEndReason::Completed, Some(TurnEndReason::Error)) => Exit::Unavailable,
+        _ => Exit::Ok,
+    }
+}
