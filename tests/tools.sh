@@ -3,7 +3,7 @@
 # installed by hand: whatever is missing is installed here, or said loudly.
 set -u
 missing=""
-for pair in ip:iproute2 unshare:util-linux setpriv:util-linux mount:mount taskset:util-linux; do
+for pair in ip:iproute2 unshare:util-linux setpriv:util-linux mount:mount taskset:util-linux chromium:chromium; do
     command -v "${pair%%:*}" >/dev/null 2>&1 || missing="$missing ${pair##*:}"
 done
 if [ -n "$missing" ]; then

@@ -28,7 +28,23 @@ export async function freePort() {
   return port;
 }
 
-async function until(what, holds, patience = 20_000) {
+/** The first of so many free ports in a row. */
+export async function freePorts(count) {
+  for (;;) {
+    const first = await freePort();
+    const free = async (port) => {
+      const server = createServer();
+      const ok = await new Promise((done) => server.once('error', () => done(false)).listen(port, '127.0.0.1', () => done(true)));
+      if (ok) await new Promise((closed) => server.close(closed));
+      return ok;
+    };
+    const all = [];
+    for (let i = 0; i < count; i++) all.push(first + i < 65_536 && (await free(first + i)));
+    if (all.every(Boolean)) return first;
+  }
+}
+
+export async function until(what, holds, patience = 20_000) {
   const end = Date.now() + patience;
   for (;;) {
     const value = await holds();

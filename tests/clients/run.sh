@@ -3,7 +3,7 @@
 set -eu
 cd "$(dirname "$0")"
 # Not `npm ci`: npm leaves the binaries of other platforms out of the lock file and then misses them.
-[ -x node_modules/.bin/opencode ] || npm install --no-save --no-audit --no-fund
+[ -x node_modules/.bin/opencode ] && [ -d node_modules/playwright-core ] || npm install --no-save --no-audit --no-fund
 if unshare --net true 2>/dev/null; then
     ns="unshare --net"
 elif unshare --user --map-root-user --net true 2>/dev/null; then
