@@ -19,7 +19,7 @@ use super::inbox::{Attachment, InboxError, Input};
 use super::runtime::Decision;
 use super::server::Shared;
 use super::session::Command;
-use crate::base::token::Token;
+use crate::base::token::random_hex;
 use crate::event::{InputMode, InputSource};
 
 const MAX_TEXT: usize = 64 << 10;
@@ -209,7 +209,7 @@ fn checked(inject: Inject, key: Option<String>) -> Result<Input, Problem> {
     let input_id = match inject.input_id.or(inject.event_id).or(inject.request_id).or(key) {
         Some(id) if (1..=MAX_ID).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic()) => id,
         Some(id) => return Err(bad(format!("`input_id` is `{}`; allowed: 1 to {MAX_ID} visible ASCII characters", id.escape_default()))),
-        None => format!("in_{}", &Token::draw().map_err(|e| Problem::new(500, "internal", e.to_string()))?[..24]),
+        None => format!("in_{}", random_hex()),
     };
     if let Some(a) = inject.attachments.iter().find(|a| a.r#type != "image" || !MEDIA.contains(&a.media_type.as_str())) {
         return Err(bad(format!("an attachment is a `{}` of `{}`; allowed: `image` of `{}`", a.r#type, a.media_type, MEDIA.join("`, `"))));

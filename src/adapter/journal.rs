@@ -273,6 +273,13 @@ impl Writer {
                 let _ = std::fs::remove_file(old.path);
             }
         }
+        // Memory may hold more; what is served is what is kept.
+        let first = view.segments.front().map_or(1, |s| s.first);
+        while view.recent.front().is_some_and(|c| c.last < first)
+            && let Some(old) = view.recent.pop_front()
+        {
+            view.recent_bytes -= old.frames.len();
+        }
         Ok(())
     }
 
@@ -673,7 +680,8 @@ mod tests {
         }
     }
 
-    /// Everything from `from` on, as (sequence, json).
+    /// Everything from `from` on, as (sequence, json), and the gap before it.
+    #[allow(clippy::type_complexity)]
     fn all(journal: &Arc<Journal>, from: u64) -> (Vec<(u64, String)>, Option<(u64, u64)>) {
         let (mut cursor, mut bytes, mut gap) = (journal.subscribe(from), Vec::new(), None);
         while let Some(part) = cursor.read().unwrap() {

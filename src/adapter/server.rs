@@ -22,6 +22,7 @@ use super::runtime::Runtime;
 use super::session::{Command, Ended, Parts, Rebuilt, Session, SharedStatus, Status};
 use super::stream_api::Tickets;
 use super::{input_api, stream_api};
+use crate::base::token::random_hex;
 use crate::event::{InputMode, InputSource};
 
 /// What one port serves at once.
@@ -96,7 +97,7 @@ impl Adapter {
     pub async fn start(mut config: Config) -> Result<Adapter, String> {
         let dir = config.journal.clone();
         let mut rebuilt = Rebuilt(Balance::new(config.session_id.as_deref().unwrap_or_default()));
-        let fresh = config.session_id.clone().map_or_else(new_session_id, Ok)?;
+        let fresh = config.session_id.clone().unwrap_or_else(|| format!("ses_{}", random_hex()));
         let state = serde_json::to_string(&Balance::new(&fresh)).unwrap_or_default();
         let opened = Writer::open(&dir.join("events"), config.retention, &state, &mut rebuilt)?;
         if opened.repaired > 0 {
@@ -176,11 +177,6 @@ impl Adapter {
         let _ = self.stop.send(true);
         self.tasks.shutdown().await;
     }
-}
-
-fn new_session_id() -> Result<String, String> {
-    let random = crate::base::token::Token::draw().map_err(|e| e.to_string())?;
-    Ok(format!("ses_{}", &random[..20]))
 }
 
 /// Follows nothing: the CLI's own lines are only kept.

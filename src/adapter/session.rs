@@ -24,7 +24,7 @@ use super::config::Config;
 use super::inbox::{Inbox, Input, Sent};
 use super::journal::{self, Replay};
 use super::process::{self, Process, Program};
-use super::runtime::{Action, Decision, Launch, Permissions, Setting, Translator, Wiring, effective_mode};
+use super::runtime::{Action, Decision, Launch, Permissions, Phase, Setting, Translator, Wiring, effective_mode};
 use super::transport::{Heard, Http, Lines};
 use crate::base::token::Token;
 use crate::event::{
@@ -43,7 +43,7 @@ const SIDECAR_TIME: Duration = Duration::from_secs(30);
 /// Crashes, each so soon after the other, after which it is given up.
 const MAX_CRASHES: usize = 5;
 const CRASH_WINDOW: Duration = Duration::from_secs(120);
-const FIRST_BACKOFF: Duration = Duration::from_millis(500);
+const FIRST_BACKOFF: Duration = Duration::from_millis(200);
 /// What is kept of what it writes to stderr.
 const STDERR_TAIL: usize = 4 << 10;
 
@@ -471,7 +471,7 @@ impl Session {
     /// Puts an event on the stream, and draws the consequences that hold for every runtime.
     fn tell(&mut self, running: &mut Running, payload: Payload) {
         match payload {
-            Payload::UserMessage(message) if self.said.contains(&message.input_id) => return,
+            Payload::UserMessage(message) if self.said.contains(&message.input_id) => {}
             Payload::TurnStart(_) => {
                 (self.steps, self.over_limit) = (0, false);
                 self.say(payload);
@@ -481,6 +481,10 @@ impl Session {
                     end.reason = TurnEndReason::MaxSteps;
                 }
                 self.outcome = Some(end.reason);
+                if end.reason != TurnEndReason::Error {
+                    // It works: an earlier crash says nothing of the next.
+                    self.crashes.clear();
+                }
                 self.interrupt_by = None;
                 self.wake_at = None;
                 self.deadlines.clear();
@@ -593,7 +597,10 @@ impl Session {
             return;
         }
         let Some(input) = self.inbox.next() else { return };
-        let busy = !self.translator.is_idle();
+        let busy = match self.translator.phase() {
+            Phase::Settling => return,
+            phase => phase == Phase::Busy,
+        };
         match effective_mode(input.mode, &self.config.runtime.capabilities) {
             InputMode::Queue | InputMode::Auto if busy => return,
             InputMode::Interrupt if busy => {
@@ -638,7 +645,7 @@ impl Session {
 
     /// Is there a reason to end, now that nothing is running?
     fn is_over(&mut self) -> Option<SessionEnd> {
-        if !self.translator.is_idle() || !self.inbox.in_flight().is_empty() {
+        if self.translator.phase() != Phase::Idle || !self.inbox.in_flight().is_empty() {
             return None;
         }
         if self.balance.turns >= self.config.max_turns {
@@ -653,7 +660,7 @@ impl Session {
     }
 
     fn idle_until(&self) -> Option<Instant> {
-        self.translator.is_idle().then(|| self.active + self.config.idle_timeout)
+        (self.translator.phase() == Phase::Idle).then(|| self.active + self.config.idle_timeout)
     }
 
     /// Ends a CLI that works, because the session is over.
@@ -871,7 +878,7 @@ impl Session {
     }
 
     fn show_state(&self) {
-        self.set_state(if self.balance.turn.is_some() || !self.translator.is_idle() { "busy" } else { "idle" });
+        self.set_state(if self.balance.turn.is_some() || self.translator.phase() != Phase::Idle { "busy" } else { "idle" });
     }
 }
 

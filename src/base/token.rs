@@ -50,6 +50,11 @@ impl Token {
     }
 }
 
+/// 16 hex digits of the system's randomness: a name that nobody else has, not a secret.
+pub fn random_hex() -> String {
+    format!("{:016x}", getrandom::u64().unwrap_or_else(|_| jiff::Timestamp::now().as_nanosecond() as u64))
+}
+
 /// The token of an `Authorization: Bearer …` value.
 pub fn bearer(value: &[u8]) -> Option<&[u8]> {
     let (scheme, token) = value.split_at_checked(7)?;

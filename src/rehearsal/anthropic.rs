@@ -21,6 +21,10 @@ fn read(_: &str, body: &Value) -> Ask {
     let users = || messages.iter().rev().filter(|m| m["role"] == "user");
     let results = |m: &Value| -> Option<String> {
         let parts = m["content"].as_array()?;
+        // Behind a tool that was interrupted, its result and the next prompt share a message.
+        if parts.iter().any(|p| p["type"] == "text" && p["text"].as_str().is_some_and(|t| t.contains("rehearse:"))) {
+            return None;
+        }
         let texts: Vec<String> = parts.iter().filter(|p| p["type"] == "tool_result").map(|p| text_of(&p["content"])).collect();
         (!texts.is_empty()).then(|| texts.join("\n"))
     };
@@ -53,7 +57,7 @@ fn blocks(reply: &Reply) -> Vec<Value> {
 }
 
 fn id(prefix: &str, i: usize) -> String {
-    format!("{prefix}_{}{i}", crate::sidecar::audit::random_hex())
+    format!("{prefix}_{}{i}", crate::base::token::random_hex())
 }
 
 fn stop_reason(reply: &Reply) -> &'static str {

@@ -70,7 +70,7 @@ fn read_responses(body: &Value) -> Ask {
 }
 
 fn id(prefix: &str) -> String {
-    format!("{prefix}_{}", crate::sidecar::audit::random_hex())
+    format!("{prefix}_{}", crate::base::token::random_hex())
 }
 
 fn output_tokens(reply: &Reply) -> u64 {

@@ -83,6 +83,7 @@ pub const SCENES: &[(&str, &str)] = &[
     ("long-output", "a shell call that prints 100 KB, then an answer"),
     ("sleep", "a shell call that takes 30 s, then an answer"),
     ("mcp", "the first MCP tool that is offered, then an answer"),
+    ("loop", "a shell call, and another, without end"),
     ("unknown-tool", "a call of a tool that does not exist, then an answer"),
     ("slow", "a text in 40 pieces, 100 ms apart"),
     ("long", "a text in 2000 pieces"),
@@ -180,7 +181,7 @@ impl Script {
 
 /// Calls a tool, or, when it has answered, repeats what it said.
 fn tool_turn(name: &str, ask: &Ask) -> Reply {
-    if let Some(output) = &ask.tool_output {
+    if let Some(output) = ask.tool_output.as_ref().filter(|_| name != "loop") {
         let shown: String = output.chars().take(200).collect();
         return Reply::say(&format!("The tool said: {}", shown.trim()));
     }

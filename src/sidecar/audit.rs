@@ -467,11 +467,6 @@ fn rotate(path: &Path, keep: u32) -> std::io::Result<File> {
     Ok(fresh)
 }
 
-/// 16 hex digits of the system's randomness.
-pub fn random_hex() -> String {
-    format!("{:016x}", getrandom::u64().unwrap_or_else(|_| jiff::Timestamp::now().as_nanosecond() as u64))
-}
-
 /// Unique across restarts: a random start, then a count.
 fn request_id() -> String {
     use std::sync::OnceLock;

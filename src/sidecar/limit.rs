@@ -104,7 +104,7 @@ impl Ledger {
         let session = match session {
             Some(s) => s.to_owned(),
             None if !stored.session_id.is_empty() => stored.session_id.clone(),
-            None => format!("ses_{}", super::audit::random_hex()),
+            None => format!("ses_{}", crate::base::token::random_hex()),
         };
         let same = stored.session_id == session;
         let limiters = stored

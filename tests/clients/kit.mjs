@@ -110,7 +110,7 @@ permissionGrants: ${grants}
 
   async stop() {
     for (const child of this.children) {
-      if (child.exitCode !== null) continue;
+      if (child.exitCode !== null || child.signalCode !== null) continue;
       const gone = new Promise((done) => child.once('exit', done));
       child.kill('SIGTERM');
       await gone;

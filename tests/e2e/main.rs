@@ -1,11 +1,13 @@
-//! The sidecar, end to end: builders in `kit`, a file a subject.
+//! Sidecar and adapter, end to end: builders in `kit`, a file a subject.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
 mod kit;
 
+mod adapter;
 mod attacks;
 mod commands;
+mod fake;
 mod framing;
 mod limits;
 mod live;

@@ -230,8 +230,18 @@ pub trait Translator: Send {
     fn wake(&mut self, out: &mut Vec<Action>);
     /// The CLI is gone: say what of its work is known, and forget it.
     fn close(&mut self, out: &mut Vec<Action>);
+    fn phase(&self) -> Phase;
+}
+
+/// What the CLI is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
     /// No turn is running, and none is about to.
-    fn is_idle(&self) -> bool;
+    Idle,
+    Busy,
+    /// The turn was stopped, or has failed, and not all of it has been said: what is handed
+    /// over now could be taken for a part of it.
+    Settling,
 }
 
 /// How an input gets to a busy CLI.

@@ -4,8 +4,8 @@
 //! as recorded in `tests/fixtures/native/opencode/`. What makes it odd, each with a recording:
 //! - A turn has no id. It is everything from `busy` to `idle`, and an answer's `parentID` says
 //!   whose it is; an input that came too late for one turn is answered in the next.
-//! - `idle` comes twice after an abort or an error, the first before the last updates. A turn
-//!   ends when all of its messages are complete, or with the second.
+//! - `idle` comes twice after an abort or an error, the first before the last updates. Such a
+//!   turn ends with the second, any other when all of its messages are complete.
 //! - A running tool's output is sent whole with every update, later a window of its last 30 KB.
 //! - A retry orphans what was being written: it never gets an end.
 //! - Subagents are sessions of their own on the same bus, with an idle of their own.
@@ -18,7 +18,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
-use super::{Action, Call, Capabilities, Decision, Launch, Mcp, Permissions, Reply, Runtime, Setting, Tag, Translator, Wiring};
+use super::{Action, Call, Capabilities, Decision, Launch, Mcp, Permissions, Phase, Reply, Runtime, Setting, Tag, Translator, Wiring};
 use crate::adapter::inbox::Input;
 use crate::event::{
     AssistantDelta, AssistantMessage, ChangeKind, ErrorCode, ErrorEvent, FileChange, InputMode, InputSource, PermissionRequest, PermissionResolved, PlanItem,
@@ -53,8 +53,9 @@ pub static RUNTIME: Runtime = Runtime {
     translator: |setting| Box::new(Opencode::new(setting)),
 };
 
-/// After this long a turn that went idle is over, whatever is still missing.
-const DRAIN_TIME: Duration = Duration::from_secs(2);
+/// After this long a turn that went idle is over, whatever is still missing: one that was
+/// stopped while it waited to retry goes idle only once.
+const DRAIN_TIME: Duration = Duration::from_secs(1);
 
 fn launch(setting: &Setting) -> Launch {
     let text = |s: &str| s.to_owned();
@@ -211,6 +212,13 @@ struct Turn {
     draining: bool,
     /// Inputs that arrived while it ran, by their message's id, and were not answered yet.
     joined: Vec<(String, String)>,
+}
+
+impl Turn {
+    /// It goes idle twice, and is over with the second.
+    fn stopped(&self) -> bool {
+        self.aborted || self.error
+    }
 }
 
 #[derive(Default)]
@@ -411,6 +419,22 @@ impl Opencode {
         out.push(Action::Delivered { input_id: input.input_id.clone() });
         self.first = false;
         self.queued(message, &input.input_id);
+    }
+
+    /// An input that had arrived when the CLI was stopped, and that it will not take up again by
+    /// itself: the model sees it with the next one.
+    fn unanswered(&mut self, out: &mut Vec<Action>) {
+        if self.turn.is_some() {
+            return;
+        }
+        self.begin_turn(out);
+        let mut error = ErrorEvent::new(ErrorCode::RuntimeCrashed, "opencode was stopped before it answered this input, which stands in its history");
+        error.retryable = true;
+        out.push(error.into());
+        if let Some(turn) = &mut self.turn {
+            turn.error = true;
+        }
+        self.end_turn(out);
     }
 
     fn queued(&mut self, message: &str, input_id: &str) {
@@ -668,14 +692,16 @@ impl Opencode {
 
     fn permission_asked(&mut self, p: &Value, parent: Option<String>, out: &mut Vec<Action>) {
         let (request_id, call) = (text(p, "/id").to_owned(), text(p, "/tool/callID"));
-        let input = self.tools.values().find(|t| t.id == call).map(|t| t.input.clone()).filter(|i| !i.is_null());
+        // It may ask before it has said what with: then its own summary stands for the input.
+        let known = self.tools.values().find(|t| t.id == call).map(|t| &t.input);
+        let input = [known, Some(&p["metadata"])].into_iter().flatten().find(|i| i.as_object().is_some_and(|o| !o.is_empty())).cloned();
         self.asked.insert(request_id.clone());
         out.push(
             PermissionRequest {
                 request_id,
                 tool_use_id: Some(call.to_owned()).filter(|c| !c.is_empty()),
                 name: canonical(text(p, "/permission"), &self.mcp),
-                input: input.unwrap_or_else(|| json!({ "patterns": p["patterns"], "metadata": p["metadata"] })),
+                input: input.unwrap_or_else(|| json!({ "patterns": p["patterns"] })),
                 options: ["allow", "allow_always", "deny"].map(str::to_owned).to_vec(),
                 parent_tool_use_id: parent,
             }
@@ -721,7 +747,7 @@ impl Opencode {
     fn end_if_drained(&mut self, out: &mut Vec<Action>) {
         let running = self.tools.values().any(|t| t.used);
         let complete = self.writing.is_empty() && !running && self.messages.values().all(|m| m.user || m.complete);
-        if self.turn.as_ref().is_some_and(|t| t.draining) && complete {
+        if self.turn.as_ref().is_some_and(|t| t.draining && !t.stopped()) && complete {
             self.end_turn(out);
         }
     }
@@ -849,6 +875,7 @@ impl Translator for Opencode {
                 (200, Some(native)) => {
                     if let Some(input) = self.sent.remove(&native) {
                         self.arrived(&native, &input, out);
+                        self.unanswered(out);
                     }
                 }
                 (404, Some(native)) => {
@@ -941,8 +968,12 @@ impl Translator for Opencode {
         };
     }
 
-    fn is_idle(&self) -> bool {
-        self.turn.is_none() && self.waiting.is_empty()
+    fn phase(&self) -> Phase {
+        match &self.turn {
+            Some(turn) if turn.draining || turn.stopped() => Phase::Settling,
+            None if self.waiting.is_empty() => Phase::Idle,
+            _ => Phase::Busy,
+        }
     }
 }
 

@@ -1,0 +1,707 @@
+//! The adapter as a process of its own, with a stand-in for its CLI (`fake`), so that it can
+//! be killed a thousand times. The real CLI is in `tests/clients/opencode.test.mjs`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::fake;
+use crate::kit::{Got, Upstream, find, message, request, sidecar, until, within};
+
+const BIN: &str = env!("CARGO_BIN_EXE_outrigger");
+
+/// An adapter in a directory of its own.
+struct Pod {
+    dir: tempfile::TempDir,
+    config: Value,
+    args: Vec<String>,
+    env: Vec<(String, String)>,
+    child: Option<Child>,
+    stream: SocketAddr,
+    input: SocketAddr,
+    _sidecar: crate::kit::Running,
+}
+
+async fn free() -> SocketAddr {
+    tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+}
+
+impl Pod {
+    async fn new(config: Value) -> Pod {
+        let up = Upstream::always(message()).await;
+        let sc = sidecar(&up).run().await;
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("work")).unwrap();
+        let program = fake::install(dir.path());
+        let mut whole = json!({ "agents": { "agentRuntimes": { "opencode": { "program": program } } }, "sidecar": { "url": format!("http://{}", sc.addr) } });
+        for (key, value) in config.as_object().unwrap() {
+            whole[key] = value.clone();
+        }
+        Pod { dir, config: whole, args: Vec::new(), env: Vec::new(), child: None, stream: free().await, input: free().await, _sidecar: sc }
+    }
+
+    async fn run(config: Value) -> Pod {
+        let mut pod = Pod::new(config).await;
+        pod.start();
+        pod
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn command(&self) -> Command {
+        let file = self.path("adapter.yaml");
+        std::fs::write(&file, self.config.to_string()).unwrap();
+        let mut command = Command::new(BIN);
+        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap()).env("HOME", self.dir.path()).envs(self.env.iter().cloned());
+        command.arg("adapter").arg("--config").arg(file);
+        for (name, value) in [("--workdir", self.path("work").display().to_string()), ("--journal", self.path("journal").display().to_string())] {
+            command.args([name, &value]);
+        }
+        command.args(["--stream", &self.stream.to_string(), "--input", &self.input.to_string()]).args(&self.args);
+        command
+    }
+
+    fn start(&mut self) {
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.path("log")).unwrap();
+        self.child = Some(self.command().stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap());
+    }
+
+    fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_child(self.child.as_ref().unwrap());
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
+    /// Its exit code, once it has ended.
+    async fn exit(&mut self) -> Option<i32> {
+        let mut child = self.child.take().unwrap();
+        let mut status = None;
+        until("the adapter's end", || {
+            status = child.try_wait().unwrap();
+            status.is_some()
+        })
+        .await;
+        status.unwrap().code()
+    }
+
+    async fn post(&self, path: &str, body: &Value) -> Got {
+        request(self.input, "POST", path, &[], body.to_string().as_bytes()).await
+    }
+
+    /// Posts until it is taken, whatever becomes of the adapter meanwhile.
+    async fn say(&self, id: &str, text: &str) {
+        within("an input", async {
+            while attempt(self.input, &json!({ "text": text, "input_id": id, "mode": "queue" })).await != Some(202) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await;
+    }
+
+    /// What stands in the journal's files.
+    fn events(&self) -> Vec<Value> {
+        let mut files: Vec<PathBuf> = std::fs::read_dir(self.path("journal/events")).map(|d| d.map(|e| e.unwrap().path()).collect()).unwrap_or_default();
+        files.sort();
+        let text: String = files.iter().filter(|f| f.extension().is_some_and(|e| e == "sse")).map(|f| std::fs::read_to_string(f).unwrap_or_default()).collect();
+        let whole = &text[..text.rfind("\n\n").map_or(0, |i| i + 2)];
+        whole.lines().filter_map(|l| l.strip_prefix("data: ")).map(|l| serde_json::from_str(l).unwrap()).collect()
+    }
+
+    async fn wait(&self, what: &str, holds: impl Fn(&Value) -> bool) -> Value {
+        let mut found = None;
+        let log = self.path("log");
+        within(what, async {
+            while found.is_none() {
+                found = self.events().into_iter().find(|e| holds(e));
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        })
+        .await;
+        found.unwrap_or_else(|| panic!("{}", std::fs::read_to_string(log).unwrap()))
+    }
+
+    async fn ends(&self, count: usize) -> Vec<Value> {
+        let ends = || self.events().into_iter().filter(|e| e["type"] == "turn.end").collect::<Vec<_>>();
+        until(&format!("{count} turns"), || ends().len() >= count).await;
+        ends()
+    }
+
+    fn session(&self) -> String {
+        self.events()[0]["session_id"].as_str().unwrap().to_owned()
+    }
+
+    /// The CLI's processes, by the mark in their environment.
+    fn agents(&self) -> Vec<i32> {
+        let mark = format!("OUTRIGGER_SESSION={}", self.session());
+        std::fs::read_dir("/proc")
+            .unwrap()
+            .filter_map(|e| e.unwrap().file_name().to_str()?.parse::<i32>().ok())
+            .filter(|pid| std::fs::read(format!("/proc/{pid}/environ")).is_ok_and(|env| env.split(|b| *b == 0).any(|v| v == mark.as_bytes())))
+            .collect()
+    }
+}
+
+impl Drop for Pod {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            let _ = child.kill();
+            let _ = child.wait();
+            if self.path("journal/events").exists() && !self.events().is_empty() {
+                for pid in self.agents() {
+                    let _ = rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), rustix::process::Signal::KILL);
+                }
+            }
+        }
+    }
+}
+
+/// One try of an input; `None` if there was no whole answer.
+async fn attempt(addr: SocketAddr, body: &Value) -> Option<u16> {
+    let mut stream = TcpStream::connect(addr).await.ok()?;
+    let body = body.to_string();
+    let head =
+        format!("POST /inject HTTP/1.1\r\nHost: {addr}\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+    stream.write_all(format!("{head}{body}").as_bytes()).await.ok()?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.ok()?;
+    Got::parse(&answer).map(|got| got.status)
+}
+
+/// Reads a stream until it breaks; ids and data as they come.
+async fn follow(addr: SocketAddr, query: &str, last: Option<u64>, mut frame: impl FnMut(Option<u64>, &str) -> bool) -> std::io::Result<()> {
+    let mut stream = TcpStream::connect(addr).await?;
+    let resume = last.map(|id| format!("Last-Event-ID: {id}\r\n")).unwrap_or_default();
+    stream.write_all(format!("GET /stream{query} HTTP/1.1\r\nHost: {addr}\r\n{resume}\r\n").as_bytes()).await?;
+    let (mut raw, mut piece, mut text, mut body) = (Vec::new(), vec![0; 1 << 16], Vec::new(), false);
+    loop {
+        let n = stream.read(&mut piece).await?;
+        if n == 0 {
+            return Ok(());
+        }
+        raw.extend_from_slice(&piece[..n]);
+        if !body {
+            let Some(end) = find(&raw, b"\r\n\r\n") else { continue };
+            assert!(raw.starts_with(b"HTTP/1.1 200"), "{}", raw.escape_ascii());
+            raw.drain(..end + 4);
+            body = true;
+        }
+        // Chunks that are whole.
+        while let Some(line) = find(&raw, b"\r\n") {
+            let size = usize::from_str_radix(std::str::from_utf8(&raw[..line]).unwrap(), 16).unwrap();
+            if raw.len() < line + 2 + size + 2 {
+                break;
+            }
+            text.extend_from_slice(&raw[line + 2..line + 2 + size]);
+            raw.drain(..line + 2 + size + 2);
+            if size == 0 {
+                return Ok(());
+            }
+        }
+        while let Some(end) = find(&text, b"\n\n") {
+            let one = String::from_utf8(text[..end].to_vec()).unwrap();
+            text.drain(..end + 2);
+            let field = |name: &str| one.lines().find_map(|l| l.strip_prefix(name));
+            if let Some(data) = field("data: ")
+                && !frame(field("id: ").map(|id| id.parse().unwrap()), data)
+            {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// A subscriber that comes back as often as it must, and checks every number.
+fn subscriber(addr: SocketAddr, stop: Arc<AtomicBool>, seen: Arc<Mutex<Vec<String>>>, flapping: bool) -> tokio::task::JoinHandle<()> {
+    tokio::spawn(async move {
+        while !stop.load(Ordering::SeqCst) {
+            let last = seen.lock().unwrap().len() as u64;
+            let mut left = if flapping { 37 } else { u64::MAX };
+            let session = follow(addr, "", (last > 0).then_some(last), |id, data| {
+                let mut seen = seen.lock().unwrap();
+                assert_eq!(id, Some(seen.len() as u64 + 1), "none lost, repeated or out of order");
+                seen.push(data.to_owned());
+                left -= 1;
+                left > 0
+            });
+            let _ = tokio::time::timeout(Duration::from_secs(20), session).await;
+            tokio::time::sleep(Duration::from_millis(3)).await;
+        }
+    })
+}
+
+/// Kills the adapter, or its CLI, at random moments of a running script.
+async fn survive(kills: usize, cli: bool) {
+    let mut pod = Pod::new(json!({ "session": { "raw": false, "maxTurns": 100_000, "segmentBytes": 200_000, "segments": 10_000 } })).await;
+    pod.start();
+    let stop = Arc::new(AtomicBool::new(false));
+    let seen: Vec<Arc<Mutex<Vec<String>>>> = (0..3).map(|_| Arc::default()).collect();
+    let subscribers: Vec<_> = seen.iter().enumerate().map(|(i, s)| subscriber(pod.stream, stop.clone(), s.clone(), i == 2)).collect();
+    // Inputs, one after the other, each as often as it takes.
+    let enough = Arc::new(AtomicBool::new(false));
+    let (input, stop_inputs) = (pod.input, enough.clone());
+    let inputs = tokio::spawn(async move {
+        let mut n = 0_u64;
+        loop {
+            let body = json!({ "text": format!("input {n} n=30 ms=1"), "input_id": format!("in-{n}"), "mode": if n % 2 == 0 { "queue" } else { "auto" } });
+            // Too many wait, nobody is there, or the answer was lost: again.
+            if attempt(input, &body).await != Some(202) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                continue;
+            }
+            n += 1;
+            if stop_inputs.load(Ordering::SeqCst) {
+                return n;
+            }
+            tokio::time::sleep(Duration::from_millis(40)).await;
+        }
+    });
+    let mut seed = 88_172_645_463_325_252_u64;
+    let mut random = |below: u64| {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        seed % below
+    };
+    let turns = |seen: &Arc<Mutex<Vec<String>>>| seen.lock().unwrap().iter().filter(|e| e.contains("\"reason\":\"end_turn\"")).count();
+    for _ in 0..kills {
+        if cli {
+            // One that never finishes a turn is given up, and rightly.
+            let before = turns(&seen[0]);
+            until("a finished turn", || turns(&seen[0]) > before).await;
+        }
+        tokio::time::sleep(Duration::from_micros(random(if cli { 60_000 } else { 180_000 }))).await;
+        if cli {
+            for pid in pod.agents() {
+                let _ = rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), rustix::process::Signal::KILL);
+            }
+        } else {
+            pod.signal(rustix::process::Signal::KILL);
+            pod.exit().await;
+            pod.start();
+        }
+    }
+    enough.store(true, Ordering::SeqCst);
+    let accepted = inputs.await.unwrap();
+    let delivered = || pod.events().iter().filter(|e| e["type"] == "user.message").count() as u64;
+    tokio::time::timeout(Duration::from_secs(120), async {
+        while delivered() < accepted {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await
+    .unwrap_or_else(|_| panic!("{} of {accepted} inputs were delivered", delivered()));
+    // Everybody catches up, also who leaves after every 37th event.
+    let head = pod.events().len();
+    tokio::time::timeout(Duration::from_secs(120), async {
+        while seen.iter().any(|s| s.lock().unwrap().len() < head) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await
+    .unwrap();
+    stop.store(true, Ordering::SeqCst);
+    pod.signal(rustix::process::Signal::TERM);
+    assert_eq!(pod.exit().await, Some(0));
+    for s in subscribers {
+        s.await.unwrap();
+    }
+    let events = pod.events();
+    // Every subscriber saw the one journal.
+    for seen in &seen {
+        let seen: Vec<Value> = seen.lock().unwrap().iter().map(|e| serde_json::from_str(e).unwrap()).collect();
+        assert!(events.starts_with(&seen) && seen.len() >= head);
+    }
+    for (i, e) in events.iter().enumerate() {
+        assert_eq!(e["sequence"], i as u64 + 1);
+    }
+    // Every accepted input: once on the stream, once in the CLI, in the order of its acceptance.
+    let said: Vec<&str> = events.iter().filter(|e| e["type"] == "user.message").filter_map(|e| e["payload"]["input_id"].as_str()).collect();
+    assert_eq!(said, (0..accepted).map(|n| format!("in-{n}")).collect::<Vec<_>>());
+    let given: Vec<String> = fake::history(pod.dir.path()).into_iter().map(|(_, text)| text).collect();
+    assert_eq!(given.len() as u64, accepted);
+    for (n, text) in given.iter().enumerate() {
+        assert!(text.starts_with(&format!("input {n} ")), "{text}");
+    }
+    let typed: Vec<_> = events.iter().map(|e| outrigger::event::Event::read(e.to_string().as_bytes()).unwrap()).map(|e| (e.payload, e.turn_id)).collect();
+    crate::recordings::assert_rules("what survived", &typed);
+    let resumed = events.iter().filter(|e| e["type"] == "session.start" && e["payload"]["resumed"] == true).count();
+    println!("{kills} kills ({}): {} events, {accepted} inputs, {resumed} restarts that got ready", if cli { "CLI" } else { "adapter" }, events.len());
+}
+
+fn kills(otherwise: usize) -> usize {
+    std::env::var("OUTRIGGER_KILLS").ok().and_then(|k| k.parse().ok()).unwrap_or(otherwise)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_kills_of_the_adapter_lose_nothing() {
+    survive(kills(1000), false).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_hundred_kills_of_the_cli_lose_nothing() {
+    survive(kills(200), true).await;
+}
+
+#[tokio::test]
+async fn a_stopped_session_leaves_no_process() {
+    let mut pod = Pod::run(json!({})).await;
+    pod.say("a", "fork n=1").await;
+    pod.ends(1).await;
+    assert!(pod.agents().len() > 3, "the daemons run");
+    let session = pod.session();
+    let began = Instant::now();
+    pod.signal(rustix::process::Signal::TERM);
+    assert_eq!(pod.exit().await, Some(0));
+    assert!(began.elapsed() < Duration::from_secs(5));
+    assert_eq!(pod.agents(), Vec::<i32>::new(), "{session}");
+    let end = pod.events().pop().unwrap();
+    assert_eq!((end["type"].as_str(), end["payload"]["reason"].as_str()), (Some("session.end"), Some("terminated")));
+}
+
+/// What an adapter that was killed has left is gone when the next one starts.
+#[tokio::test]
+async fn a_killed_adapters_cli_does_not_live_on() {
+    let mut pod = Pod::run(json!({})).await;
+    pod.say("a", "fork n=1").await;
+    pod.ends(1).await;
+    let before = pod.agents();
+    pod.signal(rustix::process::Signal::KILL);
+    pod.exit().await;
+    assert!(!pod.agents().is_empty());
+    pod.start();
+    pod.say("b", "n=1").await;
+    pod.ends(2).await;
+    assert!(pod.agents().iter().all(|pid| !before.contains(pid)));
+}
+
+#[tokio::test]
+async fn bad_input_gets_its_code_and_delivers_nothing() {
+    let mut pod = Pod::run(json!({})).await;
+    pod.wait("a session", |e| e["type"] == "session.start").await;
+    let long = "x".repeat((64 << 10) + 1);
+    let image = |media: &str, data: &str| json!({ "text": "t", "attachments": [{ "type": "image", "media_type": media, "data": data }] }).to_string();
+    let posts: Vec<(u16, &str, String)> = vec![
+        (400, "/inject", "{".into()),
+        (400, "/inject", "[]".into()),
+        (400, "/inject", "{}".into()),
+        (400, "/inject", json!({ "text": 5 }).to_string()),
+        (400, "/inject", json!({ "text": " \n" }).to_string()),
+        (400, "/inject", json!({ "text": "a\u{1b}[2J" }).to_string()),
+        (400, "/inject", json!({ "text": "a", "mode": "now" }).to_string()),
+        (400, "/inject", json!({ "text": "a", "input_id": "" }).to_string()),
+        (400, "/inject", json!({ "text": "a", "input_id": "a b" }).to_string()),
+        (413, "/inject", json!({ "text": long }).to_string()),
+        (413, "/inject", image("image/png", &"A".repeat((8 << 20) + 4))),
+        (413, "/inject", " ".repeat(10 << 20)),
+        (400, "/inject", image("text/html", "AAAA")),
+        (400, "/inject", image("image/png", "<svg>")),
+        (400, "/permission/x", "{}".into()),
+        (404, "/permission/x", json!({ "decision": "allow" }).to_string()),
+        (404, "/question/x", json!({ "answer": "a" }).to_string()),
+        (400, "/question/x", json!({ "answers": [1] }).to_string()),
+        (400, "/shutdown", json!({ "summary": 1 }).to_string()),
+        (404, "/nothing", "{}".into()),
+        (404, "/permission/a/b", "{}".into()),
+    ];
+    for (status, path, body) in posts {
+        let got = request(pod.input, "POST", path, &[], body.as_bytes()).await;
+        assert_eq!(got.status, status, "{path} {:.100}: {}", body, got.text());
+        assert_eq!(got.header("content-type"), Some("application/problem+json"));
+        assert!(got.json()["detail"].as_str().is_some_and(|d| !d.is_empty()));
+    }
+    for (status, method, path, headers) in [
+        (415, "POST", "/inject", &[("content-type", "text/plain")][..]),
+        (405, "GET", "/inject", &[]),
+        (405, "PUT", "/inject", &[]),
+        (403, "POST", "/inject", &[("origin", "http://evil.example")]),
+        (403, "POST", "/inject", &[("origin", "null")]),
+        (403, "POST", "/inject", &[("sec-fetch-site", "cross-site")]),
+    ] {
+        assert_eq!(request(pod.input, method, path, headers, br#"{"text":"no"}"#).await.status, status, "{method} {headers:?}");
+    }
+    let raw = format!(
+        "POST /inject HTTP/1.1\r\nHost: evil:{}\r\nContent-Type: application/json\r\nContent-Length: 12\r\nConnection: close\r\n\r\n{{\"text\":\"a\"}}",
+        pod.input.port()
+    );
+    assert_eq!(Got::parse(&crate::kit::exchange(pod.input, raw.as_bytes()).await).unwrap().status, 403);
+    // More than may wait, and the one that is running.
+    pod.say("first", "hang").await;
+    pod.wait("a turn", |e| e["type"] == "turn.start").await;
+    let mut refused = 0;
+    for n in 0..258 {
+        let got = pod.post("/inject", &json!({ "text": "waits", "input_id": format!("w{n}"), "mode": "queue" })).await;
+        refused += usize::from(got.status == 429);
+    }
+    assert_eq!(refused, 2);
+    assert_eq!(pod.post("/inject", &json!({ "text": "waits", "input_id": "w3" })).await.json()["duplicate"], true);
+    assert_eq!(pod.post("/shutdown", &json!({ "summary": "enough" })).await.status, 202);
+    assert_eq!(pod.exit().await, Some(0));
+    let events = pod.events();
+    assert_eq!(events.iter().filter(|e| e["type"] == "user.message").count(), 1);
+    assert_eq!(events.last().unwrap()["payload"]["summary"], "enough");
+    assert_eq!(fake::history(pod.dir.path()).len(), 1);
+}
+
+#[tokio::test]
+async fn the_stream_resumes_filters_and_refuses() {
+    let mut pod = Pod::run(json!({ "session": { "segmentBytes": 4096, "segments": 3 } })).await;
+    pod.say("a", "n=400").await;
+    pod.ends(1).await;
+    let events = pod.events();
+    let (first, head) = (events[0]["sequence"].as_u64().unwrap(), events.len() as u64 + events[0]["sequence"].as_u64().unwrap() - 1);
+    assert!(first > 1, "old segments are gone");
+    let read = async |query: &str, last: Option<u64>, until: u64| {
+        let mut all = Vec::new();
+        within(
+            "a stream",
+            follow(pod.stream, query, last, |id, data| {
+                all.push((id.unwrap(), serde_json::from_str::<Value>(data).unwrap()));
+                all.last().unwrap().0 < until
+            }),
+        )
+        .await
+        .unwrap();
+        all
+    };
+    // What is gone is told, and then everything that is there.
+    let all = read("", None, head).await;
+    assert_eq!((all[0].1["type"].as_str(), &all[0].1["payload"]), (Some("stream.gap"), &json!({ "from": 1, "to": first - 1 })));
+    assert_eq!(all[1..].iter().map(|e| e.1.clone()).collect::<Vec<_>>(), events);
+    assert_eq!(read("", Some(head - 2), head).await.len(), 2);
+    assert_eq!(read(&format!("?since={}", head - 2), None, head).await.len(), 2);
+    assert_eq!(read("?since=1", Some(head - 3), head).await.len(), 3, "the header wins");
+    assert!(read("?deltas=0", Some(first), head).await.iter().all(|e| e.1["type"] != "assistant.delta"));
+    assert_eq!(read("?types=turn.end,assistant.message", Some(first), head).await.len(), 2);
+    let x1 = read("?view=x1", Some(first), head).await;
+    assert!(x1.iter().any(|e| e.1["type"] == "agent.text") && x1.last().unwrap().1["type"] == "agent.usage", "{:?}", x1.last());
+    let mut raw = Vec::new();
+    within(
+        "raw",
+        follow(pod.stream, "?view=raw", None, |_, data| {
+            raw.push(data.to_owned());
+            !data.contains("session.idle")
+        }),
+    )
+    .await
+    .unwrap();
+    assert!(raw.iter().any(|l| l.contains("\"stream\":\"events\"")));
+    for (status, path, headers) in [
+        (400, "/stream?since=x", &[][..]),
+        (400, "/stream?since=-1", &[]),
+        (400, "/stream?since=18446744073709551616", &[]),
+        (400, "/stream?view=nope", &[]),
+        (400, "/stream?types=nope", &[]),
+        (400, "/stream?deltas=2", &[]),
+        (400, "/stream?what=1", &[]),
+        (400, "/stream?token=x", &[]),
+        (400, "/stream", &[("last-event-id", "abc")]),
+        (409, "/stream?since=1000000", &[]),
+        (405, "/ticket", &[]),
+        (404, "/nope", &[]),
+        (403, "/stream", &[("origin", "http://evil.example")]),
+        (200, "/health", &[]),
+        (200, "/status", &[]),
+        (200, "/capabilities", &[]),
+        (200, "/openapi.json", &[]),
+        (200, "/schema/events.json", &[]),
+        (200, "/", &[]),
+    ] {
+        assert_eq!(request(pod.stream, "GET", path, headers, b"").await.status, status, "{path} {headers:?}");
+    }
+    let head_only = request(pod.stream, "HEAD", "/stream", &[], b"").await;
+    assert_eq!((head_only.status, head_only.body.len()), (200, 0));
+    // The stream ends with the session, and says so.
+    let stream = pod.stream;
+    let last = tokio::spawn(async move {
+        let mut last = String::new();
+        follow(stream, "", Some(head), |_, data| {
+            last = data.to_owned();
+            true
+        })
+        .await
+        .unwrap();
+        last
+    });
+    until("the subscriber", || pod.events().len() as u64 + first > head).await;
+    pod.signal(rustix::process::Signal::TERM);
+    assert_eq!(pod.exit().await, Some(0));
+    assert!(within("the end of the stream", last).await.unwrap().contains("session.end"));
+}
+
+#[tokio::test]
+async fn tokens_open_the_ports_and_nothing_else_does() {
+    let mut pod = Pod::new(json!({})).await;
+    let (read, write) = ("read-token-0123456789-0123456789-abc", "write-token-0123456789-0123456789-ab");
+    std::fs::write(pod.path("read"), read).unwrap();
+    std::fs::write(pod.path("write"), write).unwrap();
+    pod.config["listen"] = json!({ "readTokenFile": pod.path("read"), "writeTokenFile": pod.path("write"), "origins": ["https://ui.example"] });
+    pod.start();
+    pod.wait("a session", |e| e["type"] == "session.start").await;
+    let (r, w) = (format!("Bearer {read}"), format!("Bearer {write}"));
+    let body = br#"{"text":"n=1","input_id":"a"}"#;
+    for (status, addr, method, path, auth) in [
+        (401, pod.stream, "GET", "/stream", ""),
+        (401, pod.stream, "GET", "/stream", w.as_str()),
+        (401, pod.stream, "GET", "/status", ""),
+        (200, pod.stream, "GET", "/status", r.as_str()),
+        (200, pod.stream, "GET", "/health", ""),
+        (200, pod.stream, "GET", "/", ""),
+        (401, pod.stream, "POST", "/inject", r.as_str()),
+        (401, pod.input, "POST", "/inject", ""),
+        (401, pod.input, "POST", "/inject", r.as_str()),
+        (202, pod.input, "POST", "/inject", w.as_str()),
+        (202, pod.stream, "POST", "/inject", w.as_str()),
+    ] {
+        let headers = [("authorization", auth)];
+        let got = request(addr, method, path, if auth.is_empty() { &[] } else { &headers }, if method == "POST" { body } else { b"" }).await;
+        assert_eq!(got.status, status, "{method} {path} {auth}: {}", got.text());
+    }
+    let ticket = request(pod.stream, "POST", "/ticket", &[("authorization", &r)], b"{}").await.json()["ticket"].as_str().unwrap().to_owned();
+    let mut count = 0;
+    within(
+        "a stream",
+        follow(pod.stream, &format!("?ticket={ticket}"), None, |_, _| {
+            count += 1;
+            count < 2
+        }),
+    )
+    .await
+    .unwrap();
+    assert_eq!(request(pod.stream, "GET", "/stream?ticket=00", &[], b"").await.status, 401);
+    assert_eq!(request(pod.stream, "GET", &format!("/status?ticket={ticket}"), &[], b"").await.status, 401, "a ticket is for the stream");
+    // A configured page: asked first, then served.
+    let asked = request(pod.input, "OPTIONS", "/inject", &[("origin", "https://ui.example")], b"").await;
+    assert_eq!((asked.status, asked.header("access-control-allow-origin")), (204, Some("https://ui.example")));
+    assert_eq!(request(pod.input, "OPTIONS", "/inject", &[("origin", "https://other.example")], b"").await.status, 403);
+    assert_eq!(pod.events().iter().filter(|e| e["type"] == "user.message").count(), 1);
+    pod.signal(rustix::process::Signal::TERM);
+    assert_eq!(pod.exit().await, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_start_says_why() {
+    // Open to others without a token.
+    let mut pod = Pod::new(json!({ "listen": { "stream": "0.0.0.0:0" } })).await;
+    let output = |pod: &Pod, skip_ports: bool| {
+        let mut command = pod.command();
+        if skip_ports {
+            command = Command::new(BIN);
+            command.env_clear().arg("adapter").arg("--config").arg(pod.path("adapter.yaml")).arg("--journal").arg(pod.path("journal"));
+        }
+        let out = command.output().unwrap();
+        (out.status.code(), String::from_utf8_lossy(&out.stderr).into_owned())
+    };
+    pod.command();
+    let (code, said) = output(&pod, true);
+    assert!(code == Some(64) && said.contains("listen.stream") && said.contains("readTokenFile"), "{code:?} {said}");
+    // Beside a key.
+    pod.config["listen"] = json!({});
+    pod.env = vec![("ANTHROPIC_API_KEY".into(), "sk-ant-real".into())];
+    let (code, said) = output(&pod, false);
+    assert!(code == Some(64) && said.contains("ANTHROPIC_API_KEY") && !said.contains("sk-ant-real"), "{code:?} {said}");
+    pod.env.clear();
+    // A CLI that is missing, of another version, gone at once, or silent nonsense: each with the reason, and 69.
+    let script = |name: &str, text: &str| {
+        let path = pod.path(name);
+        std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        path
+    };
+    for (program, reason) in [
+        (PathBuf::from("/no/such/opencode"), "was not found"),
+        (script("tea", "echo out of tea >&2; exit 3"), "out of tea"),
+        (script("nonsense", "echo nonsense; exit 0"), "ended before it was ready"),
+    ] {
+        std::fs::remove_dir_all(pod.path("journal")).ok();
+        pod.config["agents"]["agentRuntimes"]["opencode"]["program"] = json!(program);
+        let (code, said) = output(&pod, false);
+        assert_eq!(code, Some(69), "{said}");
+        let events = pod.events();
+        let error = events.iter().find(|e| e["type"] == "error").unwrap();
+        assert_eq!(error["payload"]["code"], "runtime_crashed");
+        assert!(error["payload"].to_string().contains(reason), "{reason}: {error}");
+        let end = events.last().unwrap();
+        assert_eq!((end["type"].as_str(), end["payload"]["reason"].as_str()), (Some("session.end"), Some("crashed")));
+    }
+}
+
+#[tokio::test]
+async fn whatever_the_cli_writes_is_said_or_survived() {
+    let mut pod = Pod::run(json!({})).await;
+    pod.say("noise", "noise n=2").await;
+    pod.say("flood", "flood n=2").await;
+    pod.ends(2).await;
+    pod.say("huge", "huge n=2").await;
+    let ends = pod.ends(3).await;
+    assert!(ends.iter().all(|e| e["payload"]["reason"] == "end_turn"));
+    assert_eq!(ends[0]["payload"]["usage"], json!({ "input": 7, "cache_read": 2, "cache_write": 1, "output": 3, "reasoning": 0, "cost_usd": 0.5 }));
+    let unparsed: Vec<Value> = pod.events().into_iter().filter(|e| e["type"] == "agent.unparsed").map(|e| e["payload"]["native"].clone()).collect();
+    assert_eq!(unparsed[0], "not json");
+    assert_eq!(unparsed[1]["type"], "of.the.future");
+    let huge = &unparsed[2];
+    assert_eq!((huge["bytes"].as_u64(), huge["sha256"].as_str().map(str::len)), (Some((100 << 20) + 8), Some(64)));
+    // It was never held: the adapter's largest size.
+    let status = std::fs::read_to_string(format!("/proc/{}/status", pod.child.as_ref().unwrap().id())).unwrap();
+    let peak: u64 = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).unwrap().trim().trim_end_matches(" kB").parse().unwrap();
+    assert!(peak < 64 << 10, "{peak} KiB");
+    // It ends by itself: told with its last words, and started again.
+    pod.say("exit", "exit").await;
+    let error = pod.wait("an error", |e| e["type"] == "error").await;
+    assert!(error["payload"]["native"]["stderr_tail"].as_str().unwrap().contains("out of cheese"), "{error}");
+    pod.say("after", "n=1").await;
+    assert_eq!(pod.ends(5).await[4]["payload"]["reason"], "end_turn");
+    pod.signal(rustix::process::Signal::TERM);
+    assert_eq!(pod.exit().await, Some(0));
+}
+
+/// A CLI that does not stop its turn when told to is started again.
+#[tokio::test]
+async fn a_hanging_cli_is_replaced() {
+    let mut pod = Pod::run(json!({})).await;
+    pod.say("a", "hang").await;
+    pod.wait("a turn", |e| e["type"] == "assistant.delta").await;
+    assert_eq!(pod.post("/interrupt", &json!({})).await.status, 202);
+    let end = pod.ends(1).await.remove(0);
+    assert_eq!(end["payload"]["reason"], "interrupted");
+    pod.say("b", "n=1").await;
+    assert_eq!(pod.ends(2).await[1]["payload"]["reason"], "end_turn");
+    pod.signal(rustix::process::Signal::TERM);
+    assert_eq!(pod.exit().await, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_session_has_one_adapter_and_one_journal() {
+    let mut pod = Pod::run(json!({})).await;
+    pod.wait("a session", |e| e["type"] == "session.start").await;
+    let second = pod.command().output().unwrap();
+    assert_eq!(second.status.code(), Some(69));
+    assert!(String::from_utf8_lossy(&second.stderr).contains("in use by another adapter"));
+    pod.signal(rustix::process::Signal::TERM);
+    pod.exit().await;
+    pod.args = vec!["--session-id".into(), "another".into()];
+    let other = pod.command().output().unwrap();
+    assert_eq!(other.status.code(), Some(69));
+    assert!(String::from_utf8_lossy(&other.stderr).contains("belongs to session"), "{}", String::from_utf8_lossy(&other.stderr));
+}
+
+#[tokio::test]
+async fn an_idle_session_ends_unless_somebody_is_there() {
+    let mut pod = Pod::run(json!({ "session": { "idleTimeout": "700ms" } })).await;
+    pod.wait("a session", |e| e["type"] == "session.start").await;
+    let began = Instant::now();
+    for _ in 0..10 {
+        assert_eq!(pod.post("/keepalive", &json!({})).await.status, 202);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(pod.exit().await, Some(0));
+    assert!(began.elapsed() > Duration::from_millis(1500));
+    assert_eq!(pod.events().last().unwrap()["payload"]["reason"], "idle_timeout");
+}
