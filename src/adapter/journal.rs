@@ -218,14 +218,10 @@ impl Writer {
         sequence
     }
 
-    pub fn is_pending(&self) -> bool {
-        !self.pending.is_empty()
-    }
-
     /// Writes what was appended and shows it to the cursors. While the disk takes nothing it
     /// tries again, and the caller waits: that is what holds the CLI back.
     ///
-    /// `state` is asked for what stands before these frames when they begin a new segment.
+    /// `state` is asked for what stands now, when the next frames begin a new segment.
     /// Returns for how long the disk was in trouble.
     pub async fn commit(&mut self, state: impl Fn() -> String) -> Option<Duration> {
         if self.pending.is_empty() {
@@ -233,7 +229,8 @@ impl Writer {
         }
         let mut since: Option<Instant> = None;
         loop {
-            match self.write(&state) {
+            // At its place: what a failed attempt left there is written over.
+            match self.file.write_all_at(&self.pending, self.len) {
                 Ok(()) => break,
                 Err(e) => {
                     let text = format!("the journal cannot be written: {e}");
@@ -250,15 +247,13 @@ impl Writer {
             lock(&self.journal.trouble).clear();
         }
         self.publish();
-        since.map(|s| s.elapsed())
-    }
-
-    fn write(&mut self, state: &impl Fn() -> String) -> io::Result<()> {
-        if self.len >= self.retention.segment_bytes {
-            self.rotate(&state())?;
+        // Now, while nothing is pending that the state knows of already.
+        if self.len >= self.retention.segment_bytes
+            && let Err(e) = self.rotate(&state())
+        {
+            tracing::warn!(error = %e, "a new segment of the journal cannot be begun; the old one is used further");
         }
-        // At its place: what a failed attempt left there is written over.
-        self.file.write_all_at(&self.pending, self.len)
+        since.map(|s| s.elapsed())
     }
 
     fn rotate(&mut self, state: &str) -> io::Result<()> {
@@ -674,7 +669,7 @@ mod tests {
 
     async fn fill(writer: &mut Writer, sizes: impl IntoIterator<Item = usize>) {
         for size in sizes {
-            let state = (writer.next() - 1).to_string();
+            let state = writer.next().to_string();
             writer.append(|n, out| out.extend_from_slice(text(n, size).as_bytes()));
             writer.commit(|| state.clone()).await;
         }
