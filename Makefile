@@ -1,11 +1,12 @@
 # The two commands: `make up` shows it working, `make test` proves it.
 
 CARGO ?= cargo
-UP_PORT ?= 11432
+UP_PORT ?= 3100
 
 .PHONY: up test unit clients bench fuzz fmt lint docs clean
 
-## Build, start rehearsal and sidecar, show a streamed answer that passed through both.
+## Build, install the pinned CLI, start sidecar and adapter with a first turn, serve the console.
+## UP_CONFIG=sidecar.yaml uses real providers instead of the scripted one.
 up:
 	$(CARGO) build --release --locked
 	UP_PORT=$(UP_PORT) sh tests/up.sh

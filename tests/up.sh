@@ -1,66 +1,51 @@
 #!/bin/sh
-# Starts the rehearsal and the sidecar on this machine, sends one request through both, and
-# stays until Ctrl-C. docs/operators.md says how to use real providers.
+# `make up`: installs the pinned CLI, starts everything on this machine with a first turn, and
+# stays until Ctrl-C. UP_CONFIG names a sidecar.yaml with real providers, UP_PORT the first of
+# five ports; UP_ONCE=1 waits for two turns and ends.
 set -eu
 cd "$(dirname "$0")/.."
 bin=target/release/outrigger
 dir=.outrigger
-port=${UP_PORT:-11432}
-admin=$((port + 1))
-provider=$((port + 2))
-mkdir -p "$dir/secrets/rehearsal"
-[ -s "$dir/secrets/rehearsal/key" ] || echo "sk-rehearsal-not-a-real-key" > "$dir/secrets/rehearsal/key"
-cat > "$dir/sidecar.yaml" <<YAML
-listen: 127.0.0.1:$port
-admin: 127.0.0.1:$admin
-secretsDir: $dir/secrets
-audit: { file: $dir/audit.jsonl }
-log: { format: text }
-aiProviders:
-  anthropic: { baseUrl: "http://127.0.0.1:$provider", secretRef: { name: rehearsal, key: key } }
-  openai: { baseUrl: "http://127.0.0.1:$provider/v1", secretRef: { name: rehearsal, key: key } }
-  google: { baseUrl: "http://127.0.0.1:$provider", secretRef: { name: rehearsal, key: key } }
-permissionGrants:
-  - scope: ai.anthropic:claude-*
-  - scope: ai.openai:gpt-*
-  - scope: ai.google:gemini-*
-YAML
-"$bin" rehearse --listen "127.0.0.1:$provider" &
-rehearsal=$!
-"$bin" sidecar --config "$dir/sidecar.yaml" &
-sidecar=$!
-trap 'kill $sidecar $rehearsal 2>/dev/null; wait $sidecar $rehearsal 2>/dev/null; exit 0' INT TERM EXIT
-tries=0
-until "$bin" healthcheck --address "127.0.0.1:$admin" 2>/dev/null; do
-    tries=$((tries + 1))
-    [ "$tries" -lt 100 ] || { echo "the sidecar does not become ready" >&2; exit 1; }
-    sleep 0.05
-done
-echo
-echo "A streamed answer, without a key, through sidecar and rehearsal:"
-echo
+port=${UP_PORT:-3100}
+version=$(sed -n 's/^    verified: "\(.*\)",$/\1/p' src/adapter/runtime/opencode.rs)
+cli=$dir/cli/opencode-$version
+if [ ! -x "$cli/node_modules/.bin/opencode" ]; then
+    echo "installing opencode $version into $cli"
+    mkdir -p "$cli"
+    [ -f "$cli/package.json" ] || echo '{"private":true}' > "$cli/package.json"
+    npm install --prefix "$cli" --no-save --no-audit --no-fund --loglevel=error "opencode-ai@$version"
+fi
+set -- up --dir "$dir" --port "$port" --program "$cli/node_modules/.bin/opencode" --prompt "Look around: which files are here?"
+[ -z "${UP_CONFIG:-}" ] || set -- "$@" --sidecar-config "$UP_CONFIG"
+[ -n "${UP_ONCE:-}" ] || exec "$bin" "$@"
+
+"$bin" "$@" &
+up=$!
+trap 'kill $up 2>/dev/null; wait $up 2>/dev/null' EXIT
 node -e '
-const url = `http://localhost:${process.argv[1]}/v1/messages`;
-const body = { model: "claude-sonnet-4-5", max_tokens: 100, stream: true, messages: [{ role: "user", content: "rehearse:slow" }] };
-fetch(url, { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) }).then(async (r) => {
-  if (!r.ok) throw new Error(await r.text());
-  const decoder = new TextDecoder();
-  for await (const piece of r.body) for (const line of decoder.decode(piece, { stream: true }).split("\n"))
-    if (line.startsWith("data: ")) process.stdout.write(JSON.parse(line.slice(6)).delta?.text ?? "");
-  console.log("\n");
-});' "$port"
-tries=0
-until [ -s "$dir/audit.jsonl" ]; do tries=$((tries + 1)); [ "$tries" -lt 100 ]; sleep 0.05; done
-echo "Its record:"
-tail -n 1 "$dir/audit.jsonl"
-cat <<TEXT
-
-A model that is not granted:  curl -s localhost:$port/v1/messages -H 'content-type: application/json' -d '{"model":"gpt-6"}'
-Claude Code:                  ANTHROPIC_BASE_URL=http://localhost:$port ANTHROPIC_AUTH_TOKEN=dummy claude
-Metrics:                      curl -s localhost:$admin/metrics
-Audit, configuration:         $dir/audit.jsonl, $dir/sidecar.yaml (grants are followed while it runs)
-
-Ctrl-C ends it.
-TEXT
-[ -z "${UP_ONCE:-}" ] || exit 0
-wait $sidecar
+const [url, began] = [`http://localhost:${process.argv[1]}`, Date.now()];
+const post = (text) => fetch(`${url}/inject`, { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify({ text }) });
+const wait = (ms) => new Promise((done) => setTimeout(done, ms));
+setTimeout(() => { console.error("no two turns within two minutes"); process.exit(1); }, 120_000).unref();
+let turns = 0, last = 0;
+for (;;) {
+  const response = await fetch(`${url}/stream?since=${last}`).catch(() => null);
+  if (!response) { await wait(50); continue; }
+  let text = "";
+  for await (const piece of response.body.pipeThrough(new TextDecoderStream())) {
+    text += piece;
+    const lines = text.split("\n");
+    text = lines.pop();
+    for (const line of lines) {
+      if (!line.startsWith("data: ")) continue;
+      const event = JSON.parse(line.slice(6));
+      last = event.sequence;
+      if (event.type === "tool.result") console.log(`tool: ${event.payload.output.trim()} (exit ${event.payload.exit_code})`);
+      if (event.type === "error") { console.error(event.payload.message); process.exit(1); }
+      if (event.type !== "turn.end") continue;
+      console.log(`turn ${event.payload.turn} after ${Date.now() - began} ms: ${event.payload.final_text}`);
+      if (++turns === 2) process.exit(0);
+      await post("rehearse:text and now?");
+    }
+  }
+}' --input-type=module "$port"
