@@ -15,6 +15,9 @@ pub struct Balance {
     /// Turns that were started.
     pub turns: u64,
     pub turn: Option<OpenTurn>,
+    /// Inputs that the CLI has and that no turn has begun for.
+    #[serde(default)]
+    pub unanswered: Vec<String>,
     pub tools: Vec<OpenTool>,
     pub permissions: Vec<String>,
     pub questions: Vec<String>,
@@ -57,6 +60,7 @@ impl Balance {
                 self.end_turn(now, TurnEndReason::Error, Usage::default(), String::new(), out);
                 self.turns += 1;
                 self.turn = Some(OpenTurn { turn: self.turns, since: now });
+                self.unanswered.clear();
                 self.push(TurnStart { turn: self.turns, ..start }, out);
             }
             Payload::TurnEnd(end) if self.turn.is_some() => self.end_turn(now, end.reason, end.usage, end.final_text, out),
@@ -104,6 +108,12 @@ impl Balance {
                 self.end_turn(now, TurnEndReason::Interrupted, Usage::default(), String::new(), out);
                 self.ended = true;
                 self.push(end, out);
+            }
+            Payload::UserMessage(message) => {
+                if self.turn.is_none() {
+                    self.unanswered.push(message.input_id.clone());
+                }
+                self.push(message, out);
             }
             other => self.push(other, out),
         }

@@ -33,6 +33,8 @@ pub struct Config {
     pub oneshot: bool,
     pub workdir: PathBuf,
     pub env: Vec<(String, String)>,
+    /// Variables that are called like a provider's key and may reach the CLI all the same.
+    pub allow_env: Vec<String>,
     /// The CLI gets the adapter's environment (without keys), not only what every program needs.
     pub inherit_env: bool,
     pub allowed_tools: Vec<String>,
@@ -123,14 +125,15 @@ struct Agent {
     model: Option<String>,
     tiers: BTreeMap<String, String>,
     map: BTreeMap<String, String>,
-    env: Vec<(String, String)>,
+    /// As they stand in the file.
+    env: BTreeMap<String, String>,
     program: Option<String>,
 }
 
 fn config(value: Value, flags: &Flags, env: Env<'_>, problems: &Problems) -> Option<Config> {
     let mut warnings = Vec::new();
     let mut root = Section::new("", value, problems);
-    let (chosen, batch, mut agents) = agents(&mut root, env, &mut warnings);
+    let (chosen, batch, mut agents) = agents(&mut root, &mut warnings);
     let name = flags.runtime.clone().or(chosen).unwrap_or_else(|| "opencode".into());
     let agent = agents.remove(&name).unwrap_or_default();
     let id = agent.adapter.clone().unwrap_or_else(|| name.clone());
@@ -138,12 +141,12 @@ fn config(value: Value, flags: &Flags, env: Env<'_>, problems: &Problems) -> Opt
         problems.add("agents.defaultRuntime", format!("`{id}` is not a runtime; known: {}", registry::names()));
         registry::ALL[0]
     });
-    let (allowed_tools, mcp) = project(&mut root, env);
+    let (allowed_tools, mcp) = project(&mut root, problems, env);
     let mut session = root.section("session").unwrap_or_else(|| Section::new("session", Value::Null, problems));
     let retention = Retention::default();
     let retention = Retention {
         segment_bytes: session.integer("segmentBytes", 4096, 1 << 40).unwrap_or(retention.segment_bytes),
-        segments: session.integer("segments", 1, 100_000).map_or(retention.segments, |n| n as usize),
+        segments: session.integer("segments", 2, 100_000).map_or(retention.segments, |n| n as usize),
     };
     let permissions = permissions(&mut session, flags, problems);
     let idle = number(env, "IDLE_TIMEOUT_MS", problems).map(Duration::from_millis);
@@ -153,7 +156,9 @@ fn config(value: Value, flags: &Flags, env: Env<'_>, problems: &Problems) -> Opt
     let journal = session.string("journal").map(PathBuf::from);
     let idle_in_file = session.duration("idleTimeout");
     let turns_in_file = session.integer("maxTurns", 1, 1_000_000);
-    let (program, agent_env) = (agent.program.clone(), agent.env.clone());
+    let allow_env = session.strings("allowEnv").unwrap_or_default();
+    let agent_env = agent_env(problems, &name, agent.env.clone(), &allow_env, env);
+    let program = agent.program.clone();
     let config = Config {
         session_id: flags.session_id.clone().or_else(|| env("SESSION_ID")),
         runtime,
@@ -164,6 +169,7 @@ fn config(value: Value, flags: &Flags, env: Env<'_>, problems: &Problems) -> Opt
         oneshot,
         workdir: flags.workdir.clone().or_else(|| env("WORKSPACE_DIR").map(PathBuf::from)).unwrap_or_else(|| std::env::current_dir().unwrap_or_default()),
         env: agent_env,
+        allow_env,
         inherit_env: !flags.clean_env,
         allowed_tools,
         mcp,
@@ -189,7 +195,7 @@ fn config(value: Value, flags: &Flags, env: Env<'_>, problems: &Problems) -> Opt
     with_model(config, &agent, flags, env, problems)
 }
 
-fn agents(root: &mut Section, env: Env<'_>, warnings: &mut Vec<String>) -> (Option<String>, bool, BTreeMap<String, Agent>) {
+fn agents(root: &mut Section, warnings: &mut Vec<String>) -> (Option<String>, bool, BTreeMap<String, Agent>) {
     let mut agents = BTreeMap::new();
     let Some(mut section) = root.section("agents") else { return (None, false, agents) };
     let mut credentials = Vec::new();
@@ -207,7 +213,7 @@ fn agents(root: &mut Section, env: Env<'_>, warnings: &mut Vec<String>) -> (Opti
             model: s.string("model"),
             tiers: s.texts("modelTiers"),
             map: s.texts("modelMap"),
-            env: s.texts("env").into_iter().filter_map(|(n, v)| expanded(&s, &n, &v, env).map(|v| (n, v))).collect(),
+            env: s.texts("env"),
             program: s.string("program"),
         };
         agents.insert(name, agent);
@@ -219,27 +225,43 @@ fn agents(root: &mut Section, env: Env<'_>, warnings: &mut Vec<String>) -> (Opti
 }
 
 /// `${NAME}` as a whole value is taken from the environment.
-fn expanded(section: &Section, name: &str, value: &str, env: Env<'_>) -> Option<String> {
-    if process::holds_a_key(name) && !process::is_placeholder(value) {
-        section.add(&format!("env.{name}"), "a key must not reach the agent; the sidecar adds it to what the agent asks");
-        return None;
-    }
-    let Some(variable) = value.strip_prefix("${").and_then(|v| v.strip_suffix('}')) else { return Some(value.to_owned()) };
-    let found = env(variable);
-    if found.is_none() {
-        section.add(&format!("env.{name}"), format!("the variable `{variable}` is not set"));
-    }
-    found
+fn expanded(problems: &Problems, path: &str, vars: BTreeMap<String, String>, env: Env<'_>) -> Vec<(String, String)> {
+    let expand = |(name, value): (String, String)| {
+        let Some(variable) = value.strip_prefix("${").and_then(|v| v.strip_suffix('}')) else { return Some((name, value)) };
+        let found = env(variable);
+        if found.is_none() {
+            problems.add(&format!("{path}.{name}"), format!("the variable `{variable}` is not set"));
+        }
+        found.map(|value| (name, value))
+    };
+    vars.into_iter().filter_map(expand).collect()
 }
 
-fn project(root: &mut Section, env: Env<'_>) -> (Vec<String>, BTreeMap<String, Mcp>) {
+/// What the chosen runtime's `env` gives the CLI.
+fn agent_env(problems: &Problems, runtime: &str, vars: BTreeMap<String, String>, allowed: &[String], env: Env<'_>) -> Vec<(String, String)> {
+    let path = format!("agents.agentRuntimes.{runtime}.env");
+    let vars = expanded(problems, &path, vars, env);
+    for (name, value) in &vars {
+        if process::holds_a_key(name) && !process::is_placeholder(value) && !allowed.contains(name) {
+            let what = "a provider's key must not reach the agent; the sidecar adds it to what the agent asks (if it is none: `session.allowEnv`)";
+            problems.add(&format!("{path}.{name}"), what);
+        }
+    }
+    vars
+}
+
+fn project(root: &mut Section, problems: &Problems, env: Env<'_>) -> (Vec<String>, BTreeMap<String, Mcp>) {
     let Some(mut project) = root.section("project") else { return Default::default() };
     let allowed = project.strings("allowedTools").unwrap_or_default();
     let mut servers = BTreeMap::new();
     for (name, mut s) in project.entries("mcpServers") {
         let (command, url) = (s.value("command"), s.string("url"));
         let (args, kind) = (s.strings("args").unwrap_or_default(), s.string("type"));
-        let vars = |s: &mut Section, key| s.texts(key).into_iter().filter_map(|(n, v)| expanded(s, &n, &v, env).map(|v| (n, v))).collect();
+        // A tool server's own credentials are the project's affair.
+        let vars = |s: &mut Section, key| {
+            let texts = s.texts(key);
+            expanded(problems, &s.path(key), texts, env).into_iter().collect()
+        };
         let server = match (command, url, kind.as_deref()) {
             (Some(Value::String(program)), None, None | Some("stdio" | "local")) => {
                 Mcp::Local { command: std::iter::once(program).chain(args).collect(), env: vars(&mut s, "env") }
@@ -311,7 +333,19 @@ fn ports(root: &mut Section, flags: &Flags) -> (Wall, SocketAddr, SocketAddr) {
             }
         }
         wall.hosts = s.strings("hosts").unwrap_or_default().into_iter().map(|h| h.to_ascii_lowercase()).collect();
+        for host in wall.hosts.iter().filter(|h| h.is_empty() || h.contains([':', '*', '/'])) {
+            s.add("hosts", format!("`{host}` is not a name such as `agent.example`; every port of it is served"));
+        }
         wall.origins = s.strings("origins").unwrap_or_default();
+        for origin in &wall.origins {
+            let host = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://")).unwrap_or_default();
+            if host.is_empty() || host.contains(['/', '*']) {
+                s.add("origins", format!("`{origin}` is not an origin such as `https://ui.example`, without a path"));
+            }
+        }
+        if wall.read.is_some() && wall.read == wall.write {
+            s.add("writeTokenFile", "it holds the read token; whoever may read could write");
+        }
     }
     stream = flags.stream.unwrap_or(stream);
     input = flags.input.unwrap_or(input);
@@ -443,7 +477,7 @@ session: {idle_timeout: 5m, max_steps: 7, permissions: ask}
 
     #[test]
     fn every_mistake_is_reported() {
-        let bad = "agents: {defaultRuntime: nope, agentRuntimes: {nope: {env: {OPENAI_API_KEY: sk-1234}}}}\nsession: {permissions: maybe, maxSteps: 0}\nlisten: {stream: '0.0.0.0:3100'}\nwhat: 1\n";
+        let bad = "agents: {defaultRuntime: nope, agentRuntimes: {nope: {env: {OPENAI_API_KEY: sk-1234}}, other: {env: {A: '${UNSET}'}}}}\nsession: {permissions: maybe, maxSteps: 0}\nlisten: {stream: '0.0.0.0:3100', hosts: ['a:1'], origins: ['https://a/']}\nwhat: 1\n";
         let problems = with(bad, &Flags::default(), &[("SESSION_MODE", "x"), ("MAX_TURNS", "-1")]).unwrap_err();
         for part in [
             "`agents.defaultRuntime`: `nope`",
@@ -451,13 +485,15 @@ session: {idle_timeout: 5m, max_steps: 7, permissions: ask}
             "`session.permissions`",
             "`session.maxSteps`",
             "`listen.stream`",
+            "`listen.hosts`",
+            "`listen.origins`",
             "`what`",
             "SESSION_MODE",
             "MAX_TURNS",
         ] {
             assert!(problems.iter().any(|p| p.contains(part)), "{part}: {problems:#?}");
         }
-        assert!(!problems.iter().any(|p| p.contains("sk-1234")), "a key is not repeated");
+        assert!(!problems.iter().any(|p| p.contains("sk-1234") || p.contains("UNSET")), "a key is not repeated; another runtime's mistakes are its own");
         let problems = with("", &Flags { model: Some("nope/x".into()), ..Flags::default() }, &[]).unwrap_err();
         assert!(problems[0].contains("`nope/x`") && problems[0].contains("`anthropic`"), "{problems:?}");
     }

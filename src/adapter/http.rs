@@ -133,7 +133,7 @@ impl Door {
                 Problem::new(403, "host_denied", format!("host `{}` is not this port", host.escape_ascii())).hint("name it in `listen.hosts` if it is yours")
             );
         }
-        self.check_origin(wall, headers, host)?;
+        self.check_origin(wall, headers, host, access)?;
         let token = match access {
             Access::Open => return Ok(()),
             Access::Read => &wall.read,
@@ -150,12 +150,14 @@ impl Door {
         Err(Problem::new(401, "unauthorized", format!("the {which} token is missing or wrong")).hint("send it as `Authorization: Bearer …`"))
     }
 
-    fn check_origin(&self, wall: &Wall, headers: &HeaderMap, host: &[u8]) -> Result<(), Problem> {
+    fn check_origin(&self, wall: &Wall, headers: &HeaderMap, host: &[u8], access: Access) -> Result<(), Problem> {
         let origin = headers.get(ORIGIN).map(|v| v.as_bytes());
         let configured = origin.is_some_and(|o| wall.origins.iter().any(|w| w.as_bytes() == o));
         let own = self.console && origin.and_then(|o| o.strip_prefix(b"http://")).is_some_and(|o| o.eq_ignore_ascii_case(host));
         let site = headers.get("sec-fetch-site").map(|v| v.as_bytes());
-        let elsewhere = matches!(site, Some(b"cross-site" | b"same-site"));
+        // A link to the console is followed from anywhere; it cannot be framed.
+        let followed = access == Access::Open && headers.get("sec-fetch-dest").is_some_and(|d| d == "document");
+        let elsewhere = matches!(site, Some(b"cross-site" | b"same-site")) && !followed;
         match origin {
             Some(_) if configured || own => Ok(()),
             None if !elsewhere => Ok(()),
@@ -176,7 +178,8 @@ impl Door {
         let address = name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
         // A name can be made to point here; an address cannot. What is public asks for a token.
         let named = ["localhost", "127.0.0.1", "[::1]"].iter().any(|n| n.eq_ignore_ascii_case(name));
-        port == Some(self.port) && (named || self.public && address.is_ok())
+        // Through a tunnel, loopback has another port.
+        named && port.is_some() || self.public && address.is_ok() && port == Some(self.port)
     }
 }
 
@@ -188,11 +191,17 @@ pub fn share(wall: &Wall, origin: Option<&HeaderValue>, answer: &mut Answer) {
 }
 
 /// What a browser asks before a configured page may send JSON.
-pub fn preflight() -> Answer {
+///
+/// # Errors
+/// Nobody else has a reason to ask.
+pub fn preflight(wall: &Wall, headers: &HeaderMap) -> Result<Answer, Problem> {
+    if !headers.get(ORIGIN).is_some_and(|o| wall.origins.iter().any(|w| w.as_bytes() == o.as_bytes())) {
+        return Err(Problem::new(405, "method_denied", "`OPTIONS` is for pages whose origin is configured"));
+    }
     let mut answer = full(StatusCode::NO_CONTENT, "text/plain", "");
     answer.headers_mut().insert(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST"));
     answer.headers_mut().insert(ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static("authorization, content-type, last-event-id"));
-    answer
+    Ok(answer)
 }
 
 /// Serves one connection to its end.

@@ -84,6 +84,8 @@ struct Queue {
     /// Every id that was seen, with its answer.
     positions: HashMap<String, u64>,
     order: VecDeque<String>,
+    /// The session is ending: nobody would deliver what comes now.
+    closed: bool,
 }
 
 #[derive(Debug)]
@@ -104,6 +106,8 @@ pub struct Accepted {
 pub enum InboxError {
     #[error("{CAPACITY} inputs are waiting already")]
     Full,
+    #[error("the session is ending")]
+    Closed,
     #[error("the inbox cannot be written: {0}")]
     Io(#[from] io::Error),
 }
@@ -145,7 +149,7 @@ impl Inbox {
             }
         }
         let (file, len) = rewrite(path, &open, &positions, &order)?;
-        Ok(Inbox { queue: Mutex::new(Queue { file, len, open, positions, order }), changed: Notify::new() })
+        Ok(Inbox { queue: Mutex::new(Queue { file, len, open, positions, order, closed: false }), changed: Notify::new() })
     }
 
     /// Puts an input on stable storage. Blocks for as long as the disk takes.
@@ -156,6 +160,9 @@ impl Inbox {
         let mut queue = self.lock();
         if let Some(&position) = queue.positions.get(&input.input_id) {
             return Ok(Accepted { position, duplicate: true });
+        }
+        if queue.closed {
+            return Err(InboxError::Closed);
         }
         if queue.open.len() >= CAPACITY {
             return Err(InboxError::Full);
@@ -169,6 +176,23 @@ impl Inbox {
         drop(queue);
         self.changed.notify_one();
         Ok(Accepted { position, duplicate: false })
+    }
+
+    /// One was handed over, and its fate is not known.
+    pub fn is_in_flight(&self) -> bool {
+        self.lock().open.iter().any(|(_, state)| *state != State::Waiting)
+    }
+
+    /// How the first that was not handed over wants to be.
+    pub fn next_mode(&self) -> Option<InputMode> {
+        self.lock().open.iter().find(|(_, state)| *state == State::Waiting).map(|(input, _)| input.mode)
+    }
+
+    /// Takes no more inputs from now on, if none waits or if it must be.
+    pub fn close(&self, whatever_waits: bool) -> bool {
+        let mut queue = self.lock();
+        queue.closed |= whatever_waits || queue.open.is_empty();
+        queue.closed
     }
 
     /// The first that was not handed over.

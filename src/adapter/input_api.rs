@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Limited};
-use hyper::body::Incoming;
-use hyper::header::{CONTENT_TYPE, HeaderMap, ORIGIN};
+use hyper::body::{Body, Bytes, Incoming};
+use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, ORIGIN};
 use hyper::{Method, Request};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -27,6 +27,13 @@ const MAX_TEXT: usize = 64 << 10;
 const MAX_ATTACHMENTS: usize = 8 << 20;
 /// The largest body: text and images, with what JSON adds to them.
 const MAX_BODY: usize = MAX_ATTACHMENTS + 8 * MAX_TEXT;
+/// The body of any other route.
+const MAX_ANSWER: usize = 128 << 10;
+/// How long the session may take to look at an answer.
+const ANSWER_TIME: Duration = Duration::from_secs(10);
+/// How much of a refused body is read away, and for how long.
+const DRAIN_BYTES: usize = 64 << 20;
+const DRAIN_TIME: Duration = Duration::from_secs(5);
 const BODY_TIME: Duration = Duration::from_secs(30);
 const MAX_ID: usize = 256;
 const MEDIA: [&str; 4] = ["image/png", "image/jpeg", "image/gif", "image/webp"];
@@ -55,7 +62,7 @@ async fn route(shared: &Arc<Shared>, request: Request<Incoming>) -> Result<Answe
     let access = if path == "/health" || *request.method() == Method::OPTIONS { Access::Open } else { Access::Write };
     shared.input_door.check(&shared.wall, request.headers(), access)?;
     if *request.method() == Method::OPTIONS {
-        return Ok(preflight());
+        return preflight(&shared.wall, request.headers());
     }
     match path {
         "/health" if matches!(*request.method(), Method::GET | Method::HEAD) => {
@@ -78,14 +85,20 @@ pub async fn act(shared: &Arc<Shared>, request: Request<Incoming>) -> Result<Ans
     }
     let path = request.uri().path().to_owned();
     let key = request.headers().get("idempotency-key").and_then(|v| v.to_str().ok()).map(str::to_owned);
-    let body = body(request).await?;
+    let bytes = {
+        let Ok(_held) = shared.bodies.try_acquire() else { return Err(Problem::new(503, "busy", "too many requests are being read")) };
+        body(request, if path == "/inject" { MAX_BODY } else { MAX_ANSWER }).await?
+    };
     match shared.status()["state"].as_str() {
         Some("ended") => return Err(Problem::new(409, "session_ended", "the session is over")),
         _ if shared.is_draining() => return Err(Problem::new(503, "draining", "the session is being stopped")),
         _ => {}
     }
+    if path == "/inject" {
+        return inject(shared, &bytes, key).await;
+    }
+    let body = object(&bytes)?;
     match path.as_str() {
-        "/inject" => inject(shared, &body, key).await,
         "/interrupt" => tell(shared, Command::Interrupt).await,
         "/keepalive" => tell(shared, Command::Keepalive).await,
         "/shutdown" => {
@@ -102,11 +115,14 @@ pub async fn act(shared: &Arc<Shared>, request: Request<Incoming>) -> Result<Ans
             let (known, answer) = oneshot::channel();
             let command = Command::Answer { request_id: id.to_owned(), decision, known };
             tell(shared, command).await?;
-            if answer.await.unwrap_or(false) {
+            let Ok(known) = tokio::time::timeout(ANSWER_TIME, answer).await else {
+                return Err(Problem::new(503, "busy", "the session does not answer; it may be starting, or its disk is full"));
+            };
+            if known.unwrap_or(false) {
                 Ok(json_answer(202, &json!({ "request_id": id })))
             } else {
                 Err(Problem::new(404, "unknown_request", format!("no request `{id}` waits for an answer"))
-                    .hint("it was answered, it timed out, or its turn is over"))
+                    .hint("it was answered, it timed out, its turn is over, or it is of the other kind"))
             }
         }
     }
@@ -117,35 +133,55 @@ async fn tell(shared: &Shared, command: Command) -> Result<Answer, Problem> {
     Ok(json_answer(202, &json!({ "accepted": true })))
 }
 
-/// The body's JSON; an empty one is an empty object.
-async fn body(request: Request<Incoming>) -> Result<Value, Problem> {
-    check_type(request.headers())?;
-    let too_large = || Problem::new(413, "body_too_large", format!("more than {MAX_BODY} bytes"));
-    if request.headers().get("content-length").and_then(|v| v.to_str().ok()).and_then(|v| v.parse::<usize>().ok()).is_some_and(|n| n > MAX_BODY) {
-        return Err(too_large());
+/// The body, which is JSON by its type, up to `max` bytes.
+async fn body(request: Request<Incoming>, max: usize) -> Result<Bytes, Problem> {
+    let too_large = || Problem::new(413, "body_too_large", format!("more than {max} bytes"));
+    let announced = request.headers().get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse::<usize>().ok());
+    let refused = check_type(&request).err().or_else(|| announced.is_some_and(|n| n > max).then(too_large));
+    let mut body = request.into_body();
+    if let Some(refused) = refused {
+        // Read away, so that the client gets to its answer.
+        let _ = tokio::time::timeout(DRAIN_TIME, drain(&mut body)).await;
+        return Err(refused);
     }
-    let read = Limited::new(request.into_body(), MAX_BODY).collect();
-    let bytes = match tokio::time::timeout(BODY_TIME, read).await {
-        Ok(Ok(body)) => body.to_bytes(),
-        Ok(Err(e)) if e.is::<http_body_util::LengthLimitError>() => return Err(too_large()),
-        Ok(Err(e)) => return Err(Problem::new(400, "bad_request", format!("the body could not be read: {e}"))),
-        Err(_) => return Err(Problem::new(408, "body_timeout", "the body took too long")),
-    };
+    match tokio::time::timeout(BODY_TIME, Limited::new(&mut body, max).collect()).await {
+        Ok(Ok(whole)) => Ok(whole.to_bytes()),
+        Ok(Err(e)) if e.is::<http_body_util::LengthLimitError>() => {
+            let _ = tokio::time::timeout(DRAIN_TIME, drain(&mut body)).await;
+            Err(too_large())
+        }
+        Ok(Err(e)) => Err(Problem::new(400, "bad_request", format!("the body could not be read: {e}"))),
+        Err(_) => Err(Problem::new(408, "body_timeout", "the body took too long")),
+    }
+}
+
+async fn drain(body: &mut Incoming) {
+    let mut left = DRAIN_BYTES;
+    while let Some(Ok(frame)) = body.frame().await {
+        left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
+        if left == 0 {
+            return;
+        }
+    }
+}
+
+/// The body's JSON; an empty one is an empty object.
+fn object(bytes: &[u8]) -> Result<Value, Problem> {
     if bytes.is_empty() {
         return Ok(json!({}));
     }
-    match serde_json::from_slice::<Value>(&bytes) {
+    match serde_json::from_slice::<Value>(bytes) {
         Ok(value @ Value::Object(_)) => Ok(value),
         Ok(_) => Err(Problem::new(400, "bad_request", "the body is not a JSON object")),
         Err(e) => Err(Problem::new(400, "bad_request", format!("the body is not JSON: {e}"))),
     }
 }
 
-/// A page may send other types without asking first.
-fn check_type(headers: &HeaderMap) -> Result<(), Problem> {
-    let value = headers.get(CONTENT_TYPE).map(|v| v.as_bytes()).unwrap_or_default();
+/// A page may send other types without asking first. Nothing at all needs no type.
+pub fn check_type(request: &Request<Incoming>) -> Result<(), Problem> {
+    let value = request.headers().get(CONTENT_TYPE).map(|v| v.as_bytes()).unwrap_or_default();
     let kind = value.split(|b| *b == b';').next().unwrap_or_default().trim_ascii();
-    if kind.eq_ignore_ascii_case(b"application/json") {
+    if kind.eq_ignore_ascii_case(b"application/json") || value.is_empty() && request.body().is_end_stream() {
         return Ok(());
     }
     Err(Problem::new(415, "unsupported_media_type", format!("content-type `{}` is not `application/json`", value.escape_ascii())))
@@ -154,7 +190,8 @@ fn check_type(headers: &HeaderMap) -> Result<(), Problem> {
 /// What `POST /inject` takes; x1's further fields are taken and mean nothing here.
 #[derive(Debug, Deserialize)]
 struct Inject {
-    text: Option<Value>,
+    #[serde(default)]
+    text: Option<String>,
     #[serde(default)]
     input_id: Option<String>,
     #[serde(default)]
@@ -176,8 +213,8 @@ struct Inline {
     data: String,
 }
 
-async fn inject(shared: &Arc<Shared>, body: &Value, key: Option<String>) -> Result<Answer, Problem> {
-    let inject: Inject = serde_json::from_value(body.clone()).map_err(|e| {
+async fn inject(shared: &Arc<Shared>, body: &[u8], key: Option<String>) -> Result<Answer, Problem> {
+    let inject: Inject = serde_json::from_slice(body).map_err(|e| {
         Problem::new(400, "bad_request", format!("not an input: {e}")).hint("`{\"text\": \"…\", \"mode\"?: \"auto\"|\"queue\"|\"steer\"|\"interrupt\"}`")
     })?;
     let input = checked(inject, key)?;
@@ -189,6 +226,7 @@ async fn inject(shared: &Arc<Shared>, body: &Value, key: Option<String>) -> Resu
     match accepted {
         Ok(a) => Ok(json_answer(202, &json!({ "input_id": input_id, "position": a.position, "duplicate": a.duplicate }))),
         Err(e @ InboxError::Full) => Err(Problem::new(429, "inbox_full", e.to_string())),
+        Err(e @ InboxError::Closed) => Err(Problem::new(409, "session_ended", e.to_string())),
         Err(e @ InboxError::Io(_)) => Err(Problem::new(503, "inbox_unavailable", e.to_string())),
     }
 }
@@ -196,8 +234,8 @@ async fn inject(shared: &Arc<Shared>, body: &Value, key: Option<String>) -> Resu
 fn checked(inject: Inject, key: Option<String>) -> Result<Input, Problem> {
     let bad = |what: String| Problem::new(400, "bad_request", what);
     let text = match inject.text {
-        Some(Value::String(text)) if !text.trim().is_empty() => text,
-        _ => return Err(bad("`text` is missing, empty or not a text".into())),
+        Some(text) if !text.trim().is_empty() => text,
+        _ => return Err(bad("`text` is missing or empty".into())),
     };
     if text.len() > MAX_TEXT {
         return Err(Problem::new(413, "body_too_large", format!("`text` has {} bytes; at most {MAX_TEXT} are taken", text.len())));
@@ -211,6 +249,9 @@ fn checked(inject: Inject, key: Option<String>) -> Result<Input, Problem> {
         Some(id) => return Err(bad(format!("`input_id` is `{}`; allowed: 1 to {MAX_ID} visible ASCII characters", id.escape_default()))),
         None => format!("in_{}", random_hex()),
     };
+    if inject.sender_id.as_ref().is_some_and(|s| s.len() > MAX_ID) {
+        return Err(bad(format!("`sender_id` is longer than {MAX_ID} bytes")));
+    }
     if let Some(a) = inject.attachments.iter().find(|a| a.r#type != "image" || !MEDIA.contains(&a.media_type.as_str())) {
         return Err(bad(format!("an attachment is a `{}` of `{}`; allowed: `image` of `{}`", a.r#type, a.media_type, MEDIA.join("`, `"))));
     }

@@ -362,11 +362,14 @@ fn list(dir: &Path) -> io::Result<VecDeque<Segment>> {
 
 fn create(dir: &Path, first: u64, state: &str) -> io::Result<(Segment, File, u64)> {
     let path = dir.join(format!("{first:020}.sse"));
-    // A file of this name is what an attempt on a full disk has left.
     let file = OpenOptions::new().create(true).truncate(true).read(true).write(true).mode(0o600).open(&path)?;
     let header = format!("{HEADER}{state}\n\n");
-    file.write_all_at(header.as_bytes(), 0)?;
-    File::open(dir)?.sync_all()?;
+    let written = file.write_all_at(header.as_bytes(), 0).and_then(|()| File::open(dir)?.sync_all());
+    if let Err(e) = written {
+        // A segment that is not used must not be found later.
+        std::fs::remove_file(&path)?;
+        return Err(e);
+    }
     Ok((Segment { first, path, index: Vec::new() }, file, header.len() as u64))
 }
 

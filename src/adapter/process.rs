@@ -212,22 +212,26 @@ pub fn find(program: &str, path: Option<&OsString>) -> Option<PathBuf> {
     std::env::split_paths(path?).map(|dir| dir.join(program)).find(|p| runs(p))
 }
 
-/// Names of variables that hold keys, by how they end or begin.
+/// How the variables of model providers, and of the CLIs that use them, begin.
+#[rustfmt::skip]
+const PROVIDERS: [&str; 34] = [
+    "ANTHROPIC_", "OPENAI_", "GEMINI_", "GOOGLE_", "VERTEX_", "AZURE_", "AWS_", "BEDROCK_", "OPENROUTER_", "OLLAMA_", "GROQ_", "MISTRAL_", "XAI_", "DEEPSEEK_",
+    "TOGETHER_", "FIREWORKS_", "CEREBRAS_", "COHERE_", "PERPLEXITY_", "HF_", "HUGGINGFACE_", "CLOUDFLARE_", "AICORE_", "MOONSHOT_", "ZAI_", "ZHIPU_", "MINIMAX_",
+    "NVIDIA_", "REPLICATE_", "CLAUDE_", "CODEX_", "OPENCODE_", "API_", "COPILOT_",
+];
+/// And how those end that open an account, or lead to what does.
+#[rustfmt::skip]
+const KEYS: [&str; 12] = [
+    "_KEY", "_APIKEY", "_KEY_ID", "_TOKEN", "_TOKENS", "_SECRET", "_CREDENTIALS", "_TOKEN_FILE", "_CREDENTIALS_FULL_URI", "_CREDENTIALS_RELATIVE_URI", "_PROFILE",
+    "_CUSTOM_HEADERS",
+];
+
+/// Is this how a model provider's key is called? Those are the sidecar's to hold; what opens
+/// other doors is the image's own affair.
 pub fn holds_a_key(name: &str) -> bool {
-    const ENDS: [&str; 10] = [
-        "_API_KEY",
-        "_APIKEY",
-        "_ACCESS_KEY",
-        "_SECRET_KEY",
-        "_AUTH_TOKEN",
-        "_OAUTH_TOKEN",
-        "_ACCESS_TOKEN",
-        "_SESSION_TOKEN",
-        "_SECRET",
-        "_BEARER_TOKEN_BEDROCK",
-    ];
-    const NAMES: [&str; 4] = ["AWS_ACCESS_KEY_ID", "GOOGLE_APPLICATION_CREDENTIALS", "OPENCODE_AUTH_CONTENT", "AWS_BEARER_TOKEN_BEDROCK"];
-    ENDS.iter().any(|end| name.ends_with(end)) || NAMES.contains(&name)
+    let name = name.to_ascii_uppercase();
+    PROVIDERS.iter().any(|p| name.starts_with(p)) && KEYS.iter().any(|k| name.ends_with(k))
+        || ["OPENCODE_AUTH_CONTENT", "AWS_BEARER_TOKEN_BEDROCK", "AWS_WEB_IDENTITY_TOKEN_FILE"].contains(&name.as_str())
 }
 
 /// Values that stand for a key and are none.
@@ -237,17 +241,20 @@ pub fn is_placeholder(value: &str) -> bool {
 
 /// What a provider is reached by; nothing that came from elsewhere may point a CLI past the sidecar.
 fn reroutes(name: &str) -> bool {
-    name.ends_with("_BASE_URL") || name.starts_with("OPENCODE_") || name == MARK
+    let name = name.to_ascii_uppercase();
+    PROVIDERS.iter().any(|p| name.starts_with(p)) && name.ends_with("_BASE_URL") || name.starts_with("OPENCODE_") || name == MARK
 }
 
 /// The CLI's environment: the container's (all of it, or what every program needs), without
-/// keys and detours, with ours.
-pub fn environment(inherit: bool, ours: &[(String, String)]) -> Vec<(OsString, OsString)> {
+/// keys that were not `allowed` and without detours, with ours.
+pub fn environment(inherit: bool, allowed: &[String], ours: &[(String, String)]) -> Vec<(OsString, OsString)> {
     const PLAIN: [&str; 13] =
         ["PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "TZ", "TERM", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR", "NODE_EXTRA_CA_CERTS", "NO_COLOR"];
     let mut env: Vec<(OsString, OsString)> = std::env::vars_os()
         .filter(|(name, _)| {
-            name.to_str().is_some_and(|name| !holds_a_key(name) && !reroutes(name) && (inherit || PLAIN.contains(&name) || name.starts_with("LC_")))
+            name.to_str().is_some_and(|name| {
+                (!holds_a_key(name) || allowed.iter().any(|a| a == name)) && !reroutes(name) && (inherit || PLAIN.contains(&name) || name.starts_with("LC_"))
+            })
         })
         .collect();
     // A corporate proxy must not be asked for the sidecar.
@@ -271,22 +278,16 @@ mod tests {
 
     #[test]
     fn keys_are_known_by_their_names() {
-        for name in [
-            "ANTHROPIC_API_KEY",
-            "OPENAI_API_KEY",
-            "GEMINI_API_KEY",
-            "AWS_SECRET_ACCESS_KEY",
-            "AWS_SESSION_TOKEN",
-            "ANTHROPIC_AUTH_TOKEN",
-            "CLAUDE_CODE_OAUTH_TOKEN",
-            "GOOGLE_APPLICATION_CREDENTIALS",
-            "AWS_BEARER_TOKEN_BEDROCK",
-        ] {
+        let keys = "ANTHROPIC_API_KEY OPENAI_API_KEY GEMINI_API_KEY AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY AWS_SESSION_TOKEN ANTHROPIC_AUTH_TOKEN \
+            CLAUDE_CODE_OAUTH_TOKEN GOOGLE_APPLICATION_CREDENTIALS AWS_BEARER_TOKEN_BEDROCK AWS_WEB_IDENTITY_TOKEN_FILE AWS_PROFILE API_KEY OPENAI_KEY \
+            AWS_CONTAINER_CREDENTIALS_FULL_URI HF_TOKEN CLOUDFLARE_API_TOKEN AICORE_SERVICE_KEY ANTHROPIC_CUSTOM_HEADERS openai_api_key";
+        for name in keys.split_whitespace() {
             assert!(holds_a_key(name), "{name}");
         }
-        for name in ["PATH", "HOME", "SESSION_ID", "MAX_TOKENS", "KEYBOARD"] {
+        for name in "PATH HOME SESSION_ID MAX_TOKENS KEYBOARD GITHUB_TOKEN NEXTAUTH_SECRET STRIPE_SECRET_KEY OPENAI_MODEL AWS_REGION".split(' ') {
             assert!(!holds_a_key(name), "{name}");
         }
+        assert!(reroutes("ANTHROPIC_BASE_URL") && !reroutes("VITE_BASE_URL"));
     }
 
     #[tokio::test]

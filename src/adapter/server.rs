@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use super::balance::Balance;
@@ -25,8 +25,11 @@ use super::{input_api, stream_api};
 use crate::base::token::random_hex;
 use crate::event::{InputMode, InputSource};
 
-/// What one port serves at once.
+/// What one port serves at once, where the system allows so many descriptors.
 const MAX_CONNECTIONS: usize = 4096;
+/// Descriptors that are not connections: journals, the CLI's pipes, calls.
+const OWN_DESCRIPTORS: u64 = 128;
+const MAX_BODIES: usize = 16;
 /// How long subscribers may take to read a session's end.
 const LINGER: Duration = Duration::from_secs(3);
 /// The CLI's own lines are for debugging: fewer are kept than events.
@@ -46,6 +49,8 @@ pub struct Shared {
     pub inbox: Arc<Inbox>,
     pub commands: mpsc::Sender<Command>,
     pub tickets: Tickets,
+    /// Bodies that may be read at once.
+    pub bodies: Semaphore,
     pub subscribers: Arc<AtomicUsize>,
     status: SharedStatus,
     draining: AtomicBool,
@@ -134,6 +139,7 @@ impl Adapter {
             inbox: inbox.clone(),
             commands,
             tickets: Tickets::default(),
+            bodies: Semaphore::new(MAX_BODIES),
             subscribers: Arc::default(),
             status: status.clone(),
             draining: AtomicBool::new(false),
@@ -163,7 +169,8 @@ impl Adapter {
     /// Tells the session to end.
     pub async fn terminate(&self) {
         self.shared.drain();
-        let _ = self.shared.commands.send(Command::Terminate).await;
+        // A session that hears nothing is left behind at the second signal.
+        let _ = tokio::time::timeout(Duration::from_secs(1), self.shared.commands.send(Command::Terminate)).await;
     }
 
     /// Lets subscribers read the end, and closes the ports.
@@ -219,12 +226,15 @@ async fn accept<F>(listener: TcpListener, shared: Arc<Shared>, stop: watch::Rece
 where
     F: Future<Output = ()> + Send + 'static,
 {
+    // Two ports share the descriptors, and a reader of old events has a file besides its socket.
+    let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
+    let most = MAX_CONNECTIONS.min((descriptors.saturating_sub(OWN_DESCRIPTORS) / 4).max(16) as usize);
     let mut connections = JoinSet::new();
     let mut stopping = stop.clone();
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) if connections.len() < MAX_CONNECTIONS => _ = connections.spawn(serve(shared.clone(), stream, stop.clone())),
+                Ok((stream, _)) if connections.len() < most => _ = connections.spawn(serve(shared.clone(), stream, stop.clone())),
                 Ok(_) => {}
                 // Out of descriptors: those that there are must get on.
                 Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,

@@ -28,7 +28,8 @@ use super::runtime::{Action, Decision, Launch, Permissions, Phase, Setting, Tran
 use super::transport::{Heard, Http, Lines};
 use crate::base::token::Token;
 use crate::event::{
-    ErrorCode, ErrorEvent, Event, InputMode, Payload, SessionEnd, SessionEndReason, SessionStage, SessionStart, StageState, TurnEndReason, Unparsed, Warning,
+    ErrorCode, ErrorEvent, Event, InputMode, Payload, SessionEnd, SessionEndReason, SessionStage, SessionStart, StageState, TurnEndReason, TurnStart, Unparsed,
+    Warning,
 };
 
 /// From its start until it can take a first input.
@@ -44,6 +45,8 @@ const SIDECAR_TIME: Duration = Duration::from_secs(30);
 const MAX_CRASHES: usize = 5;
 const CRASH_WINDOW: Duration = Duration::from_secs(120);
 const FIRST_BACKOFF: Duration = Duration::from_millis(200);
+/// How long what is in the pipes of a CLI that is gone is read.
+const WIND_UP_TIME: Duration = Duration::from_secs(2);
 /// What is kept of what it writes to stderr.
 const STDERR_TAIL: usize = 4 << 10;
 
@@ -106,6 +109,8 @@ pub struct Session {
     steps: u64,
     /// The turn is being stopped for its steps.
     over_limit: bool,
+    /// Somebody wants the turn stopped that is about to begin.
+    interrupt_soon: bool,
     interrupt_by: Option<Instant>,
     wake_at: Option<Instant>,
     deadlines: Vec<(String, Instant)>,
@@ -192,6 +197,7 @@ impl Session {
             version: None,
             steps: 0,
             over_limit: false,
+            interrupt_soon: false,
             interrupt_by: None,
             wake_at: None,
             deadlines: Vec::new(),
@@ -231,6 +237,14 @@ impl Session {
             let error = ErrorEvent::new(ErrorCode::Internal, "the adapter was stopped while this turn was running; the CLI is started again with its history");
             self.say(error);
             self.say(ended_turn(TurnEndReason::Error));
+            self.outcome = Some(TurnEndReason::Error);
+        }
+        let input_ids = std::mem::take(&mut self.balance.unanswered);
+        if !input_ids.is_empty() {
+            self.say(TurnStart { turn: 0, input_ids });
+            self.say(ErrorEvent::new(ErrorCode::RuntimeCrashed, "the adapter was stopped before this input was answered; it stands in the CLI's history"));
+            self.say(ended_turn(TurnEndReason::Error));
+            self.outcome = Some(TurnEndReason::Error);
         }
         for (input, sent) in self.inbox.in_flight() {
             if said_since(&self.journal.journal(), sent.sequence, &input.input_id) {
@@ -267,7 +281,7 @@ impl Session {
         let Launch { args, env, wiring } = (self.config.runtime.launch)(&setting(&self.config, &self.session_id, password));
         let program = self.config.program.clone().unwrap_or_else(|| self.config.runtime.program.to_owned());
         let ours: Vec<(String, String)> = self.config.env.iter().cloned().chain(env).collect();
-        let env = process::environment(self.config.inherit_env, &ours);
+        let env = process::environment(self.config.inherit_env, &self.config.allow_env, &ours);
         let path = env.iter().find(|(name, _)| name == "PATH").map(|(_, value)| value.clone());
         let found = process::find(&program, path.as_ref());
         let found = found.ok_or_else(|| {
@@ -294,7 +308,17 @@ impl Session {
             broken: None,
             events_task,
         };
-        let got_ready = tokio::time::timeout(START_TIME, self.connect(&mut running, &wiring)).await;
+        // Heard beside it: who wants the session to end does not wait for its start.
+        let mut commands = std::mem::replace(&mut self.commands, mpsc::channel(1).1);
+        let got_ready = tokio::select! {
+            got_ready = tokio::time::timeout(START_TIME, self.connect(&mut running, &wiring)) => Ok(got_ready),
+            end = asked_to_end(&mut commands) => Err(end),
+        };
+        self.commands = commands;
+        let got_ready = match got_ready {
+            Ok(got_ready) => got_ready,
+            Err(end) => return Err(self.stop(running, end).await),
+        };
         match got_ready.unwrap_or_else(|_| Err(format!("it was not ready within {START_TIME:?}"))) {
             Ok(()) => Ok(running),
             Err(why) => Err(self.gone(running, why).await),
@@ -453,9 +477,10 @@ impl Session {
                     self.commit().await;
                     note(self.inbox.over(&input_id));
                 }
-                Action::Undelivered { input_id } => note(self.inbox.unsent(&input_id)),
+                Action::Undelivered { input_id } => persist(|| self.inbox.unsent(&input_id)).await,
                 Action::Refused { input_id, why } => {
                     self.say(ErrorEvent::new(ErrorCode::Internal, format!("input `{input_id}` was not delivered: {why}")));
+                    self.outcome = Some(TurnEndReason::Error);
                     self.commit().await;
                     note(self.inbox.over(&input_id));
                 }
@@ -475,6 +500,9 @@ impl Session {
             Payload::TurnStart(_) => {
                 (self.steps, self.over_limit) = (0, false);
                 self.say(payload);
+                if std::mem::take(&mut self.interrupt_soon) {
+                    self.interrupt(running);
+                }
             }
             Payload::TurnEnd(mut end) => {
                 if self.over_limit && end.reason == TurnEndReason::Interrupted {
@@ -531,7 +559,9 @@ impl Session {
                 self.calls.spawn(running.http.clone().call(call, running.say.clone()));
             }
         }
-        self.deadlines.retain(|(id, _)| id != request_id);
+        if known {
+            self.deadlines.retain(|(id, _)| id != request_id);
+        }
         known
     }
 
@@ -549,6 +579,11 @@ impl Session {
     }
 
     fn interrupt(&mut self, running: &Running) {
+        if self.balance.turn.is_none() {
+            // Its turn has not begun, and may be about to.
+            self.interrupt_soon = self.inbox.is_in_flight() || self.translator.phase() != Phase::Idle;
+            return;
+        }
         let mut actions = Vec::new();
         self.translator.interrupt(&mut actions);
         for action in actions {
@@ -588,20 +623,21 @@ impl Session {
                 Decision::Deny { message: Some("nobody answered in time".into()) }
             };
             self.answer(running, &id, &decision, "adapter");
+            self.deadlines.retain(|(late, _)| *late != id);
         }
     }
 
     /// Hands the next input over, if its time has come.
     async fn deliver(&mut self, running: &mut Running) {
-        if !self.inbox.in_flight().is_empty() {
+        if self.inbox.is_in_flight() {
             return;
         }
-        let Some(input) = self.inbox.next() else { return };
+        let Some(mode) = self.inbox.next_mode() else { return };
         let busy = match self.translator.phase() {
             Phase::Settling => return,
             phase => phase == Phase::Busy,
         };
-        match effective_mode(input.mode, &self.config.runtime.capabilities) {
+        match effective_mode(mode, &self.config.runtime.capabilities) {
             InputMode::Queue | InputMode::Auto if busy => return,
             InputMode::Interrupt if busy => {
                 if self.interrupt_by.is_none() {
@@ -609,21 +645,21 @@ impl Session {
                 }
                 return;
             }
-            InputMode::Steer if busy && !self.config.runtime.capabilities.steer => {
-                if self.unsteered.as_ref() != Some(&input.input_id) {
-                    self.say(Warning {
-                        message: format!("{} cannot be steered: input `{}` waits for the end of the turn", self.config.runtime.name, input.input_id),
-                    });
-                    self.unsteered = Some(input.input_id);
-                }
-                return;
-            }
+            InputMode::Steer if busy && !self.config.runtime.capabilities.steer => return self.cannot_steer(),
             _ => {}
         }
         if self.balance.turns >= self.config.max_turns && !busy {
             return;
         }
-        self.hand_over(running, &input).await;
+        if let Some(input) = self.inbox.next() {
+            self.hand_over(running, &input).await;
+        }
+    }
+
+    fn cannot_steer(&mut self) {
+        let Some(input) = self.inbox.next().filter(|i| self.unsteered.as_ref() != Some(&i.input_id)) else { return };
+        self.say(Warning { message: format!("{} cannot be steered: input `{}` waits for the end of the turn", self.config.runtime.name, input.input_id) });
+        self.unsteered = Some(input.input_id);
     }
 
     async fn hand_over(&mut self, running: &mut Running, input: &Input) {
@@ -634,10 +670,7 @@ impl Session {
         }
         let native_id = self.translator.native_id(jiff::Timestamp::now().as_millisecond(), random);
         let sent = Sent { input_id: input.input_id.clone(), native_id: native_id.clone(), sequence: self.journal.next() };
-        while let Err(e) = self.inbox.sent(sent.clone()) {
-            tracing::error!(error = %e, "the inbox cannot be written; the input waits");
-            sleep(Duration::from_millis(200)).await;
-        }
+        persist(|| self.inbox.sent(sent.clone())).await;
         let mut actions = Vec::new();
         self.translator.deliver(input, &native_id, &mut actions);
         self.carry_out(running, actions).await;
@@ -645,26 +678,31 @@ impl Session {
 
     /// Is there a reason to end, now that nothing is running?
     fn is_over(&mut self) -> Option<SessionEnd> {
-        if self.translator.phase() != Phase::Idle || !self.inbox.in_flight().is_empty() {
+        if self.translator.phase() != Phase::Idle || self.inbox.is_in_flight() {
             return None;
         }
         if self.balance.turns >= self.config.max_turns {
             self.say(Warning { message: format!("the session had its {} turns", self.config.max_turns) });
+            self.inbox.close(true);
             return Some(ended(SessionEndReason::Completed));
         }
-        let waiting = self.inbox.waiting() > 0;
-        if self.config.oneshot && self.outcome.is_some() && !waiting {
-            return Some(ended(SessionEndReason::Completed));
-        }
-        (!waiting && self.active.elapsed() >= self.config.idle_timeout).then(|| ended(SessionEndReason::IdleTimeout))
+        let reason = match () {
+            () if self.config.oneshot && self.outcome.is_some() => SessionEndReason::Completed,
+            () if self.active.elapsed() >= self.config.idle_timeout => SessionEndReason::IdleTimeout,
+            () => return None,
+        };
+        // Whoever was answered with 202 before this is delivered first.
+        self.inbox.close(false).then(|| ended(reason))
     }
 
     fn idle_until(&self) -> Option<Instant> {
-        (self.translator.phase() == Phase::Idle).then(|| self.active + self.config.idle_timeout)
+        let idle = self.translator.phase() == Phase::Idle && self.inbox.waiting() == 0;
+        idle.then(|| self.active + self.config.idle_timeout)
     }
 
     /// Ends a CLI that works, because the session is over.
     async fn stop(&mut self, mut running: Running, end: SessionEnd) -> Gone {
+        self.inbox.close(true);
         // What is cut here was interrupted by us.
         self.translator.interrupt(&mut Vec::new());
         let mut end = end;
@@ -690,7 +728,11 @@ impl Session {
     /// Hears what is still in the pipes.
     async fn wind_up(&mut self, running: &mut Running) -> Option<ExitStatus> {
         let status = tokio::time::timeout(Duration::ZERO, running.process.ended()).await.ok().flatten();
+        let until = Instant::now() + WIND_UP_TIME;
         while let Ok(Some(heard)) = tokio::time::timeout(Duration::from_millis(50), running.heard.recv()).await {
+            if Instant::now() > until {
+                break;
+            }
             if !matches!(heard, Heard::EventsOver(_)) {
                 self.hear(running, heard).await;
             }
@@ -744,21 +786,11 @@ impl Session {
     /// Waits before a restart, and still obeys.
     async fn pause(&mut self, time: Duration) -> Option<SessionEnd> {
         self.set_state("restarting");
-        let until = Instant::now() + time;
-        loop {
-            tokio::select! {
-                () = sleep_until(until) => return None,
-                command = self.commands.recv() => match command {
-                    Some(Command::Shutdown { summary }) => return Some(SessionEnd { summary, ..ended(SessionEndReason::Shutdown) }),
-                    Some(Command::Terminate) | None => return Some(ended(SessionEndReason::Terminated)),
-                    Some(Command::Answer { known, .. }) => _ = known.send(false),
-                    Some(Command::Interrupt | Command::Keepalive) => {}
-                },
-            }
-        }
+        tokio::time::timeout(time, asked_to_end(&mut self.commands)).await.ok()
     }
 
     async fn end(mut self, mut end: SessionEnd) -> Ended {
+        self.inbox.close(true);
         self.close_translator();
         end.resume_token = self.balance.native_session_id.clone().map(|id| format!("{}:{id}", self.config.runtime.id));
         let reason = end.reason;
@@ -937,12 +969,32 @@ fn crashed(status: Option<ExitStatus>, stderr: String) -> SessionEnd {
     }
 }
 
+/// Waits until somebody wants the session to end; other commands have nothing to act on.
+async fn asked_to_end(commands: &mut mpsc::Receiver<Command>) -> SessionEnd {
+    loop {
+        match commands.recv().await {
+            Some(Command::Shutdown { summary }) => return SessionEnd { summary, ..ended(SessionEndReason::Shutdown) },
+            Some(Command::Terminate) | None => return ended(SessionEndReason::Terminated),
+            Some(Command::Answer { known, .. }) => _ = known.send(false),
+            Some(Command::Interrupt | Command::Keepalive) => {}
+        }
+    }
+}
+
 fn ended_turn(reason: TurnEndReason) -> crate::event::TurnEnd {
     crate::event::TurnEnd { turn: 0, reason, usage: Default::default(), duration_ms: 0, final_text: String::new() }
 }
 
 fn describe(status: Option<ExitStatus>) -> String {
     status.map_or_else(|| "no exit status".to_owned(), |s| s.to_string())
+}
+
+/// Writes what the next step depends on, however long the disk is full.
+async fn persist(write: impl Fn() -> std::io::Result<()>) {
+    while let Err(e) = write() {
+        tracing::error!(error = %e, "the inbox cannot be written; the input waits");
+        sleep(Duration::from_millis(200)).await;
+    }
 }
 
 fn note(written: std::io::Result<()>) {

@@ -25,6 +25,8 @@ use crate::event::{self, Payload};
 
 /// So that nothing between here and a browser takes a quiet stream for a dead one.
 const HEARTBEAT: Duration = Duration::from_secs(15);
+/// Parts of the journal that one subscriber looks through before others are served.
+const PARTS_AT_ONCE: usize = 8;
 const MAX_SUBSCRIBERS: usize = 2048;
 const TICKET_TIME: Duration = Duration::from_secs(60);
 const MAX_TICKETS: usize = 1024;
@@ -73,7 +75,7 @@ async fn route(shared: &Arc<Shared>, request: Request<Incoming>) -> Result<Answe
     };
     shared.stream_door.check(&shared.wall, request.headers(), access)?;
     if *request.method() == Method::OPTIONS {
-        return Ok(preflight());
+        return preflight(&shared.wall, request.headers());
     }
     if input_api::is_route(&path) {
         return input_api::act(shared, request).await;
@@ -82,10 +84,12 @@ async fn route(shared: &Arc<Shared>, request: Request<Incoming>) -> Result<Answe
         if *request.method() != Method::POST {
             return Ok(not_allowed("POST"));
         }
+        input_api::check_type(&request)?;
         let ticket = shared.tickets.issue().map_err(|e| Problem::new(500, "internal", e.to_string()))?;
         return Ok(json_answer(200, &json!({ "ticket": ticket, "expires_in": TICKET_TIME.as_secs() })));
     }
-    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+    let known = matches!(path.as_str(), "/stream" | "/" | "/health" | "/status" | "/capabilities" | "/openapi.json" | "/schema/events.json");
+    if known && !matches!(*request.method(), Method::GET | Method::HEAD) {
         return Ok(not_allowed("GET, HEAD"));
     }
     match path.as_str() {
@@ -141,7 +145,8 @@ fn stream(shared: &Arc<Shared>, request: &Request<Incoming>) -> Result<Answer, P
             .ok_or_else(|| Problem::new(404, "view_denied", "the CLI's own lines are not kept in this session").hint("set `session.raw: true`"))?,
         _ => &shared.journal,
     };
-    let seen = match request.headers().get("last-event-id") {
+    // Clients that have seen nothing send it empty.
+    let seen = match request.headers().get("last-event-id").filter(|id| !id.is_empty()) {
         Some(id) => id.to_str().ok().and_then(number).ok_or_else(|| bad_sequence("Last-Event-ID", &String::from_utf8_lossy(id.as_bytes())))?,
         None => since,
     };
@@ -206,6 +211,10 @@ fn wish(request: &Request<Incoming>) -> Result<(Wish, u64), Problem> {
             }
         }
     }
+    let filtered = !wish.types.is_empty() || wish.without_deltas || wish.named;
+    if wish.shape != Shape::Native && filtered {
+        return Err(Problem::new(400, "bad_request", "`types`, `deltas` and `named` are for `view=native`"));
+    }
     Ok((wish, since))
 }
 
@@ -219,8 +228,7 @@ fn bad_sequence(name: &str, value: &str) -> Problem {
 
 fn console() -> Answer {
     let mut answer = full(StatusCode::OK, "text/html; charset=utf-8", super::console::PAGE);
-    // What an agent writes can never become a script, whatever the page does with it.
-    answer.headers_mut().insert("content-security-policy", HeaderValue::from_static(super::console::POLICY));
+    answer.headers_mut().insert("content-security-policy", super::console::policy());
     answer.headers_mut().insert("referrer-policy", HeaderValue::from_static("no-referrer"));
     answer.headers_mut().insert("x-frame-options", HeaderValue::from_static("DENY"));
     answer
@@ -272,7 +280,7 @@ impl Body for Subscription {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let this = &mut *self;
-        loop {
+        for _ in 0..PARTS_AT_ONCE {
             if this.over {
                 return Poll::Ready(None);
             }
@@ -286,6 +294,9 @@ impl Body for Subscription {
                 Poll::Pending => return Poll::Pending,
             }
         }
+        // A filter that passes little: the others have their turn, too.
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 }
 

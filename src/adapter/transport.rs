@@ -38,9 +38,9 @@ pub enum Heard {
     Exited(Option<ExitStatus>),
 }
 
-/// Cuts a stream into lines, none of which costs more than [`MAX_LINE`].
-#[derive(Default)]
+/// Cuts a stream into lines, none of which costs more than so many bytes.
 pub struct Lines {
+    max: usize,
     held: Vec<u8>,
     /// The line is too long: what there was of it, and its digest so far.
     over: Option<(u64, Context)>,
@@ -49,14 +49,24 @@ pub struct Lines {
 /// A line that was too long, as `agent.unparsed` tells it: `{bytes, sha256, head}`.
 type Oversize = Value;
 
+impl Default for Lines {
+    fn default() -> Self {
+        Lines::up_to(MAX_LINE)
+    }
+}
+
 impl Lines {
+    pub fn up_to(max: usize) -> Self {
+        Lines { max, held: Vec::new(), over: None }
+    }
+
     /// Hands on every line that `bytes` completes, without its end; those too long as what is
     /// known of them.
     pub fn feed(&mut self, mut bytes: &[u8], mut line: impl FnMut(Result<&[u8], Oversize>)) {
         while let Some(end) = memchr::memchr(b'\n', bytes) {
             let (head, rest) = (&bytes[..end], &bytes[end + 1..]);
             bytes = rest;
-            if self.held.is_empty() && self.over.is_none() && head.len() <= MAX_LINE {
+            if self.held.is_empty() && self.over.is_none() && head.len() <= self.max {
                 // The usual case: nothing is copied.
                 line(Ok(head.strip_suffix(b"\r").unwrap_or(head)));
                 continue;
@@ -78,7 +88,7 @@ impl Lines {
         if let Some((length, digest)) = &mut self.over {
             *length += bytes.len() as u64;
             digest.update(bytes);
-        } else if self.held.len() + bytes.len() > MAX_LINE {
+        } else if self.held.len() + bytes.len() > self.max {
             let mut digest = Context::new(&SHA256);
             digest.update(&self.held);
             digest.update(bytes);

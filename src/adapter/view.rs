@@ -12,6 +12,9 @@ use super::journal::Part;
 use super::transport::Lines;
 use crate::event::{Event, Gap, Payload, SessionEndReason};
 
+/// Longest event that a filter sees: a line of the CLI, and what JSON adds to it.
+const MAX_EVENT: usize = 64 << 20;
+
 /// What a subscriber asked for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Wish {
@@ -47,7 +50,7 @@ pub struct View {
 impl View {
     /// `seen`: the last sequence that the subscriber has.
     pub fn new(wish: Wish, seen: u64, session_id: String, runtime: &'static str) -> Self {
-        View { wish, seen, lines: Lines::default(), sequence: 0, x1: X1::default(), session_id, runtime }
+        View { wish, seen, lines: Lines::up_to(MAX_EVENT), sequence: 0, x1: X1::default(), session_id, runtime }
     }
 
     /// Where its cursor starts.
@@ -66,7 +69,7 @@ impl View {
             Part::Gap { from, to } => out.extend(self.gap(from, to)),
             Part::Frames(frames) if self.passes_all() => out.push_back(frames),
             Part::Frames(frames) => {
-                let mut lines = std::mem::take(&mut self.lines);
+                let mut lines = std::mem::replace(&mut self.lines, Lines::up_to(0));
                 let mut sent = Vec::new();
                 lines.feed(&frames, |line| {
                     let Ok(line) = line else { return };
@@ -155,8 +158,8 @@ fn ascii(json: &str) -> String {
 struct X1 {
     /// Items whose text was sent in pieces.
     in_pieces: HashSet<String>,
-    /// The input that the next word of the agent answers.
-    event_id: Option<String>,
+    /// Inputs that no word of the agent has answered yet.
+    event_ids: VecDeque<String>,
 }
 
 impl X1 {
@@ -164,7 +167,7 @@ impl X1 {
         let (kind, payload) = match &event.payload {
             Payload::SessionStart(s) => ("session.init", json!({ "mcp_servers": [], "tools": [], "model": s.model, "runtime": s.runtime })),
             Payload::UserMessage(m) => {
-                self.event_id = Some(m.input_id.clone());
+                self.event_ids.push_back(m.input_id.clone());
                 ("user.message", json!({ "text": m.text, "event_id": m.input_id, "request_id": m.input_id, "sender_id": m.sender_id }))
             }
             Payload::TurnStart(t) => {
@@ -215,7 +218,7 @@ impl X1 {
     fn envelope(&mut self, event: &Event, kind: &str, mut payload: Value) -> Value {
         // The first word after an input says whose answer it is.
         if (kind.starts_with("agent.") || kind == "session.completed" || kind == "session.failed")
-            && let Some(id) = self.event_id.take()
+            && let Some(id) = self.event_ids.pop_front()
         {
             payload["event_id"] = id.into();
         }
@@ -259,7 +262,7 @@ mod tests {
         for piece in bytes.chunks(pieces) {
             view.feed(Part::Frames(Bytes::copy_from_slice(piece)), &mut out);
         }
-        out.into_iter().map(|b| String::from_utf8(b.to_vec()).unwrap()).collect()
+        String::from_utf8(out.into_iter().flatten().collect()).unwrap()
     }
 
     fn ids(text: &str) -> Vec<&str> {

@@ -45,8 +45,15 @@ impl Token {
         Ok(bytes.iter().map(|b| format!("{b:02x}")).collect())
     }
 
+    /// In constant time.
     pub fn is(&self, presented: &[u8]) -> bool {
         self.0.ct_eq(presented).into()
+    }
+}
+
+impl PartialEq for Token {
+    fn eq(&self, other: &Token) -> bool {
+        self.is(&other.0)
     }
 }
 

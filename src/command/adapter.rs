@@ -7,7 +7,7 @@ use crate::adapter::config::{self, Config, Flags};
 use crate::adapter::process;
 use crate::adapter::server::Adapter;
 use crate::adapter::session::Ended;
-use crate::base::logging;
+use crate::base::{harden, logging};
 use crate::cli;
 use crate::event::{SessionEndReason, TurnEndReason};
 
@@ -21,14 +21,18 @@ pub fn run(args: &cli::Adapter) -> Exit {
         Ok(config) => config,
         Err(problems) => return broken(path.as_deref().unwrap_or(Path::new("the command line and the environment")), &problems),
     };
-    let keys = keys_within_reach();
+    let keys = keys_within_reach(&config.allow_env);
     if !keys.is_empty() {
         return broken(Path::new("the agent's container"), &keys);
     }
     if args.check {
         return Exit::Ok;
     }
+    let hardened = harden::this_process();
     logging::start(tracing::Level::INFO, false);
+    for weakness in hardened {
+        tracing::warn!("{weakness}");
+    }
     process::adopt_orphans();
     // One thread serves the ports; the session has its own.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -57,10 +61,10 @@ fn flags(args: &cli::Adapter) -> Flags {
 }
 
 /// What the agent could steal. The sidecar is there so that there is nothing.
-fn keys_within_reach() -> Vec<String> {
+fn keys_within_reach(allowed: &[String]) -> Vec<String> {
     let mut found: Vec<String> = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value)))
-        .filter(|(name, value)| process::holds_a_key(name) && !value.to_str().is_some_and(process::is_placeholder))
+        .filter(|(name, value)| process::holds_a_key(name) && !allowed.contains(name) && !value.to_str().is_some_and(process::is_placeholder))
         .map(|(name, _)| format!("the variable `{name}` holds a key that the agent could read\n    hint: give keys to the sidecar's container only; a CLI that wants one takes `outrigger`"))
         .collect();
     if std::fs::read_dir(SECRETS).is_ok() {
@@ -81,6 +85,7 @@ async fn serve(config: Config) -> Exit {
         Err(why) => return fail(Exit::Unavailable, &why),
     };
     tracing::info!(stream = %adapter.stream, input = %adapter.input, session = adapter.shared.session_id, "ready");
+    let session_id = adapter.shared.session_id.clone();
     let mut asked = false;
     let ended = loop {
         tokio::select! {
@@ -98,6 +103,9 @@ async fn serve(config: Config) -> Exit {
     };
     adapter.close().await;
     reaper.abort();
+    if ended.is_none() {
+        process::sweep(&session_id).await;
+    }
     let Some(Ended { reason, outcome }) = ended else { return fail(Exit::Unavailable, "stopped before the session had ended") };
     tracing::info!(?reason, "the session is over");
     match (reason, outcome) {

@@ -83,7 +83,8 @@ async fn start(args: &cli::Up, children: &mut Vec<(&'static str, Child)>) -> Res
          The stream:   curl -N {url}stream\n\
          An input:     curl {url}inject -H 'content-type: application/json' -d '{{\"text\":\"hello\"}}'\n\
          The audit:    {}\n\
-         The answers come from {model}. Ctrl-C ends everything.\n",
+         The answers come from {model}. All of this runs as one user, so the agent could read the\n\
+         sidecar's files: keep real keys to containers. Ctrl-C ends everything.\n",
         layout.dir.join("audit.jsonl").display()
     ));
     Ok(())

@@ -250,7 +250,7 @@ async fn survive(kills: usize, cli: bool) {
     let inputs = tokio::spawn(async move {
         let mut n = 0_u64;
         loop {
-            let body = json!({ "text": format!("input {n} n=30 ms=1"), "input_id": format!("in-{n}"), "mode": if n % 2 == 0 { "queue" } else { "auto" } });
+            let body = json!({ "text": format!("input {n} n=30 ms=1"), "input_id": format!("in-{n}"), "mode": if n.is_multiple_of(2) { "queue" } else { "auto" } });
             // Too many wait, nobody is there, or the answer was lost: again.
             if attempt(input, &body).await != Some(202) {
                 tokio::time::sleep(Duration::from_millis(10)).await;
@@ -355,7 +355,7 @@ async fn a_stopped_session_leaves_no_process() {
     let mut pod = Pod::run(json!({})).await;
     pod.say("a", "fork n=1").await;
     pod.ends(1).await;
-    assert!(pod.agents().len() > 3, "the daemons run");
+    until("the daemons", || pod.agents().len() > 3).await;
     let session = pod.session();
     let began = Instant::now();
     pod.signal(rustix::process::Signal::TERM);
@@ -372,6 +372,7 @@ async fn a_killed_adapters_cli_does_not_live_on() {
     let mut pod = Pod::run(json!({})).await;
     pod.say("a", "fork n=1").await;
     pod.ends(1).await;
+    until("the daemons", || pod.agents().len() > 3).await;
     let before = pod.agents();
     pod.signal(rustix::process::Signal::KILL);
     pod.exit().await;
@@ -421,6 +422,7 @@ async fn bad_input_gets_its_code_and_delivers_nothing() {
         (415, "POST", "/inject", &[("content-type", "text/plain")][..]),
         (405, "GET", "/inject", &[]),
         (405, "PUT", "/inject", &[]),
+        (405, "OPTIONS", "/inject", &[]),
         (403, "POST", "/inject", &[("origin", "http://evil.example")]),
         (403, "POST", "/inject", &[("origin", "null")]),
         (403, "POST", "/inject", &[("sec-fetch-site", "cross-site")]),
@@ -505,6 +507,9 @@ async fn the_stream_resumes_filters_and_refuses() {
         (400, "/stream", &[("last-event-id", "abc")]),
         (409, "/stream?since=1000000", &[]),
         (405, "/ticket", &[]),
+        (400, "/stream?view=raw&types=turn.end", &[]),
+        (400, "/stream?view=x1&deltas=0", &[]),
+        (405, "/inject", &[]),
         (404, "/nope", &[]),
         (403, "/stream", &[("origin", "http://evil.example")]),
         (200, "/health", &[]),
@@ -581,6 +586,7 @@ async fn tokens_open_the_ports_and_nothing_else_does() {
     let asked = request(pod.input, "OPTIONS", "/inject", &[("origin", "https://ui.example")], b"").await;
     assert_eq!((asked.status, asked.header("access-control-allow-origin")), (204, Some("https://ui.example")));
     assert_eq!(request(pod.input, "OPTIONS", "/inject", &[("origin", "https://other.example")], b"").await.status, 403);
+    pod.ends(1).await;
     assert_eq!(pod.events().iter().filter(|e| e["type"] == "user.message").count(), 1);
     pod.signal(rustix::process::Signal::TERM);
     assert_eq!(pod.exit().await, Some(0));

@@ -182,8 +182,10 @@ pub struct Call {
 pub enum Tag {
     Open,
     Resume,
-    /// Whether an input arrived.
+    /// Whether an input that was handed over before a restart arrived.
     Look(String),
+    /// Whether one that was handed over since did.
+    Check(String),
     Deliver(String),
     Interrupt,
     Answer(String),

@@ -57,6 +57,13 @@ pub static RUNTIME: Runtime = Runtime {
 /// stopped while it waited to retry goes idle only once.
 const DRAIN_TIME: Duration = Duration::from_secs(1);
 
+/// The same where both must come, and are only late.
+const LATE_TIME: Duration = Duration::from_secs(5);
+/// By then opencode has begun to answer what it has.
+const ANSWER_TIME: Duration = Duration::from_secs(15);
+/// By then what it was given stands in its history, or never will.
+const STORE_TIME: Duration = Duration::from_secs(20);
+
 fn launch(setting: &Setting) -> Launch {
     let text = |s: &str| s.to_owned();
     let env = [
@@ -121,6 +128,8 @@ fn configuration(setting: &Setting) -> Value {
         "model": setting.model,
         // Titles and summaries would go to a model that nobody granted.
         "small_model": setting.model,
+        // What is in the environment or in a file of the project opens no other way out.
+        "enabled_providers": RUNTIME.providers,
         "provider": providers,
         "permission": permission,
         "agent": { "build": { "permission": permission } },
@@ -208,6 +217,8 @@ struct Turn {
     finish: Option<String>,
     aborted: bool,
     error: bool,
+    /// It waits to try a request again.
+    retrying: bool,
     /// Went idle before everything was complete.
     draining: bool,
     /// Inputs that arrived while it ran, by their message's id, and were not answered yet.
@@ -237,6 +248,8 @@ pub struct Opencode {
     messages: HashMap<String, Message>,
     writing: HashMap<String, Writing>,
     tools: HashMap<String, Tool>,
+    /// Messages of turns that were stopped: what still comes of them belongs to no other turn.
+    ended: HashSet<String>,
     /// Parts that are finished: what comes of them later is known already.
     done: HashSet<String>,
     tool_ids: HashSet<String>,
@@ -244,7 +257,8 @@ pub struct Opencode {
     said_error: Option<String>,
     /// Who decided what, until the CLI says that it has heard.
     decided: HashMap<String, (String, String)>,
-    asked: HashSet<String>,
+    /// Requests that wait: whether it is a question, and whether it was answered.
+    asked: HashMap<String, (bool, bool)>,
     first: bool,
 }
 
@@ -372,6 +386,9 @@ impl Opencode {
 
     fn message(&mut self, info: &Value, parent: Option<&String>, out: &mut Vec<Action>) {
         let id = text(info, "/id").to_owned();
+        if self.ended.contains(&id) {
+            return;
+        }
         if info["role"] == "user" {
             self.messages.entry(id.clone()).or_default().user = true;
             if parent.is_none()
@@ -389,7 +406,10 @@ impl Opencode {
         message.complete |= complete;
         let answered = text(info, "/parentID");
         if let Some(turn) = &mut self.turn {
-            turn.joined.retain(|(message, _)| message != answered);
+            // An answer to one is an answer to those before it.
+            if let Some(at) = turn.joined.iter().position(|(message, _)| message == answered) {
+                turn.joined.drain(..=at);
+            }
             if parent.is_none()
                 && let Some(finish) = info["finish"].as_str()
             {
@@ -419,6 +439,9 @@ impl Opencode {
         out.push(Action::Delivered { input_id: input.input_id.clone() });
         self.first = false;
         self.queued(message, &input.input_id);
+        if self.turn.is_none() {
+            out.push(Action::Wake(ANSWER_TIME));
+        }
     }
 
     /// An input that had arrived when the CLI was stopped, and that it will not take up again by
@@ -462,19 +485,26 @@ impl Opencode {
                     self.end_turn(out);
                 }
                 self.begin_turn(out);
+                if let Some(turn) = &mut self.turn {
+                    turn.retrying = false;
+                }
             }
             ("idle", true) => match &mut self.turn {
                 // The second: nothing more will come.
                 Some(turn) if turn.draining => self.end_turn(out),
                 Some(turn) => {
                     turn.draining = true;
-                    out.push(Action::Wake(DRAIN_TIME));
+                    let written = self.messages.values().any(|m| !m.user);
+                    out.push(Action::Wake(if turn.stopped() && written && !turn.retrying { LATE_TIME } else { DRAIN_TIME }));
                     self.end_if_drained(out);
                 }
                 None => {}
             },
             ("retry", _) => {
-                self.orphan(out);
+                self.orphan(Some(&parent), out);
+                if let (Some(turn), None) = (&mut self.turn, &parent) {
+                    turn.retrying = true;
+                }
                 let message = text(status, "/message");
                 let code = match error_code(None, message) {
                     ErrorCode::Internal => ErrorCode::ProviderDown,
@@ -490,9 +520,9 @@ impl Opencode {
         }
     }
 
-    /// What was being written is not written any further.
-    fn orphan(&mut self, out: &mut Vec<Action>) {
-        let mut parts: Vec<(String, Writing)> = self.writing.drain().collect();
+    /// What was being written is not written any further: by whom `of` says, or by anybody.
+    fn orphan(&mut self, of: Option<&Option<String>>, out: &mut Vec<Action>) {
+        let mut parts: Vec<(String, Writing)> = self.writing.extract_if(|_, part| of.is_none_or(|parent| part.parent == *parent)).collect();
         parts.sort_by(|a, b| a.0.cmp(&b.0));
         for (id, part) in parts {
             self.done.insert(id.clone());
@@ -505,6 +535,10 @@ impl Opencode {
 
     fn error(&mut self, error: &Value, parent: Option<String>, out: &mut Vec<Action>) {
         let (name, message) = (text(error, "/name"), text(error, "/data/message"));
+        if self.turn.is_none() {
+            // It may be why an input is not stored.
+            out.extend(self.sent.iter().map(|(native, input)| self.look(Tag::Check(input.input_id.clone()), native)));
+        }
         if name == "MessageAbortedError" {
             if let (Some(turn), None) = (&mut self.turn, &parent) {
                 turn.aborted = true;
@@ -547,6 +581,9 @@ impl Opencode {
 
     fn part(&mut self, part: &Value, parent: Option<String>, out: &mut Vec<Action>) -> bool {
         let message = text(part, "/messageID");
+        if self.ended.contains(message) {
+            return true;
+        }
         if self.messages.get(message).is_some_and(|m| m.user) {
             self.user_part(message.to_owned(), part, parent.as_ref(), out);
             return true;
@@ -695,7 +732,7 @@ impl Opencode {
         // It may ask before it has said what with: then its own summary stands for the input.
         let known = self.tools.values().find(|t| t.id == call).map(|t| &t.input);
         let input = [known, Some(&p["metadata"])].into_iter().flatten().find(|i| i.as_object().is_some_and(|o| !o.is_empty())).cloned();
-        self.asked.insert(request_id.clone());
+        self.asked.insert(request_id.clone(), (false, false));
         out.push(
             PermissionRequest {
                 request_id,
@@ -711,7 +748,7 @@ impl Opencode {
 
     fn permission_replied(&mut self, p: &Value, out: &mut Vec<Action>) {
         let request_id = text(p, "/requestID").to_owned();
-        if !self.asked.remove(&request_id) {
+        if self.asked.remove(&request_id).is_none() {
             return;
         }
         let said = match text(p, "/reply") {
@@ -725,7 +762,7 @@ impl Opencode {
 
     fn question_asked(&mut self, p: &Value, parent: Option<String>, out: &mut Vec<Action>) {
         let request_id = text(p, "/id").to_owned();
-        self.asked.insert(request_id.clone());
+        self.asked.insert(request_id.clone(), (true, false));
         let questions: Vec<&Value> = p["questions"].as_array().into_iter().flatten().collect();
         let asked = questions.iter().map(|q| text(q, "/question")).collect::<Vec<_>>().join("\n");
         let options = questions.iter().flat_map(|q| q["options"].as_array().into_iter().flatten());
@@ -735,7 +772,7 @@ impl Opencode {
 
     fn question_over(&mut self, p: &Value, out: &mut Vec<Action>) {
         let request_id = text(p, "/requestID").to_owned();
-        if self.asked.remove(&request_id) {
+        if self.asked.remove(&request_id).is_some() {
             let answers = p["answers"].as_array().map(|all| {
                 let one = |a: &Value| a.as_array().into_iter().flatten().filter_map(Value::as_str).collect::<Vec<_>>().join(", ");
                 all.iter().map(one).collect::<Vec<_>>().join("\n")
@@ -753,7 +790,7 @@ impl Opencode {
     }
 
     fn end_turn(&mut self, out: &mut Vec<Action>) {
-        self.orphan(out);
+        self.orphan(None, out);
         let Some(turn) = self.turn.take() else { return };
         let reason = match turn.finish.as_deref() {
             _ if turn.aborted => TurnEndReason::Interrupted,
@@ -764,8 +801,15 @@ impl Opencode {
             // No answer was finished: somebody stopped it while it waited to retry.
             None => TurnEndReason::Interrupted,
         };
+        let stopped = turn.stopped();
         out.push(TurnEnd { turn: 0, reason, usage: turn.usage, duration_ms: 0, final_text: turn.final_text }.into());
-        self.waiting.extend(turn.joined);
+        if stopped {
+            self.ended.extend(self.messages.iter().filter(|(_, m)| !m.user).map(|(id, _)| id.clone()));
+        } else if !turn.joined.is_empty() {
+            // They came too late for this turn, and begin the next.
+            self.waiting.extend(turn.joined);
+            out.push(Action::Wake(ANSWER_TIME));
+        }
         self.messages.retain(|_, m| m.user);
         self.tools.clear();
         self.asked.clear();
@@ -787,9 +831,9 @@ impl Opencode {
         Action::Call(Call { tag, method: "POST", path: path.to_owned(), body: Some(body) })
     }
 
-    fn look(&self, input_id: &str, native_id: &str) -> Action {
+    fn look(&self, tag: Tag, native_id: &str) -> Action {
         let path = format!("/session/{}/message/{native_id}", self.session.as_deref().unwrap_or_default());
-        Action::Call(Call { tag: Tag::Look(input_id.to_owned()), method: "GET", path, body: None })
+        Action::Call(Call { tag, method: "GET", path, body: None })
     }
 
     fn create(&self) -> Action {
@@ -822,12 +866,17 @@ impl Translator for Opencode {
                 true
             }
             Ok(Head { kind: Some(kind), properties: Some(properties), .. }) if kind == "message.part.delta" => {
-                serde_json::from_str::<Delta<'_>>(properties.get()).is_ok_and(|delta| self.delta(&delta, out))
+                let text = properties.get();
+                match serde_json::from_str::<Delta<'_>>(text) {
+                    Ok(delta) => self.delta(&delta, out),
+                    Err(_) => serde_json::from_str::<Delta<'_>>(&mended(text)).is_ok_and(|delta| self.delta(&delta, out)),
+                }
             }
             Ok(Head { kind: Some(kind), .. }) if SILENT.contains(&kind.as_ref()) => true,
             Ok(Head { id, kind: Some(kind), properties: Some(properties), .. }) => {
-                let properties = serde_json::from_str(properties.get()).unwrap_or_default();
-                self.event(id.as_deref().unwrap_or_default(), &kind, &properties, out)
+                let text = properties.get();
+                let properties = serde_json::from_str::<Value>(text).or_else(|_| serde_json::from_str(&mended(text)));
+                properties.is_ok_and(|p| self.event(id.as_deref().unwrap_or_default(), &kind, &p, out))
             }
             _ => false,
         };
@@ -843,6 +892,7 @@ impl Translator for Opencode {
             Reply::Lost(_) => (0, &b""[..]),
         };
         let said = || String::from_utf8_lossy(&body[..body.len().min(500)]).into_owned();
+        let after_restart = matches!(tag, Tag::Look(_));
         match tag {
             Tag::Open | Tag::Resume if status == 200 => {
                 let id = serde_json::from_slice::<Value>(body).ok().and_then(|v| v["id"].as_str().map(str::to_owned));
@@ -861,26 +911,31 @@ impl Translator for Opencode {
             }
             Tag::Open | Tag::Resume => out.push(Action::Broken(format!("opencode gave no session: status {status} {}", said()))),
             Tag::Deliver(input_id) => match (&reply, self.sent_as(&input_id)) {
-                (_, None) => {}
-                (Reply::Answer { status: 200..300, .. }, Some(_)) => {}
-                (Reply::Answer { .. }, Some(native)) => {
+                (_, None) | (Reply::Answer { status: 200..300, .. }, _) => {}
+                (Reply::Answer { status: 400..500, .. }, Some(native)) => {
                     self.sent.remove(&native);
                     out.push(Action::Refused { input_id, why: format!("opencode refused it with status {status}: {}", said()) });
                 }
-                // Whether it arrived is not known: ask.
-                (Reply::Lost(_), Some(native)) => out.push(self.look(&input_id, &native)),
+                // Whether it arrived is not known, and is asked when opencode is up again.
+                (Reply::Answer { .. }, _) => out.push(Action::Broken(format!("opencode failed to take an input: status {status} {}", said()))),
+                (Reply::Lost(why), _) => out.push(Action::Broken(format!("opencode did not say whether it took an input: {why}"))),
             },
-            Tag::Look(input_id) => match (status, self.sent_as(&input_id)) {
+            Tag::Look(input_id) | Tag::Check(input_id) => match (status, self.sent_as(&input_id)) {
                 (_, None) => {}
                 (200, Some(native)) => {
                     if let Some(input) = self.sent.remove(&native) {
                         self.arrived(&native, &input, out);
-                        self.unanswered(out);
+                        if after_restart {
+                            self.unanswered(out);
+                        }
                     }
                 }
                 (404, Some(native)) => {
                     self.sent.remove(&native);
-                    out.push(Action::Undelivered { input_id });
+                    out.push(match after_restart {
+                        true => Action::Undelivered { input_id },
+                        false => Action::Refused { input_id, why: "opencode took it and did not store it".into() },
+                    });
                 }
                 _ => out.push(Action::Broken(format!("opencode does not say whether it has message `{input_id}`: status {status} {}", said()))),
             },
@@ -888,6 +943,9 @@ impl Translator for Opencode {
             Tag::Interrupt => out.push(Action::Broken(format!("opencode cannot be interrupted: status {status} {}", said()))),
             Tag::Answer(_) if status == 200 => {}
             Tag::Answer(request) => {
+                // It still waits.
+                self.asked.entry(request.clone()).and_modify(|asked| asked.1 = false);
+                self.decided.remove(&request);
                 out.push(Warning { message: format!("opencode did not take the answer to `{request}`: status {status} {}", said()) }.into())
             }
         }
@@ -908,11 +966,12 @@ impl Translator for Opencode {
         self.sent.insert(native_id.to_owned(), input.clone());
         let path = format!("/session/{}/prompt_async", self.session.as_deref().unwrap_or_default());
         out.push(self.post(Tag::Deliver(input.input_id.clone()), &path, json!({ "messageID": native_id, "parts": parts })));
+        out.push(Action::Wake(STORE_TIME));
     }
 
     fn look_for(&mut self, input: &Input, native_id: &str, out: &mut Vec<Action>) {
         self.sent.insert(native_id.to_owned(), input.clone());
-        out.push(self.look(&input.input_id, native_id));
+        out.push(self.look(Tag::Look(input.input_id.clone()), native_id));
     }
 
     fn interrupt(&mut self, out: &mut Vec<Action>) {
@@ -925,8 +984,10 @@ impl Translator for Opencode {
     }
 
     fn answer(&mut self, request_id: &str, decision: &Decision, by: &str, out: &mut Vec<Action>) -> bool {
-        if !self.asked.contains(request_id) {
-            return false;
+        let about_question = matches!(decision, Decision::Answers(_) | Decision::RejectQuestion);
+        match self.asked.get_mut(request_id) {
+            Some((is_question, answered)) if *is_question == about_question && !*answered => *answered = true,
+            _ => return false,
         }
         let permission = |reply: &str, message: Option<&str>| (format!("/permission/{request_id}/reply"), json!({ "reply": reply, "message": message }));
         let (said, (path, body)) = match decision {
@@ -947,17 +1008,23 @@ impl Translator for Opencode {
     fn wake(&mut self, out: &mut Vec<Action>) {
         if self.turn.as_ref().is_some_and(|t| t.draining) {
             self.end_turn(out);
+        } else if self.turn.is_none() && !self.waiting.is_empty() {
+            self.unanswered(out);
         }
+        out.extend(self.sent.iter().map(|(native, input)| self.look(Tag::Check(input.input_id.clone()), native)));
     }
 
     fn close(&mut self, out: &mut Vec<Action>) {
-        self.orphan(out);
+        self.orphan(None, out);
         if let Some(turn) = &mut self.turn {
             // Its last word was said: what is missing is only the word that it is idle.
             let finished = self.tools.is_empty() && matches!(turn.finish.as_deref(), Some("stop" | "length"));
             turn.error |= !turn.draining && !turn.aborted && !finished;
         }
         self.end_turn(out);
+        if !self.waiting.is_empty() {
+            self.unanswered(out);
+        }
         // Inputs that were handed over are looked for when it is up again.
         *self = Opencode {
             session_id: std::mem::take(&mut self.session_id),
@@ -1076,6 +1143,32 @@ fn error_code(status: Option<u16>, message: &str) -> ErrorCode {
     }
 }
 
+/// JSON in which every half of a surrogate pair that stands alone is U+FFFD: JavaScript cuts
+/// texts between the two, and writes what no Unicode text can hold.
+fn mended(json: &str) -> String {
+    let unit = |at: usize| json.get(at..at + 6).and_then(|e| e.strip_prefix("\\u")).and_then(|hex| u16::from_str_radix(hex, 16).ok());
+    let (mut out, mut at) = (String::with_capacity(json.len()), 0);
+    while let Some(found) = json[at..].find('\\') {
+        let escape = at + found;
+        out.push_str(&json[at..escape]);
+        let whole = match (unit(escape), unit(escape + 6)) {
+            (Some(0xd800..=0xdbff), Some(0xdc00..=0xdfff)) => 12,
+            (Some(0xd800..=0xdfff), _) => {
+                out.push('\u{fffd}');
+                at = escape + 6;
+                continue;
+            }
+            (Some(_), _) => 6,
+            // A backslash and the character that it escapes.
+            (None, _) => 1 + json[escape + 1..].chars().next().map_or(0, char::len_utf8),
+        };
+        out.push_str(&json[escape..escape + whole]);
+        at = escape + whole;
+    }
+    out.push_str(&json[at..]);
+    out
+}
+
 /// The text at a JSON pointer; empty where there is none.
 fn text<'a>(value: &'a Value, pointer: &str) -> &'a str {
     value.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
@@ -1100,6 +1193,19 @@ mod tests {
         // Nothing in common: all of it.
         assert_eq!(news("x", "...\n\nyy"), "yy");
         assert_eq!(news("é", "éà"), "à");
+    }
+
+    #[test]
+    fn halves_of_surrogate_pairs_are_replaced_and_nothing_else() {
+        for (json, text) in [
+            (r#""a\ud83e\udd80b""#, "a\u{1F980}b"),
+            (r#""\udd80 x""#, "\u{fffd} x"),
+            (r#""x \ud83e""#, "x \u{fffd}"),
+            (r#""\ud83e\ud83e\udd80""#, "\u{fffd}\u{1F980}"),
+            (r#""\\ud83e \" \u00e9 é""#, "\\ud83e \" é é"),
+        ] {
+            assert_eq!(serde_json::from_str::<String>(&mended(json)).unwrap(), text, "{json}");
+        }
     }
 
     #[test]
