@@ -29,6 +29,7 @@ tools:
 bench:
 	$(CARGO) build --release --locked
 	$(CARGO) bench --locked --bench proxy
+	$(CARGO) bench --locked --bench events
 
 ## FUZZ_SECONDS for each target; needs cargo-fuzz and a nightly compiler, or builds with the stable one.
 fuzz:

@@ -8,6 +8,10 @@
 //! | a step of it (guard, route, model, scope, limit, sign, upstream, relay) | `sidecar/<step>.rs` |
 //! | a provider | `sidecar/provider/<provider>.rs`, listed in `registry.rs` |
 //! | what operators configure | `sidecar/config.rs`, `config/sidecar.yaml` |
+//! | the session behind the adapter, the way of an event and of an input | `adapter/session.rs` |
+//! | a runtime (a CLI) | `adapter/runtime/<runtime>.rs`, listed in `registry.rs` |
+//! | what UIs are sent | `event.rs`, `adapter/view.rs` |
+//! | the routes of `:3100` and `:8788` | `adapter/stream_api.rs`, `adapter/input_api.rs` |
 //! | what models cost | `catalogue/` |
 //! | the embedded scripted provider | `rehearsal/` |
 //! | a command | `cli.rs`, `command/<command>.rs` |

@@ -147,6 +147,7 @@ fn config(value: Value, flags: &Flags, env: Env<'_>, problems: &Problems) -> Opt
     let retention = Retention {
         segment_bytes: session.integer("segmentBytes", 4096, 1 << 40).unwrap_or(retention.segment_bytes),
         segments: session.integer("segments", 2, 100_000).map_or(retention.segments, |n| n as usize),
+        durable: true,
     };
     let permissions = permissions(&mut session, flags, problems);
     let idle = number(env, "IDLE_TIMEOUT_MS", problems).map(Duration::from_millis);
@@ -463,6 +464,15 @@ session: {idle_timeout: 5m, max_steps: 7, permissions: ask}
         );
         assert_eq!(config.permissions, Permissions::Ask);
         assert_eq!(config.warnings.len(), 1, "{:?}", config.warnings);
+    }
+
+    #[test]
+    fn the_example_is_understood() {
+        let text = include_str!("../../config/adapter.yaml");
+        let problems = with(text, &Flags::default(), &[]).unwrap_err();
+        assert!(problems.iter().all(|p| p.contains("TokenFile") || p.contains("tokenFile")), "all but the tokens, which are not there: {problems:#?}");
+        let docs = include_str!("../../docs/image-builders.md");
+        assert!(docs.contains(text.split_once("\nagents").unwrap().1), "the documentation shows another one");
     }
 
     #[test]

@@ -43,11 +43,13 @@ pub struct Retention {
     /// A segment that has reached this is followed by another.
     pub segment_bytes: u64,
     pub segments: usize,
+    /// Frames are put on stable storage; else they survive a crash of the process alone.
+    pub durable: bool,
 }
 
 impl Default for Retention {
     fn default() -> Self {
-        Retention { segment_bytes: 64 << 20, segments: 16 }
+        Retention { segment_bytes: 64 << 20, segments: 16, durable: true }
     }
 }
 
@@ -305,7 +307,7 @@ impl Writer {
 
     /// Has everything that is visible put on stable storage: `now`, or within 50 ms.
     pub fn wish(&self, now: bool) {
-        if now || !self.wished.swap(true, Ordering::AcqRel) {
+        if self.retention.durable && (now || !self.wished.swap(true, Ordering::AcqRel)) {
             let _ = self.syncs.send(Sync { file: self.file.clone(), now });
         }
     }
@@ -662,7 +664,7 @@ mod tests {
 
     fn open(dir: &Path, segment_bytes: u64) -> (Opened, u64) {
         let mut count = Count(0);
-        let opened = Writer::open(dir, Retention { segment_bytes, segments: 4 }, "0", &mut count).unwrap();
+        let opened = Writer::open(dir, Retention { segment_bytes, segments: 4, durable: true }, "0", &mut count).unwrap();
         (opened, count.0)
     }
 

@@ -200,7 +200,7 @@ impl Replay for Unread {
 }
 
 fn open_raw(config: &Config) -> Result<Writer, String> {
-    let retention = Retention { segments: config.retention.segments.min(RAW_SEGMENTS), ..config.retention };
+    let retention = Retention { segments: config.retention.segments.min(RAW_SEGMENTS), durable: false, ..config.retention };
     Ok(Writer::open(&config.journal.join("raw"), retention, "", &mut Unread)?.writer)
 }
 

@@ -250,7 +250,8 @@ async fn survive(kills: usize, cli: bool) {
     let inputs = tokio::spawn(async move {
         let mut n = 0_u64;
         loop {
-            let body = json!({ "text": format!("input {n} n=30 ms=1"), "input_id": format!("in-{n}"), "mode": if n.is_multiple_of(2) { "queue" } else { "auto" } });
+            let body =
+                json!({ "text": format!("input {n} n=30 ms=1"), "input_id": format!("in-{n}"), "mode": if n.is_multiple_of(2) { "queue" } else { "auto" } });
             // Too many wait, nobody is there, or the answer was lost: again.
             if attempt(input, &body).await != Some(202) {
                 tokio::time::sleep(Duration::from_millis(10)).await;
@@ -710,4 +711,82 @@ async fn an_idle_session_ends_unless_somebody_is_there() {
     assert_eq!(pod.exit().await, Some(0));
     assert!(began.elapsed() > Duration::from_millis(1500));
     assert_eq!(pod.events().last().unwrap()["payload"]["reason"], "idle_timeout");
+}
+
+/// 300 subscribers, 100 of which never read: the CLI gets through its turn, and the others get
+/// every event. (What it costs is measured in `tests/bench/events.rs`.)
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn subscribers_that_never_read_hold_nobody_up() {
+    let mut pod = Pod::run(json!({ "session": { "raw": false } })).await;
+    pod.wait("a session", |e| e["type"] == "session.start").await;
+    let mut stuck = Vec::new();
+    for _ in 0..100 {
+        let mut stream = TcpStream::connect(pod.stream).await.unwrap();
+        stream.write_all(format!("GET /stream HTTP/1.1\r\nHost: {}\r\n\r\n", pod.stream).as_bytes()).await.unwrap();
+        stuck.push(stream);
+    }
+    let (stop, seen): (_, Vec<Arc<Mutex<Vec<String>>>>) = (Arc::new(AtomicBool::new(false)), (0..200).map(|_| Arc::default()).collect());
+    let readers: Vec<_> = seen.iter().map(|s| subscriber(pod.stream, stop.clone(), s.clone(), false)).collect();
+    // More than the sockets of those that do not read can hold.
+    pod.say("a", "n=12000").await;
+    pod.ends(1).await;
+    let head = pod.events().len();
+    until("every event at every reader", || seen.iter().all(|s| s.lock().unwrap().len() >= head)).await;
+    stop.store(true, Ordering::SeqCst);
+    drop(stuck);
+    pod.signal(rustix::process::Signal::TERM);
+    assert_eq!(pod.exit().await, Some(0));
+    for reader in readers {
+        reader.await.unwrap();
+    }
+}
+
+/// On a full disk nothing is dropped: the CLI waits, `/health` says why, and the stream tells it
+/// when it is over.
+#[tokio::test]
+async fn a_full_disk_holds_the_cli_back_and_loses_nothing() {
+    let mut pod = Pod::new(json!({ "session": { "raw": false } })).await;
+    let mount = pod.path("journal");
+    std::fs::create_dir(&mount).unwrap();
+    let mounted = Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=512k", "tmpfs", mount.to_str().unwrap()])
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|s| s.success());
+    if !mounted {
+        eprintln!("SKIPPED: a full disk under the journal (needs root to mount a tmpfs)");
+        return;
+    }
+    struct Unmount(PathBuf);
+    impl Drop for Unmount {
+        fn drop(&mut self) {
+            let _ = Command::new("umount").args(["-l", self.0.to_str().unwrap()]).status();
+        }
+    }
+    let _unmount = Unmount(mount.clone());
+    pod.start();
+    pod.wait("a session", |e| e["type"] == "session.start").await;
+    let ballast = mount.join("ballast");
+    std::fs::write(&ballast, vec![0; 400_000]).unwrap();
+    pod.say("a", "n=2000").await;
+    let health = async || request(pod.stream, "GET", "/health", &[], b"").await;
+    within("the trouble", async {
+        while health().await.status != 503 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    assert!(health().await.text().contains("cannot be written"));
+    assert_eq!(pod.events().iter().filter(|e| e["type"] == "turn.end").count(), 0);
+    std::fs::remove_file(&ballast).unwrap();
+    pod.ends(1).await;
+    let events = pod.events();
+    assert_eq!(events.iter().filter(|e| e["type"] == "assistant.delta").count(), 2000);
+    for (i, e) in events.iter().enumerate() {
+        assert_eq!(e["sequence"], i as u64 + 1);
+    }
+    assert!(events.iter().any(|e| e["type"] == "warning" && e["payload"]["message"].as_str().unwrap().contains("could not be written")));
+    assert_eq!(health().await.status, 200);
+    pod.signal(rustix::process::Signal::TERM);
+    assert_eq!(pod.exit().await, Some(0));
 }
