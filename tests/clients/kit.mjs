@@ -55,7 +55,7 @@ export async function until(what, holds, patience = 20_000) {
 }
 
 export class Pod {
-  static async start({ grants = '[{scope: ai.anthropic}, {scope: ai.openai}, {scope: ai.google}]' } = {}) {
+  static async start({ grants = '[{scope: ai.anthropic}, {scope: ai.openai}, {scope: ai.google}]', script } = {}) {
     const pod = new Pod();
     pod.dir = mkdtempSync(join(tmpdir(), 'outrigger-pod-'));
     pod.children = [];
@@ -63,7 +63,9 @@ export class Pod {
     mkdirSync(join(pod.dir, 'secrets/all'), { recursive: true });
     writeFileSync(join(pod.dir, 'secrets/all/key'), KEY);
     pod.grant(grants);
-    pod.run(bin, ['rehearse', '--listen', `127.0.0.1:${pod.upstream}`, '--log', join(pod.dir, 'rehearsal.jsonl')]);
+    const scripted = script ? ['--script', join(pod.dir, 'script.json')] : [];
+    if (script) writeFileSync(scripted[1], JSON.stringify(script));
+    pod.run(bin, ['rehearse', '--listen', `127.0.0.1:${pod.upstream}`, '--log', join(pod.dir, 'rehearsal.jsonl'), ...scripted]);
     pod.run(bin, ['sidecar', '--config', join(pod.dir, 'sidecar.yaml'), '--session-id', 'ses_clients']);
     await until('the sidecar', () => fetch(`http://127.0.0.1:${pod.admin}/readyz`).then((r) => r.ok, () => false));
     return pod;

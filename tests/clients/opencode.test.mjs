@@ -11,8 +11,8 @@ const GRANTS = '[{scope: ai.anthropic}, {scope: ai.openai}]';
 const limit = { timeout: 120_000 };
 
 /** A session of its own, gone when the test is over. */
-async function separate(t, how) {
-  const own = await Pod.start({ grants: GRANTS });
+async function separate(t, how, script) {
+  const own = await Pod.start({ grants: GRANTS, script });
   const session = await Session.start(own, how);
   t.after(async () => {
     await session.stop();
@@ -269,6 +269,23 @@ test('too many steps end the turn, and the way there is told', limit, async (t) 
   const turn = await limited.turn('rehearse:loop');
   assert.equal(turn.end.reason, 'max_steps');
   assert.deepEqual(turn.all('warning').map((w) => w.message), [1, 2, 3, 4].map((n) => `step ${n} of 4 of this turn`));
+});
+
+test('subagents are off unless they are wanted, and then theirs is told apart', limit, async (t) => {
+  const task = { name: 'task', input: { description: 'look', prompt: 'rehearse:shell', subagent_type: 'general' } };
+  const script = { steps: [{ tools: [task] }, { say: 'done' }] };
+  const off = await separate(t, {}, script);
+  await off.ready();
+  const refused = await off.turn('go');
+  assert.deepEqual([refused.one('tool.use').name, refused.one('tool.result').is_error], ['task', true]);
+  const on = await separate(t, { config: { session: { subagents: true } } }, script);
+  await on.ready();
+  const turn = await on.turn('go');
+  const use = turn.all('tool.use').find((u) => u.name === 'task');
+  const inner = turn.all('tool.use').find((u) => u.name === 'bash');
+  assert.equal(inner.parent_tool_use_id, use.tool_use_id);
+  assert.equal(turn.all('tool.result').length, 2);
+  assert.equal(turn.end.final_text, 'done');
 });
 
 test('a model that there is not', limit, async (t) => {

@@ -1,0 +1,314 @@
+//! The coming and going of the CLI: started, found, heard, stopped.
+
+use std::collections::VecDeque;
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep};
+
+use super::{Session, asked_to_end, describe};
+use crate::adapter::config::Config;
+use crate::adapter::process::{self, Process, Program};
+use crate::adapter::runtime::{Launch, Setting, Wiring};
+use crate::adapter::transport::{Heard, Http, Lines};
+use crate::base::token::Token;
+use crate::event::{SessionEnd, SessionEndReason, StageState, Warning};
+
+/// From its start until it can take a first input.
+const START_TIME: Duration = Duration::from_secs(60);
+/// One try of its health; an early one may never be answered.
+const HEALTH_TIME: Duration = Duration::from_millis(500);
+const HEALTH_EVERY: Duration = Duration::from_millis(50);
+/// How long it waits for the sidecar before it starts a CLI that cannot work without.
+const SIDECAR_TIME: Duration = Duration::from_secs(30);
+/// How long what is in the pipes of a CLI that is gone is read.
+const WIND_UP_TIME: Duration = Duration::from_secs(2);
+/// What is kept of what it writes to stderr.
+const STDERR_TAIL: usize = 4 << 10;
+
+/// A CLI that is up.
+pub(super) struct Running {
+    pub(super) process: Process,
+    pub(super) http: Http,
+    pub(super) heard: mpsc::Receiver<Heard>,
+    pub(super) say: mpsc::Sender<Heard>,
+    pub(super) events: Lines,
+    pub(super) stdout: Lines,
+    pub(super) stderr: Tail,
+    pub(super) ready: bool,
+    pub(super) broken: Option<String>,
+    pub(super) events_task: tokio::task::JoinHandle<()>,
+}
+
+/// Why a CLI is not up any more.
+pub(super) enum Gone {
+    /// The session is over.
+    Ended(SessionEnd),
+    Crashed {
+        why: String,
+        status: Option<ExitStatus>,
+        stderr: String,
+        was_ready: bool,
+    },
+}
+
+#[derive(Default)]
+pub(super) struct Tail {
+    pub(super) lines: Lines,
+    kept: VecDeque<u8>,
+}
+
+impl Tail {
+    pub(super) fn feed(&mut self, bytes: &[u8]) {
+        self.kept.extend(&bytes[bytes.len().saturating_sub(STDERR_TAIL)..]);
+        let over = self.kept.len().saturating_sub(STDERR_TAIL);
+        self.kept.drain(..over);
+    }
+
+    pub(super) fn text(&self) -> String {
+        String::from_utf8_lossy(&self.kept.iter().copied().collect::<Vec<u8>>()).trim().to_owned()
+    }
+}
+
+impl Session {
+    /// Starts the CLI, up to where it has a session of ours.
+    pub(super) async fn start(&mut self) -> Result<Running, Gone> {
+        self.set_state("starting");
+        self.wait_for_sidecar().await?;
+        let since = Instant::now();
+        self.stage("runtime_start", StageState::Started, since, None).await;
+        let running = self.launch().await;
+        match &running {
+            Ok(_) => self.stage("runtime_start", StageState::Done, since, None).await,
+            Err(Gone::Crashed { why, .. }) => self.stage("runtime_start", StageState::Failed, since, Some(why.clone())).await,
+            Err(Gone::Ended(_)) => {}
+        }
+        running
+    }
+
+    pub(super) async fn launch(&mut self) -> Result<Running, Gone> {
+        let failed = |why: String| Gone::Crashed { why, status: None, stderr: String::new(), was_ready: false };
+        let password = Token::draw().map_err(|e| failed(format!("no password can be drawn: {e}")))?;
+        let Launch { args, env, wiring } = (self.config.runtime.launch)(&setting(&self.config, &self.session_id, password));
+        let program = self.config.program.clone().unwrap_or_else(|| self.config.runtime.program.to_owned());
+        let ours: Vec<(String, String)> = self.config.env.iter().cloned().chain(env).collect();
+        let env = process::environment(self.config.inherit_env, &self.config.allow_env, &ours);
+        let path = env.iter().find(|(name, _)| name == "PATH").map(|(_, value)| value.clone());
+        let found = process::find(&program, path.as_ref());
+        let found = found.ok_or_else(|| {
+            failed(format!(
+                "`{program}` was not found on `PATH`\nhint: install it (`{}`), or name it in `agents.agentRuntimes.{}.program`",
+                self.config.runtime.install, self.config.runtime.id
+            ))
+        })?;
+        let (say, heard) = mpsc::channel(64);
+        let program = Program { path: &found, args: &args, env: &env, workdir: &self.config.workdir, session: &self.session_id };
+        let process = Process::start(&program, &say).map_err(|e| failed(format!("`{}` cannot be started: {e}", found.display())))?;
+        self.raw_event(json!({ "type": "start", "command": found.display().to_string(), "args": args }));
+        let http = Http { address: String::new(), authorization: String::new() };
+        let events_task = tokio::spawn(async {});
+        let mut running = Running {
+            process,
+            http,
+            heard,
+            say,
+            events: Lines::default(),
+            stdout: Lines::default(),
+            stderr: Tail::default(),
+            ready: false,
+            broken: None,
+            events_task,
+        };
+        // Heard beside it: who wants the session to end does not wait for its start.
+        let mut commands = std::mem::replace(&mut self.commands, mpsc::channel(1).1);
+        let got_ready = tokio::select! {
+            got_ready = tokio::time::timeout(START_TIME, self.connect(&mut running, &wiring)) => Ok(got_ready),
+            end = asked_to_end(&mut commands) => Err(end),
+        };
+        self.commands = commands;
+        let got_ready = match got_ready {
+            Ok(got_ready) => got_ready,
+            Err(end) => return Err(self.stop(running, end).await),
+        };
+        match got_ready.unwrap_or_else(|_| Err(format!("it was not ready within {START_TIME:?}"))) {
+            Ok(()) => Ok(running),
+            Err(why) => Err(self.gone(running, why).await),
+        }
+    }
+
+    /// Finds the CLI's server, waits until it is healthy, hears its events, gets a session.
+    pub(super) async fn connect(&mut self, running: &mut Running, wiring: &Wiring) -> Result<(), String> {
+        let Wiring::Http { announced, authorization, health, version, events } = wiring;
+        let mut address = None;
+        while address.is_none() {
+            tokio::select! {
+                heard = running.heard.recv() => match heard {
+                    Some(Heard::Stdout(bytes)) => {
+                        let mut lines = Vec::new();
+                        running.stdout.feed(&bytes, |line| lines.extend(line.ok().map(<[u8]>::to_vec)));
+                        for line in lines {
+                            self.raw_line("stdout", &line);
+                            address = address.or_else(|| announced(&String::from_utf8_lossy(&line)));
+                        }
+                    }
+                    Some(Heard::Stderr(bytes)) => self.hear_stderr(running, &bytes),
+                    _ => {}
+                },
+                status = running.process.ended() => return Err(format!("it ended before it was ready ({})", describe(status))),
+            }
+        }
+        running.http = Http { address: address.unwrap_or_default(), authorization: authorization.clone() };
+        let body = loop {
+            match running.http.ask("GET", health, None, HEALTH_TIME).await {
+                Ok((200, body)) => break body,
+                Ok((401 | 403, _)) => return Err("it does not accept the password that it was given".into()),
+                _ => tokio::select! {
+                    () = sleep(HEALTH_EVERY) => {}
+                    status = running.process.ended() => return Err(format!("it ended before it was ready ({})", describe(status))),
+                },
+            }
+        };
+        self.version = version(&body);
+        self.check_version()?;
+        running.events_task.abort();
+        running.events_task = running.http.events(events, running.say.clone()).await.map_err(|e| format!("its events cannot be read: {e}"))?;
+        let mut actions = Vec::new();
+        self.translator.open(self.balance.native_session_id.as_deref(), &mut actions);
+        self.carry_out(running, actions).await;
+        while !running.ready {
+            tokio::select! {
+                heard = running.heard.recv() => if let Some(heard) = heard { self.hear(running, heard).await },
+                status = running.process.ended() => return Err(format!("it ended before it was ready ({})", describe(status))),
+            }
+            if let Some(why) = running.broken.take() {
+                return Err(why);
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn check_version(&mut self) -> Result<(), String> {
+        let runtime = self.config.runtime;
+        let version = self.version.clone().unwrap_or_default();
+        if !version.starts_with(runtime.protocol) {
+            return Err(format!(
+                "its version is `{version}`, and only `{}x` is understood\nhint: install {} ({})",
+                runtime.protocol, runtime.verified, runtime.install
+            ));
+        }
+        if version != runtime.verified {
+            self.say(Warning { message: format!("{} {version} is not the version that was verified ({})", runtime.name, runtime.verified) });
+        }
+        Ok(())
+    }
+
+    /// A CLI without its provider would only fail, each in its own way.
+    pub(super) async fn wait_for_sidecar(&mut self) -> Result<(), Gone> {
+        let (since, address) = (Instant::now(), self.config.sidecar.trim_start_matches("http://").to_owned());
+        let http = Http { address: address.clone(), authorization: format!("Bearer {}", self.config.key) };
+        let mut told = false;
+        loop {
+            let why = match http.ask("HEAD", "/", None, HEALTH_TIME).await {
+                Ok((200, _)) => {
+                    if told {
+                        self.stage("sidecar", StageState::Done, since, None).await;
+                    }
+                    return Ok(());
+                }
+                Ok((status, _)) => format!("status {status}"),
+                Err(why) => why,
+            };
+            if !told {
+                told = true;
+                self.stage("sidecar", StageState::Started, since, Some(format!("waiting for the sidecar at {address}"))).await;
+            }
+            if since.elapsed() > SIDECAR_TIME {
+                self.stage("sidecar", StageState::Failed, since, Some(why.clone())).await;
+                let why = format!(
+                    "the sidecar at `{}` does not answer: {why}\nhint: start `outrigger sidecar`, or name another address in `sidecar.url`",
+                    self.config.sidecar
+                );
+                return Err(Gone::Crashed { why, status: None, stderr: String::new(), was_ready: false });
+            }
+            if let Some(end) = self.pause(Duration::from_millis(200)).await {
+                return Err(Gone::Ended(end));
+            }
+            self.set_state("starting");
+        }
+    }
+
+    /// Ends a CLI that works, because the session is over.
+    pub(super) async fn stop(&mut self, mut running: Running, end: SessionEnd) -> Gone {
+        self.inbox.close(true);
+        // What is cut here was interrupted by us.
+        self.translator.interrupt(&mut Vec::new());
+        let mut end = end;
+        let status = self.wind_up(&mut running).await;
+        let status = stop_process(running, status).await;
+        if end.reason != SessionEndReason::Completed {
+            end.exit_code = status.and_then(|s| s.code());
+        }
+        self.raw_event(json!({ "type": "exit", "code": status.and_then(|s| s.code()) }));
+        Gone::Ended(end)
+    }
+
+    /// A CLI that is gone, or must go because it does not work.
+    pub(super) async fn gone(&mut self, mut running: Running, why: String) -> Gone {
+        // What it wrote last may say why.
+        let status = self.wind_up(&mut running).await;
+        let (stderr, was_ready) = (running.stderr.text(), running.ready);
+        let status = stop_process(running, status).await;
+        self.raw_event(json!({ "type": "exit", "code": status.and_then(|s| s.code()) }));
+        Gone::Crashed { why, status, stderr, was_ready }
+    }
+
+    /// Hears what is still in the pipes.
+    pub(super) async fn wind_up(&mut self, running: &mut Running) -> Option<ExitStatus> {
+        let status = tokio::time::timeout(Duration::ZERO, running.process.ended()).await.ok().flatten();
+        let until = Instant::now() + WIND_UP_TIME;
+        while let Ok(Some(heard)) = tokio::time::timeout(Duration::from_millis(50), running.heard.recv()).await {
+            if Instant::now() > until {
+                break;
+            }
+            if !matches!(heard, Heard::EventsOver(_)) {
+                self.hear(running, heard).await;
+            }
+            if status.is_none() {
+                break;
+            }
+        }
+        self.calls.shutdown().await;
+        running.events_task.abort();
+        status
+    }
+}
+
+async fn stop_process(running: Running, status: Option<ExitStatus>) -> Option<ExitStatus> {
+    let Running { process, mut heard, say, .. } = running;
+    drop(say);
+    // Its pipes are read until it is gone, so that nothing it writes then can block it.
+    let drain = async move { while heard.recv().await.is_some() {} };
+    let drain = tokio::spawn(drain);
+    let stopped = process.stop().await;
+    drain.abort();
+    status.or(stopped)
+}
+
+/// What the registry's runtime is given.
+pub(super) fn setting(config: &Config, session_id: &str, password: String) -> Setting {
+    Setting {
+        session_id: session_id.to_owned(),
+        model: config.native_model.clone(),
+        sidecar: config.sidecar.clone(),
+        key: config.key.clone(),
+        workdir: config.workdir.clone(),
+        permissions: config.permissions,
+        allowed_tools: config.allowed_tools.clone(),
+        mcp: config.mcp.clone(),
+        subagents: config.subagents,
+        interactive: !config.oneshot,
+        password,
+    }
+}
