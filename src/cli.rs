@@ -35,7 +35,7 @@ pub enum Command {
     ///
     /// Example: outrigger rehearse --listen 127.0.0.1:4010 --script steps.yaml
     Rehearse(Rehearse),
-    /// Ask a running sidecar whether it is ready (for probes in images without curl)
+    /// Ask a running sidecar or adapter whether it is ready (for probes in images without curl)
     ///
     /// Example: outrigger healthcheck --address 127.0.0.1:9091
     Healthcheck(Healthcheck),
@@ -163,7 +163,10 @@ pub struct Rehearse {
 
 #[derive(Debug, clap::Args)]
 pub struct Healthcheck {
-    /// The admin address of the sidecar
+    /// The admin address of the sidecar, or the adapter's (127.0.0.1:3100)
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9091")]
     pub address: SocketAddr,
+    /// What is asked for; `/health` of an adapter
+    #[arg(long, value_name = "PATH", default_value = "/readyz")]
+    pub path: String,
 }

@@ -1,4 +1,4 @@
-//! `outrigger healthcheck`: `/readyz`, as an exit code.
+//! `outrigger healthcheck`: whether a port answers 200, as an exit code.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -20,7 +20,7 @@ fn ask(args: &cli::Healthcheck) -> std::io::Result<String> {
     let mut stream = TcpStream::connect_timeout(&args.address, time)?;
     stream.set_read_timeout(Some(time))?;
     stream.set_write_timeout(Some(time))?;
-    write!(stream, "GET /readyz HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", args.address)?;
+    write!(stream, "GET {} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", args.path, args.address)?;
     let mut answer = String::new();
     stream.take(64 * 1024).read_to_string(&mut answer)?;
     Ok(answer)

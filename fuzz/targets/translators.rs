@@ -1,0 +1,54 @@
+//! Lines of any content, to every runtime's translator: no panic, and the rules of a stream.
+#![no_main]
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use libfuzzer_sys::fuzz_target;
+use outrigger::adapter::balance::Balance;
+use outrigger::adapter::runtime::{Action, Permissions, Setting, registry};
+use outrigger::event::Payload;
+
+fuzz_target!(|data: &[u8]| {
+    let setting = Setting {
+        session_id: "s".into(),
+        model: "anthropic/m".into(),
+        sidecar: "http://127.0.0.1:1".into(),
+        key: "k".into(),
+        workdir: "/".into(),
+        permissions: Permissions::Ask,
+        allowed_tools: Vec::new(),
+        mcp: BTreeMap::new(),
+        subagents: true,
+        interactive: true,
+        password: "p".into(),
+    };
+    for runtime in registry::ALL {
+        let (mut translator, mut actions) = ((runtime.translator)(&setting), Vec::new());
+        for (i, line) in data.split(|b| *b == b'\n').enumerate() {
+            translator.read(line, &mut actions);
+            match i % 7 {
+                3 => translator.interrupt(&mut actions),
+                5 => translator.wake(&mut actions),
+                _ => {}
+            }
+        }
+        translator.close(&mut actions);
+        let (mut balance, mut said) = (Balance::new("s"), Vec::new());
+        for action in actions {
+            if let Action::Event(payload) = action {
+                balance.admit(0, payload, &mut said);
+            }
+        }
+        let (mut turn, mut tools) = (None, BTreeSet::new());
+        for (payload, _) in said {
+            match payload {
+                Payload::TurnStart(start) => assert_eq!(turn.replace(start.turn), None),
+                Payload::TurnEnd(end) => assert!(turn.take() == Some(end.turn) && tools.is_empty()),
+                Payload::ToolUse(tool) => assert!(tools.insert(tool.tool_use_id)),
+                Payload::ToolResult(result) => assert!(tools.remove(&result.tool_use_id)),
+                _ => {}
+            }
+        }
+        assert_eq!(turn, None);
+    }
+});
