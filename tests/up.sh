@@ -27,10 +27,12 @@ const [url, began] = [`http://localhost:${process.argv[1]}`, Date.now()];
 const post = (text) => fetch(`${url}/inject`, { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify({ text }) });
 const wait = (ms) => new Promise((done) => setTimeout(done, ms));
 setTimeout(() => { console.error("no two turns within two minutes"); process.exit(1); }, 120_000).unref();
-let turns = 0, last = 0;
+let turns = 0, last = null;
 for (;;) {
+  // An earlier session in this directory goes on; its turns are not these.
+  last ??= await fetch(`${url}/status`).then((r) => r.json()).then((s) => s.sequence, () => null);
   const response = await fetch(`${url}/stream?since=${last}`).catch(() => null);
-  if (!response) { await wait(50); continue; }
+  if (!response || last === null) { await wait(50); continue; }
   let text = "";
   for await (const piece of response.body.pipeThrough(new TextDecoderStream())) {
     text += piece;

@@ -117,8 +117,10 @@ impl Adapter {
         let inbox = Inbox::open(&dir.join("inbox.jsonl")).map_err(|e| format!("the inbox in `{}` cannot be used: {e}", dir.display()))?;
         let inbox = Arc::new(inbox);
         if let Some(text) = config.prompt.take() {
-            let prompt =
-                Input { input_id: "initial".into(), text, mode: InputMode::Queue, source: InputSource::Initial, sender_id: None, attachments: Vec::new() };
+            // The same prompt again is a restart; another one is another input.
+            let digest = ring::digest::digest(&ring::digest::SHA256, text.as_bytes());
+            let input_id = format!("initial-{:08x}", u32::from_be_bytes(digest.as_ref().first_chunk().copied().unwrap_or_default()));
+            let prompt = Input { input_id, text, mode: InputMode::Queue, source: InputSource::Initial, sender_id: None, attachments: Vec::new() };
             inbox.accept(prompt).map_err(|e| e.to_string())?;
         }
         let (stream_listener, input_listener) = (bind(config.stream).await?, bind(config.input).await?);

@@ -14,6 +14,7 @@ use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{Exit, Signals, fail};
+use crate::adapter::transport::Http;
 use crate::cli;
 
 const START_TIME: Duration = Duration::from_secs(20);
@@ -76,6 +77,14 @@ async fn start(args: &cli::Up, children: &mut Vec<(&'static str, Child)>) -> Res
     std::fs::create_dir_all(&workdir).map_err(|e| format!("cannot make `{}`: {e}", workdir.display()))?;
     children.push(("adapter", adapter(args, &layout, &workdir)?));
     wait_for(layout.stream, children).await?;
+    if let Some(text) = &args.session.prompt {
+        // By `inject`, not as the session's first: in this directory one may go on.
+        let http = Http { address: layout.stream.to_string(), authorization: String::new() };
+        let (status, answer) = http.ask("POST", "/inject", Some(&serde_json::json!({ "text": text, "mode": "queue" })), START_TIME).await?;
+        if status != 202 {
+            return Err(format!("the prompt was not taken: {}", String::from_utf8_lossy(&answer)));
+        }
+    }
     let url = format!("http://localhost:{}/", layout.stream.port());
     let model = if args.sidecar_config.is_some() { "your providers" } else { "the scripted provider" };
     say(&format!(
@@ -139,7 +148,6 @@ fn adapter(args: &cli::Up, layout: &Layout, workdir: &Path) -> Result<Child, Str
         ("--runtime", session.runtime.clone()),
         ("--model", session.model),
         ("--tier", session.tier),
-        ("--prompt", session.prompt),
         ("--permissions", session.permissions),
     ];
     for (name, value) in options {

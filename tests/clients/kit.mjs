@@ -137,7 +137,7 @@ export function client(name, args, { home, env = {}, cwd = home, timeout = 60_00
   return new Promise((done) => {
     child.once('close', (code, signal) => {
       clearTimeout(killer);
-      done({ code, signal, out, ms: Date.now() - started });
+      done({ code, signal, out, ms: Date.now() - started, ended: Date.now() });
     });
   });
 }
