@@ -86,10 +86,11 @@ async function turn(name, cli, pod) {
     const dir = home();
     const { args, env } = cli.setup(dir, pod.url);
     const seen = (await pod.audit(0)).length;
-    const run = await client(name, args, { home: dir, cwd: join(dir, 'work'), env, timeout: 40_000 });
+    const run = await client(name, args, { home: dir, cwd: join(dir, 'work'), env, timeout: 25_000 });
     const silent = run.signal === 'SIGKILL' && run.out === '';
-    if (!silent || attempt === 4) return { dir, seen, run };
-    console.log(`${name} HUNG WITHOUT A WORD after ${(await pod.audit(0)).length - seen} requests; starting it again`);
+    if (!silent || attempt === 5) return { dir, seen, run };
+    const answered = (await pod.audit(0)).slice(seen).map((r) => r.code ?? r.status);
+    console.log(`${name} HUNG WITHOUT A WORD after requests that were answered ${answered}; starting it again`);
     rmSync(dir, { recursive: true, force: true });
   }
 }
