@@ -524,6 +524,32 @@ impl Usage {
         sum(&mut self.reasoning, other.reasoning);
         sum(&mut self.cost_usd, other.cost_usd);
     }
+
+    /// What has come to a sum since it was `before`.
+    pub fn since(&self, before: &Usage) -> Usage {
+        let more = |now: Option<u64>, before: Option<u64>| now.map(|now| now.saturating_sub(before.unwrap_or(0)));
+        Usage {
+            input: more(self.input, before.input),
+            cache_read: more(self.cache_read, before.cache_read),
+            cache_write: more(self.cache_write, before.cache_write),
+            output: more(self.output, before.output),
+            reasoning: more(self.reasoning, before.reasoning),
+            cost_usd: self.cost_usd.map(|now| (now - before.cost_usd.unwrap_or(0.0)).max(0.0)),
+        }
+    }
+
+    /// The larger of two sums, count by count.
+    pub fn at_least(&self, other: &Usage) -> Usage {
+        let cost = |a: Option<f64>, b: Option<f64>| a.into_iter().chain(b).reduce(f64::max);
+        Usage {
+            input: self.input.max(other.input),
+            cache_read: self.cache_read.max(other.cache_read),
+            cache_write: self.cache_write.max(other.cache_write),
+            output: self.output.max(other.output),
+            reasoning: self.reasoning.max(other.reasoning),
+            cost_usd: cost(self.cost_usd, other.cost_usd),
+        }
+    }
 }
 
 /// What the CLI said and nobody here understands. Never dropped.

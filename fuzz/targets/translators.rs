@@ -20,7 +20,9 @@ fuzz_target!(|data: &[u8]| {
         mcp: BTreeMap::new(),
         subagents: true,
         interactive: true,
-        password: "p".into(),
+        home: "/home".into(),
+        resume: None,
+        random: "0123456789abcdef".repeat(4),
     };
     for runtime in registry::ALL {
         let (mut translator, mut actions) = ((runtime.translator)(&setting), Vec::new());

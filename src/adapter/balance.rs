@@ -68,8 +68,10 @@ impl Balance {
                 self.tools.push(OpenTool { id: tool.tool_use_id.clone(), parent: tool.parent_tool_use_id.clone(), since: now });
                 self.push(tool, out);
             }
-            Payload::ToolResult(result) if self.tools.iter().any(|t| t.id == result.tool_use_id) => {
-                self.tools.retain(|t| t.id != result.tool_use_id);
+            Payload::ToolResult(mut result) if self.tools.iter().any(|t| t.id == result.tool_use_id) => {
+                for tool in self.tools.extract_if(.., |t| t.id == result.tool_use_id) {
+                    result.duration_ms.get_or_insert(elapsed(tool.since, now));
+                }
                 self.push(result, out);
             }
             Payload::PermissionRequest(request) if !self.permissions.contains(&request.request_id) => {

@@ -43,6 +43,8 @@ pub struct Config {
     pub permission_timeout: Duration,
     pub subagents: bool,
     pub journal: PathBuf,
+    /// Settings and history of the CLI, where it can be told where to keep them.
+    pub home: PathBuf,
     pub retention: Retention,
     /// The CLI's own lines are kept too, for `?view=raw`.
     pub raw: bool,
@@ -160,6 +162,8 @@ fn config(value: Value, flags: &Flags, env: Env<'_>, problems: &Problems) -> Opt
     let allow_env = session.strings("allowEnv").unwrap_or_default();
     let agent_env = agent_env(problems, &name, agent.env.clone(), &allow_env, env);
     let program = agent.program.clone();
+    let journal = flags.journal.clone().or(journal).unwrap_or_else(|| PathBuf::from("/var/lib/outrigger/session"));
+    let home = session.string("home").map_or_else(|| journal.join("home"), PathBuf::from);
     let config = Config {
         session_id: flags.session_id.clone().or_else(|| env("SESSION_ID")),
         runtime,
@@ -177,7 +181,8 @@ fn config(value: Value, flags: &Flags, env: Env<'_>, problems: &Problems) -> Opt
         permissions,
         permission_timeout: session.duration("permissionTimeout").unwrap_or(Duration::from_secs(600)),
         subagents: session.flag("subagents").unwrap_or(false),
-        journal: flags.journal.clone().or(journal).unwrap_or_else(|| PathBuf::from("/var/lib/outrigger/session")),
+        journal,
+        home: std::path::absolute(&home).unwrap_or(home),
         retention,
         raw: session.flag("raw").unwrap_or(true),
         idle_timeout: idle.or(idle_in_file).unwrap_or(Duration::from_secs(900)),

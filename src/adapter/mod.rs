@@ -2,8 +2,10 @@
 //! on `:8788`. Never imports `sidecar`.
 
 pub mod balance;
+pub mod cause;
 pub mod config;
 mod console;
+pub mod draft;
 mod http;
 pub mod inbox;
 mod input_api;

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use rustix::process::{Pid, Signal, WaitOptions};
-use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -30,6 +30,8 @@ use super::transport::Heard;
 pub const MARK: &str = "OUTRIGGER_SESSION";
 /// From one signal to the next harder one.
 const PATIENCE: Duration = Duration::from_millis(1300);
+/// How long it may take to tell its version.
+const VERSION_TIME: Duration = Duration::from_secs(20);
 /// After SIGKILL, until what is left is looked for again.
 const SWEEP: Duration = Duration::from_millis(20);
 /// What is left after this is said, and left.
@@ -49,12 +51,22 @@ pub struct Process {
 
 /// What is started.
 #[derive(Debug)]
-pub struct Program<'a> {
-    pub path: &'a Path,
-    pub args: &'a [String],
-    pub env: &'a [(OsString, OsString)],
-    pub workdir: &'a Path,
-    pub session: &'a str,
+pub struct Program {
+    pub path: PathBuf,
+    pub args: Vec<String>,
+    pub env: Vec<(OsString, OsString)>,
+    pub workdir: PathBuf,
+    pub session: String,
+    /// Its standard input stays open; else it is empty.
+    pub stdin: bool,
+}
+
+impl Program {
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.path);
+        command.env_clear().envs(self.env.iter().map(|(k, v)| (k, v))).env(MARK, &self.session).current_dir(&self.workdir);
+        command
+    }
 }
 
 impl Process {
@@ -62,10 +74,10 @@ impl Process {
     ///
     /// # Errors
     /// The system's.
-    pub fn start(program: &Program<'_>, heard: &mpsc::Sender<Heard>) -> io::Result<Process> {
-        let mut command = Command::new(program.path);
-        command.args(program.args).env_clear().envs(program.env.iter().map(|(k, v)| (k, v))).env(MARK, program.session);
-        command.current_dir(program.workdir).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+    pub fn start(program: &Program, heard: &mpsc::Sender<Heard>) -> io::Result<Process> {
+        let mut command = program.command();
+        let stdin = if program.stdin { Stdio::piped() } else { Stdio::null() };
+        command.args(&program.args).stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
         let mut child = command.spawn()?;
         let pid = child.id().and_then(|id| Pid::from_raw(id.cast_signed())).ok_or_else(|| io::Error::other("it has no process id"))?;
         CLI.store(pid.as_raw_nonzero().get().unsigned_abs(), Ordering::Release);
@@ -75,7 +87,22 @@ impl Process {
         if let Some(stderr) = child.stderr.take() {
             tokio::spawn(drain(stderr, heard.clone(), Heard::Stderr));
         }
-        Ok(Process { child, pid, session: program.session.to_owned() })
+        Ok(Process { child, pid, session: program.session.clone() })
+    }
+
+    /// Takes its standard input, if it is open; what is sent is written in order, by a task of
+    /// its own, so that a CLI that does not read holds nobody up. Closed when the sender is dropped.
+    pub fn input(&mut self) -> Option<mpsc::UnboundedSender<Bytes>> {
+        let mut stdin = self.child.stdin.take()?;
+        let (sender, mut lines) = mpsc::unbounded_channel::<Bytes>();
+        tokio::spawn(async move {
+            while let Some(line) = lines.recv().await {
+                if stdin.write_all(&line).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Some(sender)
     }
 
     /// Waits for its end. May be dropped and called again.
@@ -97,6 +124,20 @@ impl Process {
         sweep(&self.session).await;
         status
     }
+}
+
+/// Asks a CLI for its version; the first word with a digit at its beginning.
+///
+/// # Errors
+/// It does not say it.
+pub async fn version(program: &Program) -> Result<String, String> {
+    let mut command = program.command();
+    command.arg("--version").stdin(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
+    let asked = tokio::time::timeout(VERSION_TIME, command.output()).await;
+    let output = asked.map_err(|_| "it does not tell its version".to_owned())?.map_err(|e| format!("it cannot be asked for its version: {e}"))?;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let version = said.split_whitespace().find(|w| w.starts_with(|c: char| c.is_ascii_digit()));
+    version.map(str::to_owned).ok_or_else(|| format!("`--version` says `{}`, which is no version", said.trim()))
 }
 
 async fn drain(mut pipe: impl AsyncRead + Unpin, heard: mpsc::Sender<Heard>, kind: fn(Bytes) -> Heard) {

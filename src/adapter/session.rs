@@ -31,7 +31,7 @@ use super::inbox::{Inbox, Input, Sent};
 use super::journal;
 use super::process;
 use super::runtime::{Action, Decision, Permissions, Phase, Translator, effective_mode};
-use super::transport::Heard;
+use super::transport::{self, Heard};
 use crate::event::{ErrorCode, ErrorEvent, InputMode, Payload, SessionEnd, SessionEndReason, TurnEndReason, TurnStart, Unparsed, Warning};
 
 /// After this a CLI that was told to stop its turn is restarted.
@@ -40,6 +40,8 @@ const INTERRUPT_TIME: Duration = Duration::from_secs(10);
 const MAX_CRASHES: usize = 5;
 const CRASH_WINDOW: Duration = Duration::from_secs(120);
 const FIRST_BACKOFF: Duration = Duration::from_millis(200);
+/// Instead of a line that nobody keeps.
+const TOO_LONG: &[u8] = b"(a line that was too long)";
 
 /// What others ask of the session.
 #[derive(Debug)]
@@ -96,6 +98,8 @@ pub struct Session {
     said: Vec<String>,
     admitted: Vec<Admitted>,
     calls: JoinSet<()>,
+    /// What is to be done, in order.
+    actions: VecDeque<Action>,
     version: Option<String>,
     steps: u64,
     /// The turn is being stopped for its steps.
@@ -129,7 +133,7 @@ impl Session {
         let Parts { config, session_id, balance, journal, raw, inbox, commands, status } = parts;
         let now = Instant::now();
         Session {
-            translator: (config.runtime.translator)(&setting(&config, &session_id, String::new())),
+            translator: (config.runtime.translator)(&setting(&config, &session_id, None, String::new())),
             config,
             session_id,
             balance,
@@ -141,6 +145,7 @@ impl Session {
             said: Vec::new(),
             admitted: Vec::new(),
             calls: JoinSet::new(),
+            actions: VecDeque::new(),
             version: None,
             steps: 0,
             over_limit: false,
@@ -261,28 +266,47 @@ impl Session {
             }
             Heard::Stdout(bytes) => {
                 let raw = &mut self.raw;
-                running.stdout.feed(&bytes, |line| raw_output(raw, "stdout", line.unwrap_or(b"(a line that was too long)")));
+                let mut translator = running.speaks_lines.then_some(&mut self.translator);
+                running.stdout.feed(&bytes, |line| match (line, translator.as_mut()) {
+                    (Ok(line), translator) => {
+                        raw_output(raw, "stdout", line);
+                        if let Some(translator) = translator.filter(|_| !line.is_empty()) {
+                            translator.read(line, &mut actions);
+                        }
+                    }
+                    (Err(oversize), _) => actions.push(Unparsed { native: oversize }.into()),
+                });
             }
-            Heard::Stderr(bytes) => self.hear_stderr(running, &bytes),
+            Heard::Stderr(bytes) => self.hear_stderr(running, &bytes, &mut actions),
             Heard::EventsOver(why) => running.broken = Some(format!("the events of {} ended: {why}", self.config.runtime.name)),
             Heard::Reply(tag, reply) => self.translator.reply(tag, reply, &mut actions),
-            Heard::Exited(_) => {}
         }
         self.carry_out(running, actions).await;
     }
 
-    fn hear_stderr(&mut self, running: &mut Running, bytes: &[u8]) {
+    fn hear_stderr(&mut self, running: &mut Running, bytes: &[u8], actions: &mut Vec<Action>) {
         running.stderr.feed(bytes);
-        let raw = &mut self.raw;
-        running.stderr.lines.feed(bytes, |line| raw_output(raw, "stderr", line.unwrap_or(b"(a line that was too long)")));
+        let (raw, translator) = (&mut self.raw, &mut self.translator);
+        running.stderr.lines.feed(bytes, |line| {
+            let line = line.unwrap_or(TOO_LONG);
+            raw_output(raw, "stderr", line);
+            translator.read_stderr(&String::from_utf8_lossy(line), actions);
+        });
     }
 
     /// Does what a translator wants done, and writes down what it said.
     async fn carry_out(&mut self, running: &mut Running, actions: Vec<Action>) {
-        for action in actions {
+        self.actions.extend(actions);
+        while let Some(action) = self.actions.pop_front() {
             match action {
-                Action::Event(payload) => self.tell(running, payload),
+                Action::Event(payload) => self.tell(payload),
                 Action::Call(call) => _ = self.calls.spawn(running.http.clone().call(call, running.say.clone())),
+                Action::Send(message) => running.send(&message),
+                Action::Find { tag, file } => _ = self.calls.spawn(transport::find(file, tag, running.say.clone())),
+                Action::Version(version) => {
+                    self.version = Some(version);
+                    running.broken = self.check_version().err();
+                }
                 Action::Ready { native_session_id, resumed } => {
                     running.ready = true;
                     self.say(self.session_start(native_session_id, resumed));
@@ -292,6 +316,7 @@ impl Session {
                     // them leaves is found in the journal.
                     self.commit().await;
                     note(self.inbox.over(&input_id));
+                    self.said.retain(|said| *said != input_id);
                 }
                 Action::Undelivered { input_id } => persist(|| self.inbox.unsent(&input_id)).await,
                 Action::Refused { input_id, why } => {
@@ -300,7 +325,7 @@ impl Session {
                     self.commit().await;
                     note(self.inbox.over(&input_id));
                 }
-                Action::Step => self.count_step(running),
+                Action::Step => self.count_step(),
                 Action::Wake(after) => self.wake_at = Some(Instant::now() + after),
                 Action::Broken(why) => running.broken = Some(why),
             }
@@ -310,14 +335,19 @@ impl Session {
     }
 
     /// Puts an event on the stream, and draws the consequences that hold for every runtime.
-    fn tell(&mut self, running: &mut Running, payload: Payload) {
+    fn tell(&mut self, payload: Payload) {
         match payload {
+            // What was told of before a crash is not told again.
             Payload::UserMessage(message) if self.said.contains(&message.input_id) => {}
+            Payload::UserMessage(message) => {
+                self.said.push(message.input_id.clone());
+                self.say(message);
+            }
             Payload::TurnStart(_) => {
                 (self.steps, self.over_limit) = (0, false);
                 self.say(payload);
                 if std::mem::take(&mut self.interrupt_soon) {
-                    self.interrupt(running);
+                    self.interrupt();
                 }
             }
             Payload::TurnEnd(mut end) => {
@@ -339,12 +369,12 @@ impl Session {
             Payload::PermissionRequest(request) => {
                 let (id, answer) = (request.request_id.clone(), self.policy());
                 self.say(request);
-                self.wait_for_answer(running, id, answer);
+                self.wait_for_answer(id, answer);
             }
             Payload::QuestionRequest(request) => {
                 let id = request.request_id.clone();
                 self.say(request);
-                self.wait_for_answer(running, id, self.config.oneshot.then_some(Decision::RejectQuestion));
+                self.wait_for_answer(id, self.config.oneshot.then_some(Decision::RejectQuestion));
             }
             other => self.say(other),
         }
@@ -360,28 +390,25 @@ impl Session {
         }
     }
 
-    fn wait_for_answer(&mut self, running: &Running, id: String, answer: Option<Decision>) {
+    fn wait_for_answer(&mut self, id: String, answer: Option<Decision>) {
         match answer {
-            Some(decision) => _ = self.answer(running, &id, &decision, "policy"),
+            Some(decision) => _ = self.answer(&id, &decision, "policy"),
             None => self.deadlines.push((id, Instant::now() + self.config.permission_timeout)),
         }
     }
 
-    fn answer(&mut self, running: &Running, request_id: &str, decision: &Decision, by: &str) -> bool {
+    /// Whether such a request was open; what there is to do then, `carry_out` does.
+    fn answer(&mut self, request_id: &str, decision: &Decision, by: &str) -> bool {
         let mut actions = Vec::new();
         let known = self.translator.answer(request_id, decision, by, &mut actions);
-        for action in actions {
-            if let Action::Call(call) = action {
-                self.calls.spawn(running.http.clone().call(call, running.say.clone()));
-            }
-        }
+        self.actions.extend(actions);
         if known {
             self.deadlines.retain(|(id, _)| id != request_id);
         }
         known
     }
 
-    fn count_step(&mut self, running: &Running) {
+    fn count_step(&mut self) {
         self.steps += 1;
         let (steps, max) = (self.steps, self.config.max_steps);
         // At each quarter of the way.
@@ -390,11 +417,11 @@ impl Session {
         }
         if steps >= max && !self.over_limit {
             self.over_limit = true;
-            self.interrupt(running);
+            self.interrupt();
         }
     }
 
-    fn interrupt(&mut self, running: &Running) {
+    fn interrupt(&mut self) {
         if self.balance.turn.is_none() {
             // Its turn has not begun, and may be about to.
             self.interrupt_soon = self.inbox.is_in_flight() || self.translator.phase() != Phase::Idle;
@@ -402,22 +429,20 @@ impl Session {
         }
         let mut actions = Vec::new();
         self.translator.interrupt(&mut actions);
-        for action in actions {
-            if let Action::Call(call) = action {
-                self.interrupt_by.get_or_insert(Instant::now() + INTERRUPT_TIME);
-                self.calls.spawn(running.http.clone().call(call, running.say.clone()));
-            }
+        if !actions.is_empty() {
+            self.interrupt_by.get_or_insert(Instant::now() + INTERRUPT_TIME);
         }
+        self.actions.extend(actions);
     }
 
     async fn obey(&mut self, running: &mut Running, command: Command) {
         self.active = Instant::now();
         match command {
-            Command::Interrupt => self.interrupt(running),
-            Command::Answer { request_id, decision, known } => _ = known.send(self.answer(running, &request_id, &decision, "user")),
+            Command::Interrupt => self.interrupt(),
+            Command::Answer { request_id, decision, known } => _ = known.send(self.answer(&request_id, &decision, "user")),
             Command::Keepalive | Command::Shutdown { .. } | Command::Terminate => {}
         }
-        self.commit().await;
+        self.carry_out(running, Vec::new()).await;
     }
 
     async fn on_time(&mut self, running: &mut Running) {
@@ -438,9 +463,10 @@ impl Session {
             } else {
                 Decision::Deny { message: Some("nobody answered in time".into()) }
             };
-            self.answer(running, &id, &decision, "adapter");
+            self.answer(&id, &decision, "adapter");
             self.deadlines.retain(|(late, _)| *late != id);
         }
+        self.carry_out(running, Vec::new()).await;
     }
 
     /// Hands the next input over, if its time has come.
@@ -453,15 +479,17 @@ impl Session {
             Phase::Settling => return,
             phase => phase == Phase::Busy,
         };
-        match effective_mode(mode, &self.config.runtime.capabilities) {
+        let steer = self.config.runtime.capabilities.steer;
+        match effective_mode(mode, steer && self.translator.steers_now()) {
             InputMode::Queue | InputMode::Auto if busy => return,
             InputMode::Interrupt if busy => {
                 if self.interrupt_by.is_none() {
-                    self.interrupt(running);
+                    self.interrupt();
+                    self.carry_out(running, Vec::new()).await;
                 }
                 return;
             }
-            InputMode::Steer if busy && !self.config.runtime.capabilities.steer => return self.cannot_steer(),
+            InputMode::Steer if busy && !steer => return self.cannot_steer(),
             _ => {}
         }
         if self.balance.turns >= self.config.max_turns && !busy {

@@ -1,8 +1,10 @@
 //! How one hears and asks a CLI: bounded lines of what it writes, and a client for one that
 //! serves HTTP on loopback.
 
-use std::process::ExitStatus;
-use std::time::Duration;
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
@@ -15,7 +17,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
-use super::runtime::{Call, Reply, Tag};
+use super::runtime::{Call, Record, Reply, Tag};
 
 /// Longest line that is kept whole.
 pub const MAX_LINE: usize = 8 << 20;
@@ -35,7 +37,6 @@ pub enum Heard {
     /// That stream is over.
     EventsOver(String),
     Reply(Tag, Reply),
-    Exited(Option<ExitStatus>),
 }
 
 /// Cuts a stream into lines, none of which costs more than so many bytes.
@@ -113,6 +114,44 @@ impl Lines {
 
 fn hex(digest: &Digest) -> String {
     digest.as_ref().iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// Reads what a CLI wrote down, and says so.
+pub async fn find(file: Record, tag: Tag, heard: mpsc::Sender<Heard>) {
+    let reply = match tokio::task::spawn_blocking(move || newest(&file)).await {
+        Ok(Ok(Some(body))) => Reply::Answer { status: 200, body },
+        Ok(Ok(None)) => Reply::Answer { status: 404, body: Vec::new() },
+        Ok(Err(e)) => Reply::Lost(e.to_string()),
+        Err(e) => Reply::Lost(e.to_string()),
+    };
+    let _ = heard.send(Heard::Reply(tag, reply)).await;
+}
+
+fn newest(file: &Record) -> io::Result<Option<Vec<u8>>> {
+    let mut found: Option<(SystemTime, PathBuf)> = None;
+    look_below(&file.dir, 2, &file.suffix, &mut found);
+    let Some((_, path)) = found else { return Ok(None) };
+    let mut file = File::open(path)?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(MAX_REPLY as u64)))?;
+    let mut bytes = Vec::new();
+    file.take(MAX_REPLY as u64).read_to_end(&mut bytes)?;
+    Ok(Some(bytes))
+}
+
+fn look_below(dir: &Path, depth: u32, suffix: &str, found: &mut Option<(SystemTime, PathBuf)>) {
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        // Not through links: the agent could lay them.
+        let Ok(kind) = entry.file_type() else { continue };
+        if kind.is_dir() && depth > 0 {
+            look_below(&entry.path(), depth - 1, suffix, found);
+        } else if kind.is_file() && entry.file_name().to_string_lossy().ends_with(suffix) {
+            let modified = entry.metadata().and_then(|m| m.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
+            if found.as_ref().is_none_or(|(before, _)| modified >= *before) {
+                *found = Some((modified, entry.path()));
+            }
+        }
+    }
 }
 
 /// The client of a CLI that serves HTTP.

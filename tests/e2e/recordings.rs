@@ -27,7 +27,9 @@ pub fn setting() -> Setting {
         mcp: BTreeMap::from([("echo".to_owned(), echo)]),
         subagents: false,
         interactive: true,
-        password: "password".into(),
+        home: "/home".into(),
+        resume: None,
+        random: "0123456789abcdef".repeat(4),
     }
 }
 

@@ -9,6 +9,7 @@ pub mod opencode;
 pub mod registry;
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::adapter::inbox::Input;
-use crate::event::{InputMode, Payload};
+use crate::event::{ErrorCode, ErrorEvent, InputMode, Payload, TurnEnd, TurnEndReason, TurnStart, Usage, UserMessage};
 
 /// A CLI, as the registry lists it.
 #[derive(Debug)]
@@ -36,7 +37,8 @@ pub struct Runtime {
     /// Providers that it can be pointed at the sidecar for.
     pub providers: &'static [&'static str],
     pub capabilities: Capabilities,
-    pub launch: fn(&Setting) -> Launch,
+    /// Writes what the CLI reads into its home, and says how it is started.
+    pub launch: fn(&Setting) -> io::Result<Launch>,
     pub translator: fn(&Setting) -> Box<dyn Translator>,
 }
 
@@ -109,8 +111,13 @@ pub struct Setting {
     pub subagents: bool,
     /// Somebody is there to answer questions.
     pub interactive: bool,
-    /// Of the CLI's own server, where it has one; drawn anew for each start.
-    pub password: String,
+    /// A directory of the session's own, kept across restarts: where a CLI can be told where
+    /// its settings and its history are, they are here.
+    pub home: PathBuf,
+    /// What the CLI is to resume by.
+    pub resume: Option<String>,
+    /// 64 hexadecimal digits, drawn anew for each start: for a password, or an id.
+    pub random: String,
 }
 
 /// How a CLI is started.
@@ -119,6 +126,10 @@ pub struct Launch {
     pub args: Vec<String>,
     pub env: Vec<(String, String)>,
     pub wiring: Wiring,
+    /// What was asked for and this CLI cannot do.
+    pub warnings: Vec<String>,
+    /// Its session, where the one who starts it chooses: the id, and whether it is resumed.
+    pub session: Option<(String, bool)>,
 }
 
 /// How one talks with it.
@@ -137,6 +148,11 @@ pub enum Wiring {
         /// A stream of server-sent events.
         events: &'static str,
     },
+    /// JSON lines: messages to its standard input, which stays open, and from its standard output.
+    Lines {
+        /// Its protocol does not tell its version: it is asked with `--version`.
+        version_flag: bool,
+    },
 }
 
 /// What the session is to do.
@@ -146,6 +162,13 @@ pub enum Action {
     Event(Payload),
     /// Ask the CLI something; the answer comes to [`Translator::reply`].
     Call(Call),
+    /// Tell the CLI something, on a line. What it answers is read like all that it says.
+    Send(Value),
+    /// Read what the CLI wrote down; it comes to [`Translator::reply`], as an HTTP answer would:
+    /// 200, or 404.
+    Find { tag: Tag, file: Record },
+    /// The CLI tells its version.
+    Version(String),
     /// The CLI has a session; inputs may come.
     Ready { native_session_id: String, resumed: bool },
     /// This input is in the CLI's own history now. Said once an input.
@@ -162,10 +185,32 @@ pub enum Action {
     Broken(String),
 }
 
+impl Input {
+    /// What is said when the CLI has it.
+    pub fn message(&self) -> UserMessage {
+        UserMessage {
+            input_id: self.input_id.clone(),
+            text: self.text.clone(),
+            sender_id: self.sender_id.clone(),
+            source: self.source,
+            mode: self.mode,
+            attachments: self.attachments.len() as u32,
+        }
+    }
+}
+
 impl<P: Into<Payload>> From<P> for Action {
     fn from(payload: P) -> Action {
         Action::Event(payload.into())
     }
+}
+
+/// A file that a CLI keeps: the newest below `dir` (at most two directories deep) whose name
+/// ends so. Of a long one, the end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    pub dir: PathBuf,
+    pub suffix: String,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -189,6 +234,8 @@ pub enum Tag {
     Deliver(String),
     Interrupt,
     Answer(String),
+    /// What a tool said, which the CLI itself does not tell.
+    Output(String),
 }
 
 /// The answer to a call.
@@ -215,10 +262,13 @@ pub enum Decision {
 /// What one CLI's format means.
 pub trait Translator: Send {
     /// The CLI is up: make a session, or go on with one.
-    fn open(&mut self, native_session_id: Option<&str>, out: &mut Vec<Action>);
+    fn open(&mut self, native_session_id: Option<&str>, resumed: bool, out: &mut Vec<Action>);
     /// One native message.
     fn read(&mut self, native: &[u8], out: &mut Vec<Action>);
-    fn reply(&mut self, tag: Tag, reply: Reply, out: &mut Vec<Action>);
+    /// One line of what it writes beside its messages.
+    fn read_stderr(&mut self, _line: &str, _out: &mut Vec<Action>) {}
+    /// The answer to a `Call` or a `Find`.
+    fn reply(&mut self, _tag: Tag, _reply: Reply, _out: &mut Vec<Action>) {}
     /// The name that an input will have in the CLI, where it can be chosen; `now` in
     /// milliseconds since 1970, `random` 14 random bytes.
     fn native_id(&self, now: i64, random: [u8; 14]) -> String;
@@ -228,8 +278,12 @@ pub trait Translator: Send {
     fn interrupt(&mut self, out: &mut Vec<Action>);
     /// False: no such request is open.
     fn answer(&mut self, request_id: &str, decision: &Decision, by: &str, out: &mut Vec<Action>) -> bool;
+    /// Could an input join the running turn now without output being lost?
+    fn steers_now(&self) -> bool {
+        true
+    }
     /// The time of a `Wake` has come.
-    fn wake(&mut self, out: &mut Vec<Action>);
+    fn wake(&mut self, _out: &mut Vec<Action>) {}
     /// The CLI is gone: say what of its work is known, and forget it.
     fn close(&mut self, out: &mut Vec<Action>);
     fn phase(&self) -> Phase;
@@ -246,10 +300,20 @@ pub enum Phase {
     Settling,
 }
 
-/// How an input gets to a busy CLI.
-pub fn effective_mode(mode: InputMode, capabilities: &Capabilities) -> InputMode {
+/// A turn for an input that had arrived when the CLI was stopped, and that it will not take up
+/// again by itself: the model sees it with the next one.
+pub fn unanswered(name: &str, input_id: String, out: &mut Vec<Action>) {
+    let mut error = ErrorEvent::new(ErrorCode::RuntimeCrashed, format!("{name} was stopped before it answered this input, which stands in its history"));
+    error.retryable = true;
+    out.push(TurnStart { turn: 0, input_ids: vec![input_id] }.into());
+    out.push(error.into());
+    out.push(TurnEnd { turn: 0, reason: TurnEndReason::Error, usage: Usage::default(), duration_ms: 0, final_text: String::new() }.into());
+}
+
+/// How an input gets to a busy CLI; `steers`: it can join the turn without loss, now.
+pub fn effective_mode(mode: InputMode, steers: bool) -> InputMode {
     match mode {
-        InputMode::Auto if capabilities.steer => InputMode::Steer,
+        InputMode::Auto if steers => InputMode::Steer,
         InputMode::Auto => InputMode::Queue,
         other => other,
     }

@@ -12,6 +12,7 @@
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
+use std::io;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -19,6 +20,7 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 use super::{Action, Call, Capabilities, Decision, Launch, Mcp, Permissions, Phase, Reply, Runtime, Setting, Tag, Translator, Wiring};
+use crate::adapter::cause;
 use crate::adapter::inbox::Input;
 use crate::event::{
     AssistantDelta, AssistantMessage, ChangeKind, ErrorCode, ErrorEvent, FileChange, InputMode, InputSource, PermissionRequest, PermissionResolved, PlanItem,
@@ -64,28 +66,30 @@ const ANSWER_TIME: Duration = Duration::from_secs(15);
 /// By then what it was given stands in its history, or never will.
 const STORE_TIME: Duration = Duration::from_secs(20);
 
-fn launch(setting: &Setting) -> Launch {
+fn launch(setting: &Setting) -> io::Result<Launch> {
     let text = |s: &str| s.to_owned();
     let env = [
         ("OPENCODE_CONFIG_CONTENT", configuration(setting).to_string()),
-        ("OPENCODE_SERVER_PASSWORD", setting.password.clone()),
+        ("OPENCODE_SERVER_PASSWORD", setting.random.clone()),
         // Nothing is looked up outside: catalogue, updates, plugins and language servers.
         ("OPENCODE_DISABLE_MODELS_FETCH", text("1")),
         ("OPENCODE_DISABLE_AUTOUPDATE", text("1")),
         ("OPENCODE_DISABLE_DEFAULT_PLUGINS", text("1")),
         ("OPENCODE_DISABLE_LSP_DOWNLOAD", text("1")),
     ];
-    Launch {
+    Ok(Launch {
         args: ["serve", "--hostname", "127.0.0.1", "--port", "0"].map(text).to_vec(),
         env: env.into_iter().map(|(name, value)| (text(name), value)).collect(),
         wiring: Wiring::Http {
             announced: |line| line.split_once("opencode server listening on http://").map(|(_, address)| address.trim().trim_end_matches('/').to_owned()),
-            authorization: basic("opencode", &setting.password),
+            authorization: basic("opencode", &setting.random),
             health: "/global/health",
             version: |body| serde_json::from_slice::<Value>(body).ok()?.get("version")?.as_str().map(str::to_owned),
             events: "/event",
         },
-    }
+        warnings: Vec::new(),
+        session: None,
+    })
 }
 
 fn basic(user: &str, password: &str) -> String {
@@ -425,17 +429,7 @@ impl Opencode {
     /// An input stands in opencode's own history.
     fn arrived(&mut self, message: &str, input: &Input, out: &mut Vec<Action>) {
         self.users.insert(message.to_owned());
-        out.push(
-            UserMessage {
-                input_id: input.input_id.clone(),
-                text: input.text.clone(),
-                sender_id: input.sender_id.clone(),
-                source: input.source,
-                mode: input.mode,
-                attachments: input.attachments.len() as u32,
-            }
-            .into(),
-        );
+        out.push(input.message().into());
         out.push(Action::Delivered { input_id: input.input_id.clone() });
         self.first = false;
         self.queued(message, &input.input_id);
@@ -506,7 +500,7 @@ impl Opencode {
                     turn.retrying = true;
                 }
                 let message = text(status, "/message");
-                let code = match error_code(None, message) {
+                let code = match cause::code(None, message) {
                     ErrorCode::Internal => ErrorCode::ProviderDown,
                     code => code,
                 };
@@ -564,7 +558,7 @@ impl Opencode {
             ("unauthorized" | "upstream_auth", _) | (_, "ProviderAuthError") => ErrorCode::Auth,
             ("route_denied" | "unknown_provider", _) => ErrorCode::ModelUnavailable,
             (_, "ContextOverflowError") => ErrorCode::ContextOverflow,
-            _ => error_code(status, message),
+            _ => cause::code(status, message),
         };
         let mut event = ErrorEvent::new(code, if message.is_empty() { name } else { first_line });
         event.retryable |= error["data"]["isRetryable"] == true;
@@ -847,7 +841,7 @@ impl Opencode {
 }
 
 impl Translator for Opencode {
-    fn open(&mut self, native_session_id: Option<&str>, out: &mut Vec<Action>) {
+    fn open(&mut self, native_session_id: Option<&str>, _resumed: bool, out: &mut Vec<Action>) {
         self.session = native_session_id.map(str::to_owned);
         self.first = native_session_id.is_none();
         out.push(match native_session_id {
@@ -941,6 +935,7 @@ impl Translator for Opencode {
             },
             Tag::Interrupt if status == 200 => {}
             Tag::Interrupt => out.push(Action::Broken(format!("opencode cannot be interrupted: status {status} {}", said()))),
+            Tag::Output(_) => {}
             Tag::Answer(_) if status == 200 => {}
             Tag::Answer(request) => {
                 // It still waits.
@@ -1122,25 +1117,6 @@ fn milliseconds_after(id: &str, next: u64) -> Option<u64> {
     let after = (next & BITS).wrapping_sub(said) & BITS;
     // Further away than a day: the time has passed.
     Some(if after > 86_400_000 { 0 } else { after })
-}
-
-fn error_code(status: Option<u16>, message: &str) -> ErrorCode {
-    let lower = message.to_lowercase();
-    let says = |words: &[&str]| words.iter().any(|w| lower.contains(w));
-    match status {
-        Some(401) => ErrorCode::Auth,
-        Some(402) => ErrorCode::Billing,
-        Some(403) => ErrorCode::PermissionDenied,
-        Some(404) => ErrorCode::ModelUnavailable,
-        Some(429) if says(&["quota", "billing", "credit"]) => ErrorCode::Billing,
-        Some(429) => ErrorCode::RateLimited,
-        Some(500..) => ErrorCode::ProviderDown,
-        _ if says(&["model not found"]) => ErrorCode::ModelUnavailable,
-        _ if says(&["rate limit", "rate_limit", "too many requests", "429"]) => ErrorCode::RateLimited,
-        _ if says(&["prompt is too long", "context length", "context window"]) => ErrorCode::ContextOverflow,
-        _ if says(&["cannot connect", "unable to connect", "connection", "overloaded", "socket", "server error", "timed out"]) => ErrorCode::ProviderDown,
-        _ => ErrorCode::Internal,
-    }
 }
 
 /// JSON in which every half of a surrogate pair that stands alone is U+FFFD: JavaScript cuts

@@ -4,11 +4,13 @@ use std::collections::VecDeque;
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use serde_json::json;
+use bytes::Bytes;
+use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 
-use super::{Session, asked_to_end, describe};
+use super::record::raw_output;
+use super::{Session, TOO_LONG, asked_to_end, describe};
 use crate::adapter::config::Config;
 use crate::adapter::process::{self, Process, Program};
 use crate::adapter::runtime::{Launch, Setting, Wiring};
@@ -32,6 +34,9 @@ const STDERR_TAIL: usize = 4 << 10;
 pub(super) struct Running {
     pub(super) process: Process,
     pub(super) http: Http,
+    /// It speaks in JSON lines; this writes to its standard input.
+    input: Option<mpsc::UnboundedSender<Bytes>>,
+    pub(super) speaks_lines: bool,
     pub(super) heard: mpsc::Receiver<Heard>,
     pub(super) say: mpsc::Sender<Heard>,
     pub(super) events: Lines,
@@ -39,7 +44,19 @@ pub(super) struct Running {
     pub(super) stderr: Tail,
     pub(super) ready: bool,
     pub(super) broken: Option<String>,
-    pub(super) events_task: tokio::task::JoinHandle<()>,
+    events_task: Option<tokio::task::JoinHandle<()>>,
+}
+
+impl Running {
+    /// Writes one message to its standard input, after those before it.
+    pub(super) fn send(&self, message: &Value) {
+        if let Some(input) = &self.input {
+            let mut line = message.to_string();
+            line.push('\n');
+            // One that has gone is noticed by its end.
+            let _ = input.send(line.into());
+        }
+    }
 }
 
 /// Why a CLI is not up any more.
@@ -90,8 +107,11 @@ impl Session {
 
     pub(super) async fn launch(&mut self) -> Result<Running, Gone> {
         let failed = |why: String| Gone::Crashed { why, status: None, stderr: String::new(), was_ready: false };
-        let password = Token::draw().map_err(|e| failed(format!("no password can be drawn: {e}")))?;
-        let Launch { args, env, wiring } = (self.config.runtime.launch)(&setting(&self.config, &self.session_id, password));
+        let random = Token::draw().map_err(|e| failed(format!("no random bytes can be drawn: {e}")))?;
+        let setting = setting(&self.config, &self.session_id, self.balance.native_session_id.clone(), random);
+        let prepared = std::fs::create_dir_all(&setting.home).and_then(|()| (self.config.runtime.launch)(&setting));
+        let Launch { args, env, wiring, warnings, session } =
+            prepared.map_err(|e| failed(format!("what the CLI reads cannot be written into `{}`: {e}", setting.home.display())))?;
         let program = self.config.program.clone().unwrap_or_else(|| self.config.runtime.program.to_owned());
         let ours: Vec<(String, String)> = self.config.env.iter().cloned().chain(env).collect();
         let env = process::environment(self.config.inherit_env, &self.config.allow_env, &ours);
@@ -104,14 +124,18 @@ impl Session {
             ))
         })?;
         let (say, heard) = mpsc::channel(64);
-        let program = Program { path: &found, args: &args, env: &env, workdir: &self.config.workdir, session: &self.session_id };
-        let process = Process::start(&program, &say).map_err(|e| failed(format!("`{}` cannot be started: {e}", found.display())))?;
-        self.raw_event(json!({ "type": "start", "command": found.display().to_string(), "args": args }));
+        let speaks_lines = matches!(wiring, Wiring::Lines { .. });
+        let (workdir, session_id) = (self.config.workdir.clone(), self.session_id.clone());
+        let program = Program { path: found, args, env, workdir, session: session_id, stdin: speaks_lines };
+        let mut process = Process::start(&program, &say).map_err(|e| failed(format!("`{}` cannot be started: {e}", program.path.display())))?;
+        self.raw_event(json!({ "type": "start", "command": program.path.display().to_string(), "args": program.args }));
         let http = Http { address: String::new(), authorization: String::new() };
-        let events_task = tokio::spawn(async {});
+        let input = process.input();
         let mut running = Running {
             process,
             http,
+            input,
+            speaks_lines,
             heard,
             say,
             events: Lines::default(),
@@ -119,12 +143,17 @@ impl Session {
             stderr: Tail::default(),
             ready: false,
             broken: None,
-            events_task,
+            events_task: None,
         };
+        if self.balance.native_session_id.is_none() {
+            for message in warnings {
+                self.say(Warning { message });
+            }
+        }
         // Heard beside it: who wants the session to end does not wait for its start.
         let mut commands = std::mem::replace(&mut self.commands, mpsc::channel(1).1);
         let got_ready = tokio::select! {
-            got_ready = tokio::time::timeout(START_TIME, self.connect(&mut running, &wiring)) => Ok(got_ready),
+            got_ready = tokio::time::timeout(START_TIME, self.connect(&mut running, &wiring, &program, session)) => Ok(got_ready),
             end = asked_to_end(&mut commands) => Err(end),
         };
         self.commands = commands;
@@ -138,55 +167,62 @@ impl Session {
         }
     }
 
-    /// Finds the CLI's server, waits until it is healthy, hears its events, gets a session.
-    pub(super) async fn connect(&mut self, running: &mut Running, wiring: &Wiring) -> Result<(), String> {
-        let Wiring::Http { announced, authorization, health, version, events } = wiring;
-        let mut address = None;
-        while address.is_none() {
-            tokio::select! {
-                heard = running.heard.recv() => match heard {
-                    Some(Heard::Stdout(bytes)) => {
-                        let mut lines = Vec::new();
-                        running.stdout.feed(&bytes, |line| lines.extend(line.ok().map(<[u8]>::to_vec)));
-                        for line in lines {
-                            self.raw_line("stdout", &line);
-                            address = address.or_else(|| announced(&String::from_utf8_lossy(&line)));
-                        }
-                    }
-                    Some(Heard::Stderr(bytes)) => self.hear_stderr(running, &bytes),
-                    _ => {}
-                },
-                status = running.process.ended() => return Err(format!("it ended before it was ready ({})", describe(status))),
+    /// Waits until the CLI can be talked with, and gets a session.
+    async fn connect(&mut self, running: &mut Running, wiring: &Wiring, program: &Program, session: Option<(String, bool)>) -> Result<(), String> {
+        let found = match wiring {
+            Wiring::Http { announced, authorization, health, version, events } => {
+                let address = self.find_address(running, *announced).await?;
+                running.http = Http { address, authorization: authorization.clone() };
+                let body = healthy(running, health).await?;
+                let found = version(&body);
+                running.events_task = Some(running.http.events(events, running.say.clone()).await.map_err(|e| format!("its events cannot be read: {e}"))?);
+                Some(found.unwrap_or_default())
             }
-        }
-        running.http = Http { address: address.unwrap_or_default(), authorization: authorization.clone() };
-        let body = loop {
-            match running.http.ask("GET", health, None, HEALTH_TIME).await {
-                Ok((200, body)) => break body,
-                Ok((401 | 403, _)) => return Err("it does not accept the password that it was given".into()),
-                _ => tokio::select! {
-                    () = sleep(HEALTH_EVERY) => {}
-                    status = running.process.ended() => return Err(format!("it ended before it was ready ({})", describe(status))),
-                },
-            }
+            Wiring::Lines { version_flag: true } => Some(process::version(program).await?),
+            Wiring::Lines { version_flag: false } => None,
         };
-        self.version = version(&body);
-        self.check_version()?;
-        running.events_task.abort();
-        running.events_task = running.http.events(events, running.say.clone()).await.map_err(|e| format!("its events cannot be read: {e}"))?;
+        if let Some(version) = found {
+            self.version = Some(version);
+            self.check_version()?;
+        }
+        let known = self.balance.native_session_id.clone().map(|id| (id, true));
+        let (id, resumed) = session.or(known).map_or((None, false), |(id, resumed)| (Some(id), resumed));
         let mut actions = Vec::new();
-        self.translator.open(self.balance.native_session_id.as_deref(), &mut actions);
+        self.translator.open(id.as_deref(), resumed, &mut actions);
         self.carry_out(running, actions).await;
         while !running.ready {
             tokio::select! {
+                biased;
                 heard = running.heard.recv() => if let Some(heard) = heard { self.hear(running, heard).await },
-                status = running.process.ended() => return Err(format!("it ended before it was ready ({})", describe(status))),
+                status = running.process.ended() => return Err(too_early(status)),
             }
             if let Some(why) = running.broken.take() {
                 return Err(why);
             }
         }
         Ok(())
+    }
+
+    /// Where the CLI says that it listens.
+    async fn find_address(&mut self, running: &mut Running, announced: fn(&str) -> Option<String>) -> Result<String, String> {
+        loop {
+            let mut address = None;
+            tokio::select! {
+                heard = running.heard.recv() => match heard {
+                    Some(Heard::Stdout(bytes)) => running.stdout.feed(&bytes, |line| {
+                        let line = line.unwrap_or(TOO_LONG);
+                        raw_output(&mut self.raw, "stdout", line);
+                        address = address.take().or_else(|| announced(&String::from_utf8_lossy(line)));
+                    }),
+                    Some(heard) => self.hear(running, heard).await,
+                    None => {}
+                },
+                status = running.process.ended() => return Err(too_early(status)),
+            }
+            if let Some(address) = address {
+                return Ok(address);
+            }
+        }
     }
 
     pub(super) fn check_version(&mut self) -> Result<(), String> {
@@ -240,32 +276,35 @@ impl Session {
     }
 
     /// Ends a CLI that works, because the session is over.
-    pub(super) async fn stop(&mut self, mut running: Running, end: SessionEnd) -> Gone {
+    pub(super) async fn stop(&mut self, running: Running, end: SessionEnd) -> Gone {
         self.inbox.close(true);
         // What is cut here was interrupted by us.
         self.translator.interrupt(&mut Vec::new());
-        let mut end = end;
-        let status = self.wind_up(&mut running).await;
-        let status = stop_process(running, status).await;
+        let (mut end, (status, _)) = (end, self.put_down(running).await);
         if end.reason != SessionEndReason::Completed {
             end.exit_code = status.and_then(|s| s.code());
         }
-        self.raw_event(json!({ "type": "exit", "code": status.and_then(|s| s.code()) }));
         Gone::Ended(end)
     }
 
     /// A CLI that is gone, or must go because it does not work.
-    pub(super) async fn gone(&mut self, mut running: Running, why: String) -> Gone {
-        // What it wrote last may say why.
-        let status = self.wind_up(&mut running).await;
-        let (stderr, was_ready) = (running.stderr.text(), running.ready);
-        let status = stop_process(running, status).await;
-        self.raw_event(json!({ "type": "exit", "code": status.and_then(|s| s.code()) }));
+    pub(super) async fn gone(&mut self, running: Running, why: String) -> Gone {
+        let was_ready = running.ready;
+        let (status, stderr) = self.put_down(running).await;
         Gone::Crashed { why, status, stderr, was_ready }
     }
 
+    /// Hears its last words, which may say why, and leaves nothing of it running.
+    async fn put_down(&mut self, mut running: Running) -> (Option<ExitStatus>, String) {
+        let status = self.wind_up(&mut running).await;
+        let stderr = running.stderr.text();
+        let status = stop_process(running, status).await;
+        self.raw_event(json!({ "type": "exit", "code": status.and_then(|s| s.code()) }));
+        (status, stderr)
+    }
+
     /// Hears what is still in the pipes.
-    pub(super) async fn wind_up(&mut self, running: &mut Running) -> Option<ExitStatus> {
+    async fn wind_up(&mut self, running: &mut Running) -> Option<ExitStatus> {
         let status = tokio::time::timeout(Duration::ZERO, running.process.ended()).await.ok().flatten();
         let until = Instant::now() + WIND_UP_TIME;
         while let Ok(Some(heard)) = tokio::time::timeout(Duration::from_millis(50), running.heard.recv()).await {
@@ -280,9 +319,29 @@ impl Session {
             }
         }
         self.calls.shutdown().await;
-        running.events_task.abort();
+        if let Some(events) = running.events_task.take() {
+            events.abort();
+        }
         status
     }
+}
+
+/// Polls it until it is well.
+async fn healthy(running: &mut Running, path: &str) -> Result<Vec<u8>, String> {
+    loop {
+        match running.http.ask("GET", path, None, HEALTH_TIME).await {
+            Ok((200, body)) => return Ok(body),
+            Ok((401 | 403, _)) => return Err("it does not accept the password that it was given".into()),
+            _ => tokio::select! {
+                () = sleep(HEALTH_EVERY) => {}
+                status = running.process.ended() => return Err(too_early(status)),
+            },
+        }
+    }
+}
+
+fn too_early(status: Option<ExitStatus>) -> String {
+    format!("it ended before it was ready ({})", describe(status))
 }
 
 async fn stop_process(running: Running, status: Option<ExitStatus>) -> Option<ExitStatus> {
@@ -297,7 +356,7 @@ async fn stop_process(running: Running, status: Option<ExitStatus>) -> Option<Ex
 }
 
 /// What the registry's runtime is given.
-pub(super) fn setting(config: &Config, session_id: &str, password: String) -> Setting {
+pub(super) fn setting(config: &Config, session_id: &str, resume: Option<String>, random: String) -> Setting {
     Setting {
         session_id: session_id.to_owned(),
         model: config.native_model.clone(),
@@ -309,6 +368,8 @@ pub(super) fn setting(config: &Config, session_id: &str, password: String) -> Se
         mcp: config.mcp.clone(),
         subagents: config.subagents,
         interactive: !config.oneshot,
-        password,
+        home: config.home.clone(),
+        resume,
+        random,
     }
 }

@@ -43,10 +43,6 @@ impl Session {
         }
     }
 
-    pub(super) fn raw_line(&mut self, stream: &str, line: &[u8]) {
-        raw_output(&mut self.raw, stream, line);
-    }
-
     pub(super) fn raw_event(&mut self, mut event: Value) {
         event["timestamp"] = json!(format!("{:.3}", jiff::Timestamp::now()));
         if let Some(raw) = &mut self.raw {
