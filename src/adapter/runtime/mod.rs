@@ -5,6 +5,7 @@
 //! out; everything that holds for every runtime (turns that end, step limits, restarts) is
 //! done there and not here.
 
+pub mod claude;
 pub mod opencode;
 pub mod registry;
 

@@ -1,8 +1,8 @@
 //! Every runtime there is. A test compares this list with the files beside it.
 
-use super::{Runtime, opencode};
+use super::{Runtime, claude, opencode};
 
-pub static ALL: [&Runtime; 1] = [&opencode::RUNTIME];
+pub static ALL: [&Runtime; 2] = [&opencode::RUNTIME, &claude::RUNTIME];
 
 pub fn find(id: &str) -> Option<&'static Runtime> {
     ALL.into_iter().find(|r| r.id == id)
