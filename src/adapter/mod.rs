@@ -6,6 +6,7 @@ pub mod cause;
 pub mod config;
 mod console;
 pub mod draft;
+pub mod handed;
 mod http;
 pub mod inbox;
 mod input_api;

@@ -11,20 +11,21 @@
 //! - Cost and `modelUsage` are sums over the process; only they count subagents, and only they
 //!   are right after a cut.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::io;
 use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
-use super::{Action, Capabilities, Decision, Launch, Mcp, Permissions, Phase, Record, Reply, Runtime, Setting, Tag, Translator, Wiring, unanswered};
+use super::{Action, Capabilities, Decision, Launch, Mcp, Permissions, Phase, Record, Reply, Runtime, Setting, Tag, Translator, Wiring, text};
 use crate::adapter::cause;
 use crate::adapter::draft::{Drafts, Kind};
+use crate::adapter::handed::Handed;
 use crate::adapter::inbox::Input;
 use crate::event::{
-    ChangeKind, ErrorCode, ErrorEvent, FileChange, InputMode, InputSource, Payload, PermissionRequest, PermissionResolved, PlanItem, PlanUpdate, Retry,
-    ToolResult, ToolUse, TurnEnd, TurnEndReason, TurnStart, Unparsed, Usage, UserMessage, Warning,
+    ChangeKind, ErrorCode, ErrorEvent, FileChange, Payload, PermissionRequest, PermissionResolved, PlanItem, PlanUpdate, Retry, ToolResult, ToolUse, TurnEnd,
+    TurnEndReason, Unparsed, Usage, Warning,
 };
 
 pub static RUNTIME: Runtime = Runtime {
@@ -154,10 +155,7 @@ pub struct Claude {
     dir: std::path::PathBuf,
     resumed: bool,
     ready: bool,
-    /// Inputs that were written and not acknowledged, with the ids that they were given.
-    sent: Vec<(String, Input)>,
-    /// Inputs of turns that have begun, as long as they are not acknowledged.
-    begun: HashSet<String>,
+    handed: Handed,
     turn: Option<Turn>,
     /// The message that is streamed, and the block of it.
     streaming: Option<(String, u64)>,
@@ -168,12 +166,11 @@ pub struct Claude {
     /// Sums over the process, of which turns are the differences.
     counted: Usage,
     requests: u64,
-    first: bool,
 }
 
 impl Claude {
     pub fn new(setting: &Setting) -> Self {
-        Claude { dir: setting.home.join("claude/projects"), first: true, ..Claude::default() }
+        Claude { dir: setting.home.join("claude/projects"), ..Claude::default() }
     }
 
     fn message(&mut self, m: &Value, out: &mut Vec<Action>) -> bool {
@@ -251,15 +248,8 @@ impl Claude {
         if self.turn.is_some() {
             return;
         }
-        let input_ids: Vec<String> = self.sent.iter().map(|(_, input)| input.input_id.clone()).collect();
-        for (_, input) in &self.sent {
-            if self.begun.insert(input.input_id.clone()) {
-                out.push(input.message().into());
-            }
-        }
-        self.first = false;
         self.turn = Some(Turn::default());
-        out.push(TurnStart { turn: 0, input_ids }.into());
+        self.handed.begin_turn(out);
     }
 
     fn stream(&mut self, event: &Value, out: &mut Vec<Action>) {
@@ -395,18 +385,9 @@ impl Claude {
             blocks => blocks.as_array().into_iter().flatten().filter_map(|b| b["text"].as_str()).collect(),
         };
         // Several may come as one, under one of their ids.
-        let theirs: Vec<(String, Input)> = self.sent.extract_if(.., |(id, input)| id == uuid || texts.contains(&input.text.as_str())).collect();
-        if theirs.is_empty() && !texts.iter().any(|t| t.starts_with("<local-command")) {
-            // Somebody else's: a recording's.
-            let source = if std::mem::take(&mut self.first) { InputSource::Initial } else { InputSource::Inject };
-            let message = UserMessage { input_id: uuid.into(), text: texts.join("\n"), sender_id: None, source, mode: InputMode::Auto, attachments: 0 };
-            out.push(message.into());
-        }
-        for (_, input) in theirs {
-            if !self.begun.remove(&input.input_id) {
-                out.push(input.message().into());
-            }
-            out.push(Action::Delivered { input_id: input.input_id });
+        let known = self.handed.acknowledge(|id, input| id == uuid || texts.contains(&input.text.as_str()), out);
+        if !known && !texts.iter().any(|t| t.starts_with("<local-command")) {
+            self.handed.foreign(uuid, &texts.join("\n"), out);
         }
     }
 
@@ -459,14 +440,11 @@ impl Claude {
             _ => TurnEndReason::EndTurn,
         };
         let usage = self.spent(m);
-        // What it answered and never echoed was delivered all the same.
-        let delivered: Vec<(String, Input)> = self.sent.extract_if(.., |(_, input)| self.begun.contains(&input.input_id)).collect();
-        self.begun.clear();
         self.tools.clear();
         self.asked.clear();
         self.streaming = None;
         out.push(TurnEnd { turn: 0, reason, usage, duration_ms: 0, final_text: turn.final_text }.into());
-        out.extend(delivered.into_iter().map(|(_, input)| Action::Delivered { input_id: input.input_id }));
+        self.handed.end_turn(out);
     }
 
     /// What the turn used: how the sums have grown, subagents and repeated requests included.
@@ -519,7 +497,8 @@ impl Claude {
 impl Translator for Claude {
     fn open(&mut self, native_session_id: Option<&str>, resumed: bool, out: &mut Vec<Action>) {
         self.session = native_session_id.unwrap_or_default().to_owned();
-        (self.resumed, self.first) = (resumed, !resumed);
+        self.resumed = resumed;
+        self.handed.open(resumed);
         out.push(Action::Send(json!({ "type": "control_request", "request_id": "open", "request": { "subtype": "initialize" } })));
     }
 
@@ -532,19 +511,11 @@ impl Translator for Claude {
 
     fn reply(&mut self, tag: Tag, reply: Reply, out: &mut Vec<Action>) {
         let Tag::Look(input_id) = tag else { return };
-        let Some(at) = self.sent.iter().position(|(_, input)| input.input_id == input_id) else { return };
-        let (uuid, input) = self.sent.remove(at);
         match reply {
             Reply::Lost(why) => out.push(Action::Broken(format!("Claude Code's transcript cannot be read: {why}"))),
-            Reply::Answer { body, .. } if memchr::memmem::find(&body, uuid.as_bytes()).is_some() => {
-                let told = self.begun.remove(&input_id);
-                out.push(input.message().into());
-                out.push(Action::Delivered { input_id: input_id.clone() });
-                if !told {
-                    unanswered(RUNTIME.name, input_id, out);
-                }
+            Reply::Answer { body, .. } => {
+                self.handed.after_restart(&input_id, RUNTIME.name, |uuid, _| memchr::memmem::find(&body, uuid.as_bytes()).is_some(), out);
             }
-            Reply::Answer { .. } => out.push(Action::Undelivered { input_id }),
         }
     }
 
@@ -557,14 +528,14 @@ impl Translator for Claude {
         let mut content = vec![json!({ "type": "text", "text": input.text })];
         content
             .extend(input.attachments.iter().map(|a| json!({ "type": "image", "source": { "type": "base64", "media_type": a.media_type, "data": a.data } })));
-        self.sent.push((native_id.to_owned(), input.clone()));
+        self.handed.give(native_id, input);
         let message = json!({ "role": "user", "content": content });
         out.push(Action::Send(json!({ "type": "user", "message": message, "parent_tool_use_id": null, "session_id": self.session, "uuid": native_id })));
         out.push(Action::Wake(ANSWER_TIME));
     }
 
     fn look_for(&mut self, input: &Input, native_id: &str, out: &mut Vec<Action>) {
-        self.sent.push((native_id.to_owned(), input.clone()));
+        self.handed.give(native_id, input);
         let file = Record { dir: self.dir.clone(), suffix: format!("{}.jsonl", self.session) };
         out.push(Action::Find { tag: Tag::Look(input.input_id.clone()), file });
     }
@@ -604,7 +575,7 @@ impl Translator for Claude {
     }
 
     fn wake(&mut self, out: &mut Vec<Action>) {
-        if self.turn.is_none() && !self.sent.is_empty() {
+        if self.turn.is_none() && !self.handed.is_empty() {
             out.push(Action::Broken(format!("Claude Code did not take up an input within {ANSWER_TIME:?}")));
         }
     }
@@ -616,13 +587,13 @@ impl Translator for Claude {
             out.push(TurnEnd { turn: 0, reason, usage: Usage::default(), duration_ms: 0, final_text: turn.final_text }.into());
         }
         // Inputs that were handed over are looked for when it is up again.
-        *self = Claude { dir: std::mem::take(&mut self.dir), begun: std::mem::take(&mut self.begun), ..Claude::default() };
+        *self = Claude { dir: std::mem::take(&mut self.dir), handed: self.handed.close(), ..Claude::default() };
     }
 
     fn phase(&self) -> Phase {
         match &self.turn {
             Some(turn) if turn.aborted => Phase::Settling,
-            None if self.sent.is_empty() => Phase::Idle,
+            None if self.handed.is_empty() => Phase::Idle,
             _ => Phase::Busy,
         }
     }
@@ -675,9 +646,4 @@ fn canonical(native: &str) -> String {
         other => other,
     }
     .to_owned()
-}
-
-/// The text at a JSON pointer; empty where there is none.
-fn text<'a>(value: &'a Value, pointer: &str) -> &'a str {
-    value.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
 }

@@ -6,6 +6,7 @@
 //! done there and not here.
 
 pub mod claude;
+pub mod codex;
 pub mod opencode;
 pub mod registry;
 
@@ -18,7 +19,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::adapter::inbox::Input;
-use crate::event::{ErrorCode, ErrorEvent, InputMode, Payload, TurnEnd, TurnEndReason, TurnStart, Usage, UserMessage};
+use crate::event::{InputMode, Payload, UserMessage};
 
 /// A CLI, as the registry lists it.
 #[derive(Debug)]
@@ -301,14 +302,9 @@ pub enum Phase {
     Settling,
 }
 
-/// A turn for an input that had arrived when the CLI was stopped, and that it will not take up
-/// again by itself: the model sees it with the next one.
-pub fn unanswered(name: &str, input_id: String, out: &mut Vec<Action>) {
-    let mut error = ErrorEvent::new(ErrorCode::RuntimeCrashed, format!("{name} was stopped before it answered this input, which stands in its history"));
-    error.retryable = true;
-    out.push(TurnStart { turn: 0, input_ids: vec![input_id] }.into());
-    out.push(error.into());
-    out.push(TurnEnd { turn: 0, reason: TurnEndReason::Error, usage: Usage::default(), duration_ms: 0, final_text: String::new() }.into());
+/// The text at a JSON pointer; empty where there is none.
+fn text<'a>(value: &'a Value, pointer: &str) -> &'a str {
+    value.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
 }
 
 /// How an input gets to a busy CLI; `steers`: it can join the turn without loss, now.

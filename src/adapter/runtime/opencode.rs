@@ -19,7 +19,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
-use super::{Action, Call, Capabilities, Decision, Launch, Mcp, Permissions, Phase, Reply, Runtime, Setting, Tag, Translator, Wiring};
+use super::{Action, Call, Capabilities, Decision, Launch, Mcp, Permissions, Phase, Reply, Runtime, Setting, Tag, Translator, Wiring, text};
 use crate::adapter::cause;
 use crate::adapter::inbox::Input;
 use crate::event::{
@@ -1143,11 +1143,6 @@ fn mended(json: &str) -> String {
     }
     out.push_str(&json[at..]);
     out
-}
-
-/// The text at a JSON pointer; empty where there is none.
-fn text<'a>(value: &'a Value, pointer: &str) -> &'a str {
-    value.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -1,0 +1,728 @@
+//! Codex, through `codex app-server`: JSON-RPC without its version member, one message a line.
+//!
+//! Format: app-server protocol v2 of Codex 0.169 (`codex app-server generate-json-schema`), as
+//! recorded in `tests/fixtures/native/codex/`; the lines of `codex exec --json` are understood
+//! too. What makes it odd, each with a recording:
+//! - What it was told to steer while it writes cuts what it writes: an input joins a turn only
+//!   while a tool runs.
+//! - A text or a command that is cut never gets its `item/completed`.
+//! - The pieces of a command's output are not all of it; `aggregatedOutput` is.
+//! - Usage is told after each call of the model, with the sums of the thread.
+//! - Other threads speak on the same connection: those of subagents. They are not told.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt::Write as _;
+use std::io;
+
+use serde_json::{Value, json};
+
+use super::{Action, Capabilities, Decision, Launch, Mcp, Permissions, Phase, Runtime, Setting, Translator, Wiring, text};
+use crate::adapter::cause;
+use crate::adapter::draft::{Drafts, Kind};
+use crate::adapter::handed::Handed;
+use crate::adapter::inbox::Input;
+use crate::event::{
+    ChangeKind, ErrorCode, ErrorEvent, FileChange, Payload, PermissionRequest, PermissionResolved, PlanItem, PlanUpdate, Retry, ToolOutput, ToolResult,
+    ToolUse, TurnEnd, TurnEndReason, Unparsed, Usage, Warning,
+};
+
+pub static RUNTIME: Runtime = Runtime {
+    id: "codex",
+    name: "Codex",
+    program: "codex",
+    install: "npm install -g @openai/codex",
+    verified: "0.169.0",
+    protocol: "0.",
+    default_model: "openai/gpt-5.5",
+    providers: &["openai"],
+    capabilities: Capabilities {
+        steer: true,
+        interrupt: true,
+        resume: true,
+        permissions: true,
+        questions: false,
+        mcp: true,
+        images: true,
+        deltas: true,
+        reasoning: true,
+        tool_output: true,
+        retries: true,
+        cost: false,
+    },
+    launch,
+    translator: |setting| Box::new(Codex::new(setting)),
+};
+
+/// The variable that holds what it presents to the sidecar.
+const TOKEN: &str = "OUTRIGGER_SIDECAR_TOKEN";
+
+fn launch(setting: &Setting) -> io::Result<Launch> {
+    let home = setting.home.join("codex");
+    std::fs::create_dir_all(&home)?;
+    std::fs::write(home.join("config.toml"), configuration(setting))?;
+    let mut warnings = Vec::new();
+    if setting.permissions != Permissions::Allow && !setting.allowed_tools.is_empty() {
+        warnings.push("`project.allowedTools`: Codex has no such list; every command that is not known to be harmless is asked for".to_owned());
+    }
+    Ok(Launch {
+        args: vec!["app-server".into()],
+        env: vec![("CODEX_HOME".into(), home.display().to_string()), (TOKEN.into(), setting.key.clone())],
+        wiring: Wiring::Lines { version_flag: false },
+        warnings,
+        session: None,
+    })
+}
+
+/// `config.toml`: the sidecar as the only provider, no retries of its own (a refused request
+/// would be sent six times), nothing looked up outside.
+fn configuration(setting: &Setting) -> String {
+    // A JSON string is a TOML basic string.
+    let quoted = |s: &str| Value::from(s).to_string();
+    let (_, model) = setting.model.split_once('/').unwrap_or_default();
+    let approval = if setting.permissions == Permissions::Allow { "never" } else { "untrusted" };
+    let mut toml = format!(
+        r#"model = {model}
+model_provider = "outrigger"
+approval_policy = "{approval}"
+# The container is the sandbox.
+sandbox_mode = "danger-full-access"
+check_for_update_on_startup = false
+model_reasoning_summary = "auto"
+[analytics]
+enabled = false
+[features]
+plugins = false
+apps = false
+remote_plugin = false
+unbounded_connection_retries = false
+enable_request_compression = false
+multi_agent = {subagents}
+[model_providers.outrigger]
+name = "outrigger"
+base_url = {url}
+wire_api = "responses"
+env_key = "{TOKEN}"
+supports_websockets = false
+request_max_retries = 0
+stream_max_retries = 0
+"#,
+        model = quoted(model),
+        url = quoted(&format!("{}/openai/v1", setting.sidecar)),
+        subagents = setting.subagents,
+    );
+    for (name, server) in &setting.mcp {
+        let table =
+            |map: &std::collections::BTreeMap<String, String>| map.iter().map(|(k, v)| format!("{} = {}", quoted(k), quoted(v))).collect::<Vec<_>>().join(", ");
+        let _ = writeln!(toml, "[mcp_servers.{}]", quoted(name));
+        let _ = match server {
+            Mcp::Local { command, env } => writeln!(
+                toml,
+                "command = {}\nargs = {}\nenv = {{ {} }}",
+                quoted(command.first().map_or("", String::as_str)),
+                json!(command.get(1..).unwrap_or_default()),
+                table(env)
+            ),
+            Mcp::Remote { url, headers } => writeln!(toml, "url = {}\nhttp_headers = {{ {} }}", quoted(url), table(headers)),
+        };
+    }
+    toml
+}
+
+/// What an answer is to.
+#[derive(Debug)]
+enum Asked {
+    Initialize,
+    Thread { resumed: bool },
+    Turn(String),
+    Steer(String),
+    Interrupt,
+}
+
+#[derive(Debug, Default)]
+struct Turn {
+    id: String,
+    final_text: String,
+    aborted: bool,
+    failed: bool,
+    usage: Usage,
+    tools_said: bool,
+}
+
+#[derive(Default)]
+pub struct Codex {
+    model: String,
+    workdir: String,
+    resume: Option<String>,
+    thread: Option<String>,
+    requests: u64,
+    asked: HashMap<u64, Asked>,
+    handed: Handed,
+    turn: Option<Turn>,
+    drafts: Drafts,
+    /// Calls that run, and the changes that they make.
+    tools: HashMap<String, Value>,
+    /// Ids of calls; providers may use one again.
+    used: HashSet<String>,
+    /// Permissions that wait: the number of the request.
+    permissions: HashMap<String, Value>,
+    /// Inputs in the thread that was resumed, by the names that they were given, and the last.
+    history: Vec<(String, String)>,
+    /// The sums of the thread, as last told.
+    counted: Option<Usage>,
+}
+
+impl Codex {
+    pub fn new(setting: &Setting) -> Self {
+        let (_, model) = setting.model.split_once('/').unwrap_or_default();
+        Codex { model: model.to_owned(), workdir: setting.workdir.display().to_string(), ..Codex::default() }
+    }
+
+    fn ask(&mut self, asked: Asked, method: &str, params: Value, out: &mut Vec<Action>) {
+        self.requests += 1;
+        self.asked.insert(self.requests, asked);
+        out.push(Action::Send(json!({ "id": self.requests, "method": method, "params": params })));
+    }
+
+    fn start_thread(&mut self, out: &mut Vec<Action>) {
+        let mut params = json!({ "cwd": self.workdir, "model": self.model, "modelProvider": "outrigger" });
+        match self.resume.clone() {
+            Some(id) => {
+                params["threadId"] = id.into();
+                self.ask(Asked::Thread { resumed: true }, "thread/resume", params, out);
+            }
+            None => self.ask(Asked::Thread { resumed: false }, "thread/start", params, out),
+        }
+    }
+
+    fn answered(&mut self, asked: Asked, m: &Value, out: &mut Vec<Action>) {
+        let (result, error) = (&m["result"], m.get("error").map(|e| text(e, "/message").to_owned()));
+        match (asked, error) {
+            (Asked::Initialize, None) => {
+                // `outrigger/0.169.0 (Debian 12.0.0; x86_64) …`
+                let version = text(result, "/userAgent").split(['/', ' ']).nth(1).unwrap_or_default();
+                out.push(Action::Version(version.to_owned()));
+                out.push(Action::Send(json!({ "method": "initialized" })));
+                self.start_thread(out);
+            }
+            (Asked::Thread { resumed }, None) => {
+                let id = text(result, "/thread/id").to_owned();
+                let turns = result["thread"]["turns"].as_array().into_iter().flatten();
+                let items = turns.flat_map(|t| t["items"].as_array().into_iter().flatten()).filter(|i| i["type"] == "userMessage");
+                self.history = items.map(|i| (text(i, "/clientId").to_owned(), content(i))).collect();
+                self.thread = Some(id.clone());
+                out.push(Action::Ready { native_session_id: id, resumed });
+            }
+            (Asked::Thread { resumed: true }, Some(_)) => {
+                out.push(Warning { message: "Codex no longer has this thread; a new one is begun, without its history".into() }.into());
+                self.resume = None;
+                self.start_thread(out);
+            }
+            (Asked::Initialize | Asked::Thread { .. }, Some(why)) => out.push(Action::Broken(format!("Codex gave no thread: {why}"))),
+            (Asked::Turn(input_id), Some(why)) => self.handed.refused(&input_id, format!("Codex refused it: {why}"), out),
+            // The turn was over before it came.
+            (Asked::Steer(input_id), Some(_)) => self.handed.not_taken(&input_id, out),
+            (Asked::Interrupt, Some(why)) if self.turn.is_some() => out.push(Action::Broken(format!("Codex cannot be interrupted: {why}"))),
+            (Asked::Turn(_) | Asked::Steer(_) | Asked::Interrupt, _) => {}
+        }
+    }
+
+    fn message(&mut self, m: &Value, out: &mut Vec<Action>) -> bool {
+        let params = &m["params"];
+        match (m["method"].as_str(), m.get("id")) {
+            (Some(method), Some(id)) => self.requested(method, id, params, out),
+            (Some(method), None) => {
+                let thread = text(params, "/threadId");
+                if method != "thread/started" && !thread.is_empty() && *self.thread.get_or_insert_with(|| thread.to_owned()) != thread {
+                    return true;
+                }
+                self.notified(method, params, out)
+            }
+            (None, Some(id)) => match id.as_u64().and_then(|id| self.asked.remove(&id)) {
+                Some(asked) => {
+                    self.answered(asked, m, out);
+                    true
+                }
+                None => false,
+            },
+            (None, None) => self.one_shot(m, out),
+        }
+    }
+
+    fn notified(&mut self, method: &str, p: &Value, out: &mut Vec<Action>) -> bool {
+        match method {
+            "turn/started" => self.begin_turn(text(p, "/turn/id"), out),
+            "item/started" => return self.item_started(&p["item"], out),
+            "item/completed" => return self.item_completed(&p["item"], out),
+            "item/agentMessage/delta" => self.write(Kind::Text, p, out),
+            "item/reasoning/summaryTextDelta" | "item/reasoning/textDelta" => self.write(Kind::Reasoning, p, out),
+            "item/reasoning/summaryPartAdded" if p["summaryIndex"].as_u64().is_some_and(|i| i > 0) => {
+                let apart = json!({ "itemId": p["itemId"], "delta": "\n\n" });
+                self.write(Kind::Reasoning, &apart, out);
+            }
+            "item/commandExecution/outputDelta" => {
+                let id = text(p, "/itemId");
+                if self.tools.contains_key(id) {
+                    out.push(ToolOutput { tool_use_id: id.into(), text: text(p, "/delta").into(), parent_tool_use_id: None }.into());
+                }
+            }
+            "thread/tokenUsage/updated" => self.used(&p["tokenUsage"], out),
+            "turn/plan/updated" => {
+                let items = p["plan"].as_array().into_iter().flatten();
+                let status = |s: &Value| if s["status"] == "inProgress" { "in_progress".to_owned() } else { text(s, "/status").to_owned() };
+                out.push(PlanUpdate { items: items.map(|s| PlanItem { text: text(s, "/step").into(), status: status(s) }).collect() }.into());
+            }
+            "error" => self.failed(&p["error"], p["willRetry"] == true, out),
+            "turn/completed" => self.turn_completed(&p["turn"], out),
+            "serverRequest/resolved" => {
+                let number = &p["requestId"];
+                let open = self.permissions.iter().find(|(_, n)| *n == number).map(|(id, _)| id.clone());
+                if let Some(request_id) = open {
+                    self.permissions.remove(&request_id);
+                    out.push(PermissionResolved { request_id, decision: "cancelled".into(), by: "runtime".into() }.into());
+                }
+            }
+            "warning" | "configWarning" | "deprecationNotice" => {
+                let message = [text(p, "/message"), text(p, "/summary")].into_iter().find(|s| !s.is_empty()).unwrap_or(method).to_owned();
+                out.push(Warning { message }.into());
+            }
+            "mcpServer/startupStatus/updated" if p["status"] == "failed" => {
+                out.push(Warning { message: format!("the tool server `{}` does not start: {}", text(p, "/name"), text(p, "/error")) }.into());
+            }
+            "remoteControl/status/changed"
+            | "thread/started"
+            | "thread/status/changed"
+            | "thread/readState/changed"
+            | "thread/name/updated"
+            | "thread/goal/cleared"
+            | "thread/settings/updated"
+            | "account/rateLimits/updated"
+            | "account/updated"
+            | "mcpServer/startupStatus/updated"
+            | "turn/diff/updated"
+            | "item/reasoning/summaryPartAdded"
+            | "item/fileChange/outputDelta"
+            | "item/fileChange/patchUpdated"
+            | "item/mcpToolCall/progress"
+            | "skills/changed"
+            | "item/commandExecution/terminalInteraction" => {}
+            _ => return false,
+        }
+        true
+    }
+
+    fn begin_turn(&mut self, id: &str, out: &mut Vec<Action>) {
+        if self.turn.is_none() {
+            self.turn = Some(Turn { id: id.to_owned(), ..Turn::default() });
+            self.handed.begin_turn(out);
+        }
+    }
+
+    fn write(&mut self, kind: Kind, p: &Value, out: &mut Vec<Action>) {
+        self.drafts.write(text(p, "/itemId"), kind, text(p, "/delta"), None, &mut |payload: Payload| out.push(payload.into()));
+    }
+
+    fn item_started(&mut self, item: &Value, out: &mut Vec<Action>) -> bool {
+        let id = text(item, "/id");
+        match text(item, "/type") {
+            "userMessage" => {
+                let (client, said) = (text(item, "/clientId"), content(item));
+                if !self.handed.acknowledge(|native, input| if client.is_empty() { input.text == said } else { native == client }, out) {
+                    self.handed.foreign(id, &said, out);
+                }
+            }
+            "agentMessage" | "reasoning" | "plan" | "hookPrompt" | "enteredReviewMode" | "exitedReviewMode" | "contextCompaction" => {}
+            "" => return false,
+            kind => self.tool_use(id, kind, item, out),
+        }
+        true
+    }
+
+    fn tool_use(&mut self, id: &str, kind: &str, item: &Value, out: &mut Vec<Action>) {
+        if !self.used.insert(id.to_owned()) {
+            return;
+        }
+        self.tools.insert(id.to_owned(), item["changes"].clone());
+        let (name, native_name, input) = match kind {
+            "commandExecution" => ("bash".to_owned(), kind, json!({ "command": command(text(item, "/command")), "cwd": item["cwd"] })),
+            "fileChange" => ("edit".to_owned(), kind, json!({ "changes": item["changes"] })),
+            "mcpToolCall" => {
+                let tool = text(item, "/tool");
+                (format!("mcp__{}__{tool}", text(item, "/server")), tool, item["arguments"].clone())
+            }
+            "collabAgentToolCall" => ("task".to_owned(), text(item, "/tool"), json!({ "prompt": item["prompt"] })),
+            "webSearch" => ("web_search".to_owned(), kind, json!({ "query": item["query"] })),
+            other => (other.to_owned(), other, item.clone()),
+        };
+        let native_name = if native_name.is_empty() { kind } else { native_name }.to_owned();
+        out.push(ToolUse { tool_use_id: id.to_owned(), name, native_name, input, parent_tool_use_id: None }.into());
+    }
+
+    fn item_completed(&mut self, item: &Value, out: &mut Vec<Action>) -> bool {
+        let id = text(item, "/id");
+        let mut say = |payload: Payload| out.push(payload.into());
+        match text(item, "/type") {
+            "agentMessage" => {
+                let words = text(item, "/text");
+                self.drafts.finish(id, Kind::Text, words, None, false, &mut say);
+                if let Some(turn) = &mut self.turn {
+                    words.clone_into(&mut turn.final_text);
+                }
+            }
+            "reasoning" => {
+                let parts = |key: &str| item[key].as_array().into_iter().flatten().filter_map(Value::as_str).collect::<Vec<_>>().join("\n\n");
+                let words = [parts("summary"), parts("content"), text(item, "/text").to_owned()].into_iter().find(|s| !s.is_empty()).unwrap_or_default();
+                self.drafts.finish(id, Kind::Reasoning, &words, None, false, &mut say);
+            }
+            "contextCompaction" => out.push(Warning { message: "the conversation was compacted: the model sees a summary of what came before".into() }.into()),
+            "error" => out.push(Warning { message: text(item, "/message").to_owned() }.into()),
+            "userMessage" | "plan" | "hookPrompt" | "enteredReviewMode" | "exitedReviewMode" => {}
+            "" => return false,
+            kind => {
+                self.tool_use(id, kind, item, out);
+                self.tool_result(id, kind, item, out);
+            }
+        }
+        true
+    }
+
+    fn tool_result(&mut self, id: &str, kind: &str, item: &Value, out: &mut Vec<Action>) {
+        if self.tools.remove(id).is_none() {
+            return;
+        }
+        if let Some(turn) = &mut self.turn {
+            turn.tools_said = true;
+        }
+        let exit_code = item["exitCode"].as_i64();
+        let is_error = matches!(text(item, "/status"), "failed" | "declined") || exit_code.is_some_and(|c| c != 0) || item["success"] == false;
+        let output = match kind {
+            "commandExecution" if item["status"] == "declined" => "the command was not permitted".to_owned(),
+            "commandExecution" => text(item, "/aggregatedOutput").to_owned(),
+            "fileChange" => changes(item).map(|c| format!("{} {}\n", kind_of(&c["kind"]).0, text(c, "/path"))).collect(),
+            "mcpToolCall" if !item["error"].is_null() => [text(item, "/error/message"), text(item, "/error")].concat(),
+            "mcpToolCall" => {
+                let blocks = item["result"]["content"].as_array().into_iter().flatten();
+                blocks.map(|b| b["text"].as_str().map_or_else(|| b.to_string(), str::to_owned)).collect::<Vec<_>>().join("\n")
+            }
+            "collabAgentToolCall" => item["agentsStates"].to_string(),
+            "webSearch" => item["action"].to_string(),
+            _ => item.to_string(),
+        };
+        let duration_ms = item["durationMs"].as_u64();
+        out.push(ToolResult { tool_use_id: id.to_owned(), output, is_error, exit_code, duration_ms, parent_tool_use_id: None }.into());
+        if kind == "fileChange" && !is_error {
+            for change in changes(item) {
+                let (_, kind) = kind_of(&change["kind"]);
+                let path = text(change, "/path").to_owned();
+                out.push(FileChange { path, kind, diff: diff(kind, text(change, "/diff")), tool_use_id: Some(id.into()), parent_tool_use_id: None }.into());
+            }
+        }
+    }
+
+    /// After each call of the model: what the thread has used by now.
+    fn used(&mut self, usage: &Value, out: &mut Vec<Action>) {
+        let (total, last) = (counts(&usage["total"]), counts(&usage["last"]));
+        // The first of a thread that was resumed has its past in it.
+        let news = self.counted.as_ref().map_or(last, |before| total.since(before));
+        self.counted = Some(total);
+        if let Some(turn) = &mut self.turn {
+            turn.usage.add(&news);
+            if std::mem::take(&mut turn.tools_said) {
+                out.push(Action::Step);
+            }
+        }
+    }
+
+    fn failed(&mut self, error: &Value, will_retry: bool, out: &mut Vec<Action>) {
+        self.drafts.cut(&mut |payload| out.push(payload.into()));
+        let details = text(error, "/additionalDetails");
+        let message = text(error, "/message");
+        let said = if will_retry && !details.is_empty() { details } else { message };
+        let (code, status) = meant(error, said);
+        if will_retry {
+            // `Reconnecting... 2/5`
+            let attempt = message.rsplit([' ', '.']).next().and_then(|n| n.split('/').next()).and_then(|n| n.parse().ok()).unwrap_or(1);
+            out.push(Retry { attempt, code, retry_after_ms: None, message: worded(said), parent_tool_use_id: None }.into());
+            return;
+        }
+        match &mut self.turn {
+            Some(turn) if turn.failed => return,
+            Some(turn) => turn.failed = true,
+            None => {}
+        }
+        let mut event = ErrorEvent::new(code, worded(said));
+        event.http_status = status;
+        event.native = Some(error.clone());
+        out.push(event.into());
+    }
+
+    fn turn_completed(&mut self, turn: &Value, out: &mut Vec<Action>) {
+        if !turn["error"].is_null() {
+            self.failed(&turn["error"], false, out);
+        }
+        self.end_turn(text(turn, "/status"), out);
+    }
+
+    fn end_turn(&mut self, status: &str, out: &mut Vec<Action>) {
+        self.drafts.cut(&mut |payload| out.push(payload.into()));
+        let Some(turn) = self.turn.take() else { return };
+        let reason = match status {
+            "interrupted" => TurnEndReason::Interrupted,
+            _ if turn.aborted => TurnEndReason::Interrupted,
+            _ if turn.failed || status == "failed" => TurnEndReason::Error,
+            _ => TurnEndReason::EndTurn,
+        };
+        self.tools.clear();
+        self.permissions.clear();
+        out.push(TurnEnd { turn: 0, reason, usage: turn.usage, duration_ms: 0, final_text: turn.final_text }.into());
+        self.handed.end_turn(out);
+    }
+
+    /// It asks: may it?
+    fn requested(&mut self, method: &str, number: &Value, p: &Value, out: &mut Vec<Action>) -> bool {
+        let item = text(p, "/itemId");
+        let (name, input) = match method {
+            "item/commandExecution/requestApproval" => ("bash", json!({ "command": command(text(p, "/command")), "cwd": p["cwd"], "reason": p["reason"] })),
+            "item/fileChange/requestApproval" => ("edit", json!({ "changes": self.tools.get(item), "reason": p["reason"] })),
+            _ => {
+                // It must not wait for an answer that nobody can give.
+                out.push(Action::Send(json!({ "id": number, "error": { "code": -32601, "message": "not supported by this client" } })));
+                return false;
+            }
+        };
+        let request_id = format!("{item}:{number}");
+        self.permissions.insert(request_id.clone(), number.clone());
+        let options = ["allow", "allow_always", "deny"].map(str::to_owned).to_vec();
+        out.push(PermissionRequest { request_id, tool_use_id: Some(item.to_owned()), name: name.to_owned(), input, options, parent_tool_use_id: None }.into());
+        true
+    }
+
+    /// A line of `codex exec --json`: the same items, otherwise spelled.
+    fn one_shot(&mut self, m: &Value, out: &mut Vec<Action>) -> bool {
+        let m = camel(m);
+        match text(&m, "/type") {
+            "thread.started" => self.thread = m["threadId"].as_str().map(str::to_owned),
+            "turn.started" => self.begin_turn("", out),
+            "item.started" => return self.item_started(&m["item"], out),
+            "item.updated" => {}
+            "item.completed" => return self.item_completed(&m["item"], out),
+            "error" if text(&m, "/message").starts_with("Reconnecting") => {
+                let said = text(&m, "/message").split_once('(').map_or("", |(_, why)| why.trim_end_matches(')'));
+                self.failed(&json!({ "message": m["message"], "additionalDetails": said }), true, out);
+            }
+            "error" => self.failed(&m, false, out),
+            "turn.failed" => {
+                self.failed(&m["error"], false, out);
+                self.end_turn("failed", out);
+            }
+            "turn.completed" => {
+                let usage = counts(&m["usage"]);
+                if let Some(turn) = &mut self.turn {
+                    turn.usage = usage;
+                }
+                self.end_turn("completed", out);
+            }
+            _ => return false,
+        }
+        true
+    }
+}
+
+impl Translator for Codex {
+    fn open(&mut self, native_session_id: Option<&str>, resumed: bool, out: &mut Vec<Action>) {
+        self.resume = native_session_id.map(str::to_owned);
+        self.handed.open(resumed);
+        let client = json!({ "name": "outrigger", "title": "Outrigger", "version": env!("CARGO_PKG_VERSION") });
+        self.ask(Asked::Initialize, "initialize", json!({ "clientInfo": client, "capabilities": { "experimentalApi": true } }), out);
+    }
+
+    fn read(&mut self, native: &[u8], out: &mut Vec<Action>) {
+        let message = serde_json::from_slice::<Value>(native).unwrap_or_else(|_| Value::String(String::from_utf8_lossy(native).into_owned()));
+        if !self.message(&message, out) {
+            out.push(Unparsed { native: message }.into());
+        }
+    }
+
+    fn native_id(&self, _now: i64, random: [u8; 14]) -> String {
+        random.iter().fold("in-".to_owned(), |mut id, b| {
+            let _ = write!(id, "{b:02x}");
+            id
+        })
+    }
+
+    fn deliver(&mut self, input: &Input, native_id: &str, out: &mut Vec<Action>) {
+        self.handed.give(native_id, input);
+        let mut content = vec![json!({ "type": "text", "text": input.text })];
+        content.extend(input.attachments.iter().map(|a| json!({ "type": "image", "url": format!("data:{};base64,{}", a.media_type, a.data) })));
+        let mut params = json!({ "threadId": self.thread, "input": content, "clientUserMessageId": native_id });
+        let input_id = input.input_id.clone();
+        match &self.turn {
+            Some(turn) => {
+                params["expectedTurnId"] = turn.id.clone().into();
+                self.ask(Asked::Steer(input_id), "turn/steer", params, out);
+            }
+            None => self.ask(Asked::Turn(input_id), "turn/start", params, out),
+        }
+    }
+
+    fn look_for(&mut self, input: &Input, native_id: &str, out: &mut Vec<Action>) {
+        self.handed.give(native_id, input);
+        let history = std::mem::take(&mut self.history);
+        self.handed.after_restart(&input.input_id, RUNTIME.name, |native, _| history.iter().any(|(client, _)| client == native), out);
+    }
+
+    fn interrupt(&mut self, out: &mut Vec<Action>) {
+        if let Some(turn) = &mut self.turn {
+            turn.aborted = true;
+            let params = json!({ "threadId": self.thread, "turnId": turn.id });
+            self.ask(Asked::Interrupt, "turn/interrupt", params, out);
+        }
+    }
+
+    fn answer(&mut self, request_id: &str, decision: &Decision, by: &str, out: &mut Vec<Action>) -> bool {
+        let (said, native) = match decision {
+            Decision::Allow => ("allow", "accept"),
+            Decision::AllowAlways => ("allow_always", "acceptForSession"),
+            Decision::Deny { .. } => ("deny", "decline"),
+            Decision::Answers(_) | Decision::RejectQuestion => return false,
+        };
+        let Some(number) = self.permissions.remove(request_id) else { return false };
+        out.push(Action::Send(json!({ "id": number, "result": { "decision": native } })));
+        out.push(PermissionResolved { request_id: request_id.to_owned(), decision: said.to_owned(), by: by.to_owned() }.into());
+        true
+    }
+
+    fn steers_now(&self) -> bool {
+        self.drafts.is_empty() && !self.tools.is_empty()
+    }
+
+    fn close(&mut self, out: &mut Vec<Action>) {
+        let status = if self.turn.as_ref().is_some_and(|t| t.aborted) { "interrupted" } else { "failed" };
+        self.end_turn(status, out);
+        *self = Codex {
+            model: std::mem::take(&mut self.model),
+            workdir: std::mem::take(&mut self.workdir),
+            used: std::mem::take(&mut self.used),
+            handed: self.handed.close(),
+            ..Codex::default()
+        };
+    }
+
+    fn phase(&self) -> Phase {
+        match &self.turn {
+            Some(turn) if turn.aborted => Phase::Settling,
+            None if self.handed.is_empty() => Phase::Idle,
+            _ => Phase::Busy,
+        }
+    }
+}
+
+/// What an error means, and the status that the provider answered with.
+fn meant(error: &Value, said: &str) -> (ErrorCode, Option<u16>) {
+    let info = &error["codexErrorInfo"];
+    let status = info.as_object().and_then(|o| o.values().next()).and_then(|v| v["httpStatusCode"].as_u64()).map(|s| s as u16);
+    let code = match (cause::code(status, said), info.as_str()) {
+        (ErrorCode::Internal, Some("contextWindowExceeded")) => ErrorCode::ContextOverflow,
+        (ErrorCode::Internal | ErrorCode::RateLimited, Some("usageLimitExceeded" | "sessionBudgetExceeded")) => ErrorCode::Billing,
+        (ErrorCode::Internal, Some("rateLimitExceeded")) => ErrorCode::RateLimited,
+        (ErrorCode::Internal, Some("serverOverloaded" | "internalServerError")) => ErrorCode::ProviderDown,
+        (ErrorCode::Internal, Some("modelNotFound")) => ErrorCode::ModelUnavailable,
+        (ErrorCode::Internal, Some("unauthorized")) => ErrorCode::Auth,
+        // It names a connection, and no status: it never got an answer.
+        (ErrorCode::Internal, None) if info.is_object() && status.is_none() => ErrorCode::ProviderDown,
+        (code, _) => code,
+    };
+    (code, status)
+}
+
+/// `unexpected status 403 Forbidden: <words>, url: …, request id: …`
+fn worded(said: &str) -> String {
+    let said = said.split(", url: http").next().unwrap_or(said);
+    match said.strip_prefix("unexpected status ").and_then(|rest| rest.split_once(": ")) {
+        Some((_, words)) => cause::words(words),
+        None => cause::words(said),
+    }
+}
+
+/// The tokens of a sum; `input` is uncached.
+fn counts(usage: &Value) -> Usage {
+    let n = |key: &str| usage[key].as_u64();
+    let cached = n("cachedInputTokens").unwrap_or(0) + n("cacheWriteInputTokens").unwrap_or(0);
+    Usage {
+        input: n("inputTokens").map(|all| all.saturating_sub(cached)),
+        cache_read: n("cachedInputTokens"),
+        cache_write: n("cacheWriteInputTokens"),
+        output: n("outputTokens"),
+        reasoning: n("reasoningOutputTokens"),
+        cost_usd: None,
+    }
+}
+
+/// The text of a user's message.
+fn content(item: &Value) -> String {
+    item["content"].as_array().into_iter().flatten().filter_map(|c| c["text"].as_str()).collect::<Vec<_>>().join("\n")
+}
+
+/// The command within `/bin/bash -lc '…'`.
+fn command(wrapped: &str) -> String {
+    match shlex::split(wrapped).as_deref() {
+        Some([shell, flag, command]) if shell.ends_with("sh") && flag.starts_with('-') && flag.ends_with('c') => command.clone(),
+        _ => wrapped.to_owned(),
+    }
+}
+
+fn changes(item: &Value) -> impl Iterator<Item = &Value> {
+    item["changes"].as_array().into_iter().flatten()
+}
+
+/// `{"type":"add"}`, or `"add"` in the one-shot mode.
+fn kind_of(kind: &Value) -> (&str, ChangeKind) {
+    match kind["type"].as_str().or(kind.as_str()).unwrap_or_default() {
+        "add" => ("added", ChangeKind::Add),
+        "delete" => ("deleted", ChangeKind::Delete),
+        _ => ("modified", ChangeKind::Modify),
+    }
+}
+
+/// A unified diff; of a file that is new, or gone, Codex gives the text.
+fn diff(kind: ChangeKind, given: &str) -> Option<String> {
+    let all = |sign: char| given.lines().map(|l| format!("{sign}{l}\n")).collect::<String>();
+    let count = given.lines().count();
+    match kind {
+        _ if given.is_empty() => None,
+        ChangeKind::Modify => Some(given.to_owned()),
+        ChangeKind::Add => Some(format!("@@ -0,0 +1,{count} @@\n{}", all('+'))),
+        ChangeKind::Delete => Some(format!("@@ -1,{count} +0,0 @@\n{}", all('-'))),
+    }
+}
+
+/// The one-shot mode's `snake_case` keys and types of items, as the app-server spells them.
+fn camel(value: &Value) -> Value {
+    let word = |s: &str| {
+        let mut words = s.split('_');
+        let first = words.next().unwrap_or_default().to_owned();
+        words.fold(first, |all, w| all + &w[..w.len().min(1)].to_uppercase() + w.get(1..).unwrap_or_default())
+    };
+    let Value::Object(map) = value else { return value.clone() };
+    let spelled = map.iter().map(|(key, value)| {
+        let value = match (key.as_str(), value) {
+            ("type", Value::String(kind)) => word(kind).into(),
+            ("arguments" | "changes" | "result", value) => value.clone(),
+            (_, value) => camel(value),
+        };
+        (word(key), value)
+    });
+    Value::Object(spelled.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_are_shown_as_they_were_given() {
+        assert_eq!(command("/bin/bash -lc 'echo hello; ls'"), "echo hello; ls");
+        assert_eq!(command(r#"/bin/bash -lc "echo 'a b'""#), "echo 'a b'");
+        assert_eq!(command("ls -l"), "ls -l");
+        assert_eq!(command("/bin/bash -lc 'unclosed"), "/bin/bash -lc 'unclosed");
+    }
+}
