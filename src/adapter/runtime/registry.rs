@@ -1,8 +1,8 @@
 //! Every runtime there is. A test compares this list with the files beside it.
 
-use super::{Runtime, claude, codex, opencode};
+use super::{Runtime, claude, codex, gemini, opencode};
 
-pub static ALL: [&Runtime; 3] = [&opencode::RUNTIME, &claude::RUNTIME, &codex::RUNTIME];
+pub static ALL: [&Runtime; 4] = [&opencode::RUNTIME, &claude::RUNTIME, &codex::RUNTIME, &gemini::RUNTIME];
 
 pub fn find(id: &str) -> Option<&'static Runtime> {
     ALL.into_iter().find(|r| r.id == id)
