@@ -132,10 +132,10 @@ impl Process {
 /// It does not say it.
 pub async fn version(program: &Program) -> Result<String, String> {
     let mut command = program.command();
-    command.arg("--version").stdin(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
+    command.arg("--version").stdin(Stdio::null()).kill_on_drop(true);
     let asked = tokio::time::timeout(VERSION_TIME, command.output()).await;
     let output = asked.map_err(|_| "it does not tell its version".to_owned())?.map_err(|e| format!("it cannot be asked for its version: {e}"))?;
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let said = [output.stdout, output.stderr].map(|said| String::from_utf8_lossy(&said).into_owned()).join(" ");
     let version = said.split_whitespace().find(|w| w.starts_with(|c: char| c.is_ascii_digit()));
     version.map(str::to_owned).ok_or_else(|| format!("`--version` says `{}`, which is no version", said.trim()))
 }

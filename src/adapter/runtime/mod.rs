@@ -9,6 +9,7 @@ pub mod claude;
 pub mod codex;
 pub mod gemini;
 pub mod opencode;
+pub mod pi;
 pub mod registry;
 
 use std::collections::BTreeMap;

@@ -1,8 +1,8 @@
 //! Every runtime there is. A test compares this list with the files beside it.
 
-use super::{Runtime, claude, codex, gemini, opencode};
+use super::{Runtime, claude, codex, gemini, opencode, pi};
 
-pub static ALL: [&Runtime; 4] = [&opencode::RUNTIME, &claude::RUNTIME, &codex::RUNTIME, &gemini::RUNTIME];
+pub static ALL: [&Runtime; 5] = [&opencode::RUNTIME, &claude::RUNTIME, &codex::RUNTIME, &gemini::RUNTIME, &pi::RUNTIME];
 
 pub fn find(id: &str) -> Option<&'static Runtime> {
     ALL.into_iter().find(|r| r.id == id)

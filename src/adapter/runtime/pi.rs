@@ -1,0 +1,423 @@
+//! pi, through `pi --mode rpc`: commands and events, one JSON message a line.
+//!
+//! Format: RPC mode of pi 0.73 (`docs/rpc.md` of its package), as recorded in
+//! `tests/fixtures/native/pi/`. What makes it odd:
+//! - A run that failed ends (`agent_end`), and begins again if it is tried again: that it will
+//!   be is known only when `auto_retry_start` follows.
+//! - It has neither permissions nor tool servers.
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::{Map, Value, json};
+
+use super::{Action, Capabilities, Decision, Launch, Phase, Runtime, Setting, Translator, Wiring, text};
+use crate::adapter::cause;
+use crate::adapter::draft::{Drafts, Kind};
+use crate::adapter::handed::Handed;
+use crate::adapter::inbox::Input;
+use crate::event::{ChangeKind, ErrorEvent, FileChange, Payload, Retry, ToolOutput, ToolResult, ToolUse, TurnEnd, TurnEndReason, Unparsed, Usage, Warning};
+
+pub static RUNTIME: Runtime = Runtime {
+    id: "pi",
+    name: "pi",
+    program: "pi",
+    install: "npm install -g @mariozechner/pi-coding-agent",
+    verified: "0.73.1",
+    protocol: "0.",
+    default_model: "anthropic/claude-sonnet-4-5",
+    providers: &["anthropic", "openai", "google"],
+    capabilities: Capabilities {
+        steer: true,
+        interrupt: true,
+        resume: true,
+        permissions: false,
+        questions: false,
+        mcp: false,
+        images: true,
+        deltas: true,
+        reasoning: true,
+        tool_output: true,
+        retries: true,
+        cost: true,
+    },
+    launch,
+    translator: |_| Box::new(Pi::default()),
+};
+
+/// How long after a run that failed it may still say that it tries again.
+const RETRY_TIME: Duration = Duration::from_millis(300);
+
+fn launch(setting: &Setting) -> io::Result<Launch> {
+    let text = |s: &str| s.to_owned();
+    let home = setting.home.join("pi");
+    let sessions = home.join("sessions");
+    std::fs::create_dir_all(&sessions)?;
+    let paths = [("anthropic", "anthropic"), ("openai", "openai/v1"), ("google", "google/v1beta")];
+    let providers: Map<String, Value> =
+        paths.iter().map(|(name, path)| ((*name).to_owned(), json!({ "baseUrl": format!("{}/{path}", setting.sidecar) }))).collect();
+    std::fs::write(home.join("models.json"), json!({ "providers": providers }).to_string())?;
+    let (provider, model) = setting.model.split_once('/').unwrap_or_default();
+    let mut args = ["--mode", "rpc", "--provider", provider, "--model", model, "--session-dir"].map(text).to_vec();
+    args.push(sessions.display().to_string());
+    let session = setting.resume.clone().map(|id| {
+        let there = has_session(&sessions, &id);
+        (id, there)
+    });
+    if let Some((id, true)) = &session {
+        args.extend([text("--session"), id.clone()]);
+    }
+    let env = [
+        ("PI_CODING_AGENT_DIR", home.display().to_string()),
+        ("PI_OFFLINE", text("1")),
+        ("PI_TELEMETRY", text("0")),
+        ("ANTHROPIC_API_KEY", setting.key.clone()),
+        ("OPENAI_API_KEY", setting.key.clone()),
+        ("GEMINI_API_KEY", setting.key.clone()),
+    ];
+    let mut warnings = Vec::new();
+    if !setting.mcp.is_empty() {
+        warnings.push("`project.mcpServers`: pi has no tool servers; it runs without them".to_owned());
+    }
+    if setting.subagents {
+        warnings.push("`session.subagents`: pi has none".to_owned());
+    }
+    Ok(Launch {
+        args,
+        env: env.into_iter().map(|(name, value)| (text(name), value)).collect(),
+        wiring: Wiring::Lines { version_flag: true },
+        warnings,
+        session,
+    })
+}
+
+/// A session's file is written with its first answer.
+fn has_session(sessions: &Path, id: &str) -> bool {
+    std::fs::read_dir(sessions).into_iter().flatten().flatten().any(|file| file.file_name().to_string_lossy().contains(id))
+}
+
+#[derive(Debug, Default)]
+struct Turn {
+    final_text: String,
+    aborted: bool,
+    stop: String,
+    failure: Option<String>,
+    usage: Usage,
+    rounds: u64,
+    /// It failed, and may be tried again.
+    over: bool,
+}
+
+#[derive(Default)]
+pub struct Pi {
+    resumed: bool,
+    ready: bool,
+    handed: Handed,
+    turn: Option<Turn>,
+    /// The message that is written; its time names its items.
+    message: String,
+    drafts: Drafts,
+    /// Calls that run, with what they have printed.
+    tools: HashMap<String, String>,
+    used: HashSet<String>,
+    /// The last thing that a user said in the history that was resumed.
+    last_said: Option<String>,
+}
+
+impl Pi {
+    fn message(&mut self, m: &Value, out: &mut Vec<Action>) -> bool {
+        match text(m, "/type") {
+            "response" => self.responded(m, out),
+            "agent_start" => {
+                if let Some(turn) = &mut self.turn {
+                    turn.over = false;
+                }
+                self.begin_turn(out);
+            }
+            "turn_start" => {
+                if let Some(turn) = &mut self.turn {
+                    turn.rounds += 1;
+                    if turn.rounds > 1 {
+                        out.push(Action::Step);
+                    }
+                }
+            }
+            "message_start" => self.message_started(&m["message"], out),
+            "message_update" => self.update(&m["assistantMessageEvent"], out),
+            "message_end" => self.message_over(&m["message"], out),
+            "tool_execution_start" => self.tool_use(m, out),
+            "tool_execution_update" => self.tool_output(m, out),
+            "tool_execution_end" => self.tool_result(m, out),
+            "agent_end" => self.run_over(out),
+            "auto_retry_start" => {
+                let said = text(m, "/errorMessage");
+                let (status, message) = split(said);
+                out.push(
+                    Retry {
+                        attempt: m["attempt"].as_u64().unwrap_or(1),
+                        code: cause::code(status, message),
+                        retry_after_ms: m["delayMs"].as_u64(),
+                        message: cause::words(message),
+                        parent_tool_use_id: None,
+                    }
+                    .into(),
+                );
+                if let Some(turn) = &mut self.turn {
+                    (turn.over, turn.failure, turn.rounds) = (false, None, 0);
+                }
+            }
+            "auto_retry_end" if m["success"] == false => {
+                if let Some(turn) = &mut self.turn {
+                    turn.failure = m["finalError"].as_str().map(str::to_owned).or(turn.failure.take());
+                    turn.over = true;
+                }
+                self.end_turn(out);
+            }
+            "compaction_end" => out.push(Warning { message: "the conversation was compacted: the model sees a summary of what came before".into() }.into()),
+            "extension_error" => out.push(Warning { message: text(m, "/error").to_owned() }.into()),
+            "extension_ui_request" if matches!(text(m, "/method"), "select" | "confirm" | "input" | "editor") => {
+                // It must not wait for what nobody can answer.
+                out.push(Action::Send(json!({ "type": "extension_ui_response", "id": m["id"], "cancelled": true })));
+                out.push(Warning { message: format!("an extension asked `{}`, and was told that nobody answers", text(m, "/title")) }.into());
+            }
+            "turn_end" | "queue_update" | "auto_retry_end" | "compaction_start" | "extension_ui_request" | "session" => {}
+            _ => return false,
+        }
+        true
+    }
+
+    fn responded(&mut self, m: &Value, out: &mut Vec<Action>) {
+        let failed = m["success"] == false;
+        match (text(m, "/command"), text(m, "/id")) {
+            ("get_messages", _) => {
+                let users = m["data"]["messages"].as_array().into_iter().flatten().filter(|m| m["role"] == "user");
+                self.last_said = users.last().map(said);
+            }
+            ("get_state", _) if failed => out.push(Action::Broken(format!("pi gave no session: {}", text(m, "/error")))),
+            ("get_state", _) if !self.ready => {
+                self.ready = true;
+                out.push(Action::Ready { native_session_id: text(m, "/data/sessionId").to_owned(), resumed: self.resumed });
+            }
+            ("prompt", id) if failed => self.handed.refused(id, format!("pi refused it: {}", text(m, "/error")), out),
+            ("abort", _) if failed => out.push(Action::Broken(format!("pi cannot be interrupted: {}", text(m, "/error")))),
+            _ => {}
+        }
+    }
+
+    fn begin_turn(&mut self, out: &mut Vec<Action>) {
+        if self.turn.is_none() {
+            self.turn = Some(Turn::default());
+            self.handed.begin_turn(out);
+        }
+    }
+
+    fn message_started(&mut self, message: &Value, out: &mut Vec<Action>) {
+        if message["role"] == "user" {
+            let said = said(message);
+            if !self.handed.acknowledge(|_, input| input.text == said, out) {
+                self.handed.foreign(&format!("user-{}", message["timestamp"]), &said, out);
+            }
+        } else if message["role"] == "assistant" {
+            self.message = message["timestamp"].to_string();
+        }
+    }
+
+    fn update(&mut self, event: &Value, out: &mut Vec<Action>) {
+        let item = format!("{}:{}", self.message, event["contentIndex"]);
+        let mut say = |payload: Payload| out.push(payload.into());
+        match text(event, "/type") {
+            "text_delta" => self.drafts.write(&item, Kind::Text, text(event, "/delta"), None, &mut say),
+            "thinking_delta" => self.drafts.write(&item, Kind::Reasoning, text(event, "/delta"), None, &mut say),
+            "text_end" => {
+                let words = text(event, "/content");
+                self.drafts.finish(&item, Kind::Text, words, None, false, &mut say);
+                if let Some(turn) = &mut self.turn {
+                    words.clone_into(&mut turn.final_text);
+                }
+            }
+            "thinking_end" => self.drafts.finish(&item, Kind::Reasoning, text(event, "/content"), None, false, &mut say),
+            _ => {}
+        }
+    }
+
+    fn message_over(&mut self, message: &Value, out: &mut Vec<Action>) {
+        if message["role"] != "assistant" {
+            return;
+        }
+        self.drafts.cut(&mut |payload| out.push(payload.into()));
+        let Some(turn) = &mut self.turn else { return };
+        text(message, "/stopReason").clone_into(&mut turn.stop);
+        turn.failure = (turn.stop == "error").then(|| text(message, "/errorMessage").to_owned());
+        let usage = &message["usage"];
+        if usage["totalTokens"].as_u64().is_some_and(|n| n > 0) {
+            turn.usage.add(&Usage {
+                input: usage["input"].as_u64(),
+                cache_read: usage["cacheRead"].as_u64(),
+                cache_write: usage["cacheWrite"].as_u64(),
+                output: usage["output"].as_u64(),
+                reasoning: None,
+                cost_usd: usage["cost"]["total"].as_f64(),
+            });
+        }
+    }
+
+    fn tool_use(&mut self, m: &Value, out: &mut Vec<Action>) {
+        let (id, native_name) = (text(m, "/toolCallId").to_owned(), text(m, "/toolName").to_owned());
+        if self.used.insert(id.clone()) {
+            self.tools.insert(id.clone(), String::new());
+            let name = if native_name == "find" { "glob".to_owned() } else { native_name.clone() };
+            out.push(ToolUse { tool_use_id: id, name, native_name, input: m["args"].clone(), parent_tool_use_id: None }.into());
+        }
+    }
+
+    /// All of the output, each time.
+    fn tool_output(&mut self, m: &Value, out: &mut Vec<Action>) {
+        let Some(seen) = self.tools.get_mut(text(m, "/toolCallId")) else { return };
+        let now = content(&m["partialResult"]);
+        // A long one becomes a window of its end: what it has then is told with the result.
+        if let Some(news) = now.strip_prefix(seen.as_str()).filter(|n| !n.is_empty()) {
+            out.push(ToolOutput { tool_use_id: text(m, "/toolCallId").into(), text: news.into(), parent_tool_use_id: None }.into());
+            *seen = now;
+        }
+    }
+
+    fn tool_result(&mut self, m: &Value, out: &mut Vec<Action>) {
+        self.tool_use(m, out);
+        let (id, name) = (text(m, "/toolCallId").to_owned(), text(m, "/toolName"));
+        if self.tools.remove(&id).is_none() {
+            return;
+        }
+        let (output, is_error) = (content(&m["result"]), m["isError"] == true);
+        let exit_code = match output.rsplit_once("Command exited with code ") {
+            _ if name != "bash" => None,
+            Some((_, code)) if is_error => code.trim().parse().ok(),
+            _ => (!is_error).then_some(0),
+        };
+        let path = m["args"]["path"].as_str().filter(|_| matches!(name, "edit" | "write") && !is_error);
+        let change = path.map(|path| FileChange {
+            path: path.to_owned(),
+            kind: ChangeKind::Modify,
+            diff: m["result"]["details"]["diff"].as_str().map(str::to_owned),
+            tool_use_id: Some(id.clone()),
+            parent_tool_use_id: None,
+        });
+        out.push(ToolResult { tool_use_id: id, output, is_error, exit_code, duration_ms: None, parent_tool_use_id: None }.into());
+        out.extend(change.map(Action::from));
+    }
+
+    fn run_over(&mut self, out: &mut Vec<Action>) {
+        let Some(turn) = &mut self.turn else { return };
+        turn.over = true;
+        if turn.failure.is_some() && !turn.aborted {
+            out.push(Action::Wake(RETRY_TIME));
+        } else {
+            self.end_turn(out);
+        }
+    }
+
+    fn end_turn(&mut self, out: &mut Vec<Action>) {
+        self.drafts.cut(&mut |payload| out.push(payload.into()));
+        let Some(turn) = self.turn.take() else { return };
+        let reason = match turn.stop.as_str() {
+            _ if turn.aborted => TurnEndReason::Interrupted,
+            _ if turn.failure.is_some() || !turn.over => TurnEndReason::Error,
+            "aborted" => TurnEndReason::Interrupted,
+            "length" => TurnEndReason::MaxTokens,
+            _ => TurnEndReason::EndTurn,
+        };
+        if let Some(said) = turn.failure.filter(|_| reason == TurnEndReason::Error) {
+            let (status, message) = split(&said);
+            let mut error: ErrorEvent = cause::error(status, message);
+            error.native = Some(json!({ "errorMessage": said }));
+            out.push(error.into());
+        }
+        self.tools.clear();
+        out.push(TurnEnd { turn: 0, reason, usage: turn.usage, duration_ms: 0, final_text: turn.final_text }.into());
+        self.handed.end_turn(out);
+    }
+}
+
+impl Translator for Pi {
+    fn open(&mut self, _native_session_id: Option<&str>, resumed: bool, out: &mut Vec<Action>) {
+        self.resumed = resumed;
+        self.handed.open(resumed);
+        out.push(Action::Send(json!({ "type": "get_messages" })));
+        out.push(Action::Send(json!({ "type": "get_state" })));
+    }
+
+    fn read(&mut self, native: &[u8], out: &mut Vec<Action>) {
+        let message = serde_json::from_slice::<Value>(native).unwrap_or_else(|_| Value::String(String::from_utf8_lossy(native).into_owned()));
+        if !self.message(&message, out) {
+            out.push(Unparsed { native: message }.into());
+        }
+    }
+
+    fn native_id(&self, _now: i64, random: [u8; 14]) -> String {
+        random[..8].iter().map(|b| format!("{b:02x}")).collect()
+    }
+
+    fn deliver(&mut self, input: &Input, native_id: &str, out: &mut Vec<Action>) {
+        self.handed.give(native_id, input);
+        let images: Vec<Value> = input.attachments.iter().map(|a| json!({ "type": "image", "data": a.data, "mimeType": a.media_type })).collect();
+        let mut prompt = json!({ "id": input.input_id, "type": "prompt", "message": input.text, "streamingBehavior": "steer" });
+        if !images.is_empty() {
+            prompt["images"] = images.into();
+        }
+        out.push(Action::Send(prompt));
+    }
+
+    fn look_for(&mut self, input: &Input, native_id: &str, out: &mut Vec<Action>) {
+        self.handed.give(native_id, input);
+        let last = self.last_said.clone();
+        self.handed.after_restart(&input.input_id, RUNTIME.name, |_, input| last.as_deref() == Some(input.text.as_str()), out);
+    }
+
+    fn interrupt(&mut self, out: &mut Vec<Action>) {
+        if let Some(turn) = &mut self.turn {
+            turn.aborted = true;
+            out.push(Action::Send(json!({ "type": "abort" })));
+        }
+    }
+
+    fn answer(&mut self, _request_id: &str, _decision: &Decision, _by: &str, _out: &mut Vec<Action>) -> bool {
+        false
+    }
+
+    fn wake(&mut self, out: &mut Vec<Action>) {
+        if self.turn.as_ref().is_some_and(|t| t.over) {
+            self.end_turn(out);
+        }
+    }
+
+    fn close(&mut self, out: &mut Vec<Action>) {
+        self.end_turn(out);
+        *self = Pi { used: std::mem::take(&mut self.used), handed: self.handed.close(), ..Pi::default() };
+    }
+
+    fn phase(&self) -> Phase {
+        match &self.turn {
+            Some(turn) if turn.aborted || turn.over => Phase::Settling,
+            None if self.handed.is_empty() => Phase::Idle,
+            _ => Phase::Busy,
+        }
+    }
+}
+
+/// `403 {…}`: the status and the body.
+fn split(said: &str) -> (Option<u16>, &str) {
+    match said.split_once(' ') {
+        Some((status, body)) if status.len() == 3 => (status.parse().ok(), body),
+        _ => (None, said),
+    }
+}
+
+/// The text of a message, or of a result.
+fn content(value: &Value) -> String {
+    value["content"].as_array().into_iter().flatten().filter_map(|c| c["text"].as_str()).collect::<Vec<_>>().join("\n")
+}
+
+fn said(message: &Value) -> String {
+    message["content"].as_str().map_or_else(|| content(message), str::to_owned)
+}
