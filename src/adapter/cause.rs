@@ -95,9 +95,10 @@ pub fn words(message: &str) -> String {
     }
 }
 
-/// Without what Claude Code puts before a provider's words: `… API Error: 403 `.
+/// Without what CLIs put around a provider's words: `… API Error: 403 <words>`, `[API Error: <words>]`.
 fn unprefixed(message: &str) -> &str {
-    let Some((_, said)) = message.split_once("API Error: ") else { return message };
+    let Some((before, said)) = message.split_once("API Error: ") else { return message };
+    let said = if before.ends_with('[') { said.split_once(']').map_or(said, |(words, _)| words) } else { said };
     said.split_once(' ').filter(|(status, _)| status.len() == 3 && status.bytes().all(|b| b.is_ascii_digit())).map_or(said, |(_, words)| words)
 }
 
@@ -123,6 +124,7 @@ mod tests {
         }
         assert_eq!(words("{not json"), "{not json");
         assert_eq!(words("plain"), "plain");
+        assert_eq!(words("[API Error: Quota exceeded]\nPlease wait"), "Quota exceeded");
         assert_eq!(words("Failed to authenticate. API Error: 403 not allowed"), "not allowed");
     }
 

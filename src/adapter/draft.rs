@@ -62,6 +62,11 @@ impl Drafts {
         self.0.iter().rfind(|d| d.kind == Kind::Text).map(|d| d.item_id.clone())
     }
 
+    /// What is written of it.
+    pub fn last_text(&self) -> Option<&str> {
+        self.0.iter().rfind(|d| d.kind == Kind::Text).map(|d| d.text.as_str())
+    }
+
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

@@ -39,7 +39,7 @@ impl Handed {
                 out.push(input.message().into());
             }
         }
-        self.going = true;
+        self.going |= !self.inputs.is_empty();
         out.push(TurnStart { turn: 0, input_ids }.into());
     }
 

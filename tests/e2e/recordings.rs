@@ -3,12 +3,15 @@
 //! Golden outputs stand in `tests/golden/<runtime>/`; `UPDATE_GOLDEN=1` writes them, for a
 //! person to read before they are committed.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use outrigger::adapter::balance::{Admitted, Balance};
-use outrigger::adapter::runtime::{Action, Mcp, Permissions, Setting, registry};
-use outrigger::event::Payload;
+use outrigger::adapter::inbox::Input;
+use outrigger::adapter::runtime::{Action, Decision, Mcp, Permissions, Reply, Setting, Translator, registry};
+use outrigger::event::{InputMode, InputSource, Payload};
+use serde_json::Value;
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests")
@@ -33,31 +36,159 @@ pub fn setting() -> Setting {
     }
 }
 
-/// The native messages of a recording: the data of a stream of events, or lines.
-fn messages(name: &str, bytes: &[u8]) -> Vec<Vec<u8>> {
-    let lines = bytes.split(|b| *b == b'\n').filter(|l| !l.is_empty());
-    if name.ends_with(".sse") { lines.map(|l| l.strip_prefix(b"data: ").unwrap_or(l).to_vec()).collect() } else { lines.map(<[u8]>::to_vec).collect() }
+/// A line of a recording.
+#[derive(Debug, Clone)]
+enum Line {
+    /// From the CLI.
+    Heard(Vec<u8>),
+    /// To the CLI: what a translator is asked to do, or has to say by itself.
+    Said(Value),
 }
 
-/// What the stream would say of them, at a clock that stands still, and the CLI's end at the end.
-fn translate(runtime: &str, native: &[Vec<u8>]) -> Vec<Admitted> {
-    let mut translator = (registry::find(runtime).unwrap().translator)(&setting());
-    let (mut balance, mut out) = (Balance::new("s"), Vec::new());
-    let mut take = |actions: &mut Vec<Action>| {
-        for action in actions.drain(..) {
-            if let Action::Event(payload) = action {
-                balance.admit(0, payload, &mut out);
-            }
+/// The lines of a recording: the data of a stream of events, lines, or both directions
+/// (`{dir, msg}`).
+fn lines(name: &str, bytes: &[u8]) -> Vec<Line> {
+    let lines = bytes.split(|b| *b == b'\n').filter(|l| !l.is_empty());
+    let both = [".io.jsonl", ".acp.jsonl", ".jsonrpc.jsonl"].iter().any(|end| name.ends_with(end));
+    let direction = |line: &[u8]| {
+        let mut line: Value = serde_json::from_slice(line).unwrap();
+        let message = line["msg"].take();
+        match line["dir"].as_str().unwrap() {
+            "out" | "server->client" => Line::Heard(message.as_str().map_or_else(|| message.to_string(), str::to_owned).into_bytes()),
+            _ => Line::Said(message),
         }
     };
-    let mut actions = Vec::new();
-    for message in native {
-        translator.read(message, &mut actions);
-        take(&mut actions);
+    match () {
+        () if both => lines.map(direction).collect(),
+        () if name.ends_with(".sse") => lines.map(|l| Line::Heard(l.strip_prefix(b"data: ").unwrap_or(l).to_vec())).collect(),
+        () => lines.map(|l| Line::Heard(l.to_vec())).collect(),
     }
-    translator.close(&mut actions);
-    take(&mut actions);
-    out
+}
+
+/// Plays a recording to a translator, at a clock that stands still. Where the recording has
+/// both directions it says what was said then, and the answers get the numbers of its own
+/// requests.
+struct Player {
+    translator: Box<dyn Translator>,
+    balance: Balance,
+    out: Vec<Admitted>,
+    /// Its requests that nothing in the recording stands for yet: method and number.
+    requests: Vec<(String, Value)>,
+    /// The recording's numbers, and what they are here.
+    numbers: HashMap<String, Value>,
+    inputs: usize,
+    /// The session that was gone on with.
+    resume: Option<String>,
+    /// What the CLI wrote down then, if it was kept.
+    file: Option<Vec<u8>>,
+}
+
+impl Player {
+    fn new(runtime: &str, name: &str, lines: &[Line]) -> Self {
+        let translator = (registry::find(runtime).unwrap().translator)(&setting());
+        let file = std::fs::read(root().join("fixtures/sessions").join(runtime).join(name)).ok();
+        let resumed = |line: &Line| match line {
+            Line::Said(m) if m["method"] == "session/load" => m["params"]["sessionId"].as_str().map(str::to_owned),
+            Line::Said(m) if m["method"] == "thread/resume" => m["params"]["threadId"].as_str().map(str::to_owned),
+            _ => None,
+        };
+        let resume = lines.iter().find_map(resumed);
+        let (balance, out) = (Balance::new("s"), Vec::new());
+        Player { translator, balance, out, requests: Vec::new(), numbers: HashMap::new(), inputs: 0, resume, file }
+    }
+
+    fn take(&mut self, actions: &mut Vec<Action>) {
+        let mut todo: VecDeque<Action> = actions.drain(..).collect();
+        while let Some(action) = todo.pop_front() {
+            let mut more = Vec::new();
+            match action {
+                Action::Event(payload) => self.balance.admit(0, payload, &mut self.out),
+                Action::Send(m) => {
+                    let method = m["method"].as_str().or(m["request"]["subtype"].as_str()).or(m["type"].as_str()).unwrap_or_default();
+                    let number = [&m["id"], &m["request_id"]].into_iter().find(|n| !n.is_null()).cloned().unwrap_or_default();
+                    self.requests.push((method.to_owned(), number));
+                }
+                Action::Find { tag, .. } => {
+                    let found = self.file.clone().map_or((404, Vec::new()), |body| (200, body));
+                    self.translator.reply(tag, Reply::Answer { status: found.0, body: found.1 }, &mut more);
+                }
+                Action::Wake(soon) if soon < Duration::from_millis(100) => self.translator.wake(&mut more),
+                _ => {}
+            }
+            todo.extend(more);
+        }
+    }
+
+    fn say(&mut self, m: &Value, actions: &mut Vec<Action>) {
+        let method = m["method"].as_str().or(m["request"]["subtype"].as_str()).or(m["type"].as_str()).unwrap_or_default();
+        let p = &m["params"];
+        let mut same: &[&str] = &[];
+        match method {
+            "session/prompt" | "turn/start" | "turn/steer" | "user" | "prompt" => {
+                let texts = [&p["prompt"][0]["text"], &p["input"][0]["text"], &m["message"]["content"][0]["text"], &m["message"]["content"], &m["message"]];
+                let text = texts.into_iter().find_map(Value::as_str).unwrap_or_default().to_owned();
+                self.inputs += 1;
+                let source = if self.inputs == 1 { InputSource::Initial } else { InputSource::Inject };
+                let input = Input { input_id: format!("input-{}", self.inputs), text, mode: InputMode::Auto, source, sender_id: None, attachments: vec![] };
+                let native = m["uuid"].as_str().map_or_else(|| format!("native-{}", self.inputs), str::to_owned);
+                self.translator.deliver(&input, &native, actions);
+                same = &["turn/start", "turn/steer"];
+            }
+            "turn/interrupt" | "session/cancel" | "interrupt" | "abort" => self.translator.interrupt(actions),
+            "initialize" if self.requests.is_empty() => self.translator.open(self.resume.as_deref(), self.resume.is_some(), actions),
+            "control_response" | "" => {
+                let answer = [&m["response"]["response"]["behavior"], &m["result"]["decision"], &m["result"]["outcome"]["optionId"]];
+                let allow = answer.into_iter().find_map(Value::as_str).is_some_and(|a| ["allow", "accept", "proceed_once"].contains(&a));
+                let decision = if allow { Decision::Allow } else { Decision::Deny { message: None } };
+                let open = self.balance.permissions.first().cloned().unwrap_or_default();
+                assert!(self.translator.answer(&open, &decision, "user", actions), "a request is open: {m}");
+            }
+            _ => {}
+        }
+        self.take(actions);
+        let number = [&m["id"], &m["request_id"]].into_iter().find(|n| !n.is_null());
+        let ours = self.requests.iter().position(|(ours, _)| ours == method || same.contains(&ours.as_str()));
+        if let (Some(number), Some(at)) = (number, ours) {
+            let (_, ours) = self.requests.remove(at);
+            self.numbers.insert(number.to_string(), ours);
+        }
+    }
+
+    fn hear(&mut self, bytes: &[u8], actions: &mut Vec<Action>) {
+        let mut bytes = bytes.to_vec();
+        if let Ok(mut m) = serde_json::from_slice::<Value>(&bytes)
+            && m.is_object()
+        {
+            // An answer: to a request of ours, or to one that only the recording's client made.
+            let number = match m["type"].as_str() {
+                Some("control_response") => &mut m["response"]["request_id"],
+                _ if m.get("method").is_none() && m.get("id").is_some() && (m.get("result").is_some() || m.get("error").is_some()) => &mut m["id"],
+                _ => &mut Value::Null,
+            };
+            if !number.is_null() {
+                let Some(ours) = self.numbers.remove(&number.to_string()) else { return };
+                *number = ours;
+                bytes = m.to_string().into_bytes();
+            }
+        }
+        self.translator.read(&bytes, actions);
+    }
+}
+
+/// What the stream would say of a recording, and of the CLI's end at its end.
+fn translate(runtime: &str, name: &str, native: &[Line]) -> Vec<Admitted> {
+    let mut player = Player::new(runtime, name, native);
+    let mut actions = Vec::new();
+    for line in native {
+        match line {
+            Line::Heard(bytes) => player.hear(bytes, &mut actions),
+            Line::Said(message) => player.say(message, &mut actions),
+        }
+        player.take(&mut actions);
+    }
+    player.translator.close(&mut actions);
+    player.take(&mut actions);
+    player.out
 }
 
 /// The rules of a stream (docs/ui-developers.md).
@@ -102,7 +233,7 @@ fn recordings() -> Vec<(String, String, Vec<u8>)> {
 fn every_recording_keeps_the_rules_and_its_golden_output() {
     let mut wrong = Vec::new();
     for (runtime, name, bytes) in recordings() {
-        let events = translate(&runtime, &messages(&name, &bytes));
+        let events = translate(&runtime, &name, &lines(&name, &bytes));
         assert_rules(&name, &events);
         let text: String = events.iter().map(|(p, turn)| format!("{} {} {}\n", turn.as_deref().unwrap_or("-"), p.name(), p.to_value())).collect();
         let golden = root().join("golden").join(&runtime).join(format!("{name}.txt"));
@@ -116,20 +247,28 @@ fn every_recording_keeps_the_rules_and_its_golden_output() {
     assert!(wrong.is_empty(), "not as committed (UPDATE_GOLDEN=1 shows how, as a diff): {wrong:#?}");
 }
 
+/// Without what the client said: what it answered may not stand where it did.
+fn heard(lines: &[Line]) -> Vec<Line> {
+    lines.iter().filter(|l| matches!(l, Line::Heard(_))).cloned().collect()
+}
+
 /// Cut anywhere, with bytes changed, with messages lost or out of order: no panic, and the
 /// rules hold.
 #[test]
 fn a_damaged_recording_keeps_the_rules() {
     for (runtime, name, bytes) in recordings() {
-        let all = messages(&name, &bytes);
+        let all = lines(&name, &bytes);
+        let translate = |lines: &[Line]| translate(&runtime, &name, lines);
         let step = (all.len() / 40).max(1);
-        let few: Vec<Vec<u8>> = all.iter().filter(|m| m.len() < 20_000).cloned().collect();
+        let few: Vec<Line> = all.iter().filter(|l| !matches!(l, Line::Heard(m) if m.len() >= 20_000)).cloned().collect();
         for n in (0..all.len()).step_by(step) {
-            assert_rules(&name, &translate(&runtime, &all[..n]));
+            assert_rules(&name, &translate(&all[..n]));
             let mut cut = all[..n].to_vec();
-            cut.push(all[n][..all[n].len() / 2].to_vec());
-            assert_rules(&name, &translate(&runtime, &cut));
-            assert_rules(&name, &translate(&runtime, &all[n..]));
+            if let Line::Heard(message) = &all[n] {
+                cut.push(Line::Heard(message[..message.len() / 2].to_vec()));
+            }
+            assert_rules(&name, &translate(&cut));
+            assert_rules(&name, &translate(&heard(&all[n..])));
         }
         for round in 0..20_usize {
             let mut damaged = few.clone();
@@ -144,22 +283,29 @@ fn a_damaged_recording_keeps_the_rules() {
                     0 => damaged.swap(a, b),
                     1 => _ = damaged.remove(a),
                     _ => {
-                        let (at, byte) = (random(damaged[a].len()), b"x\"{},0\xff"[random(7)]);
-                        if let Some(slot) = damaged[a].get_mut(at) {
-                            *slot = byte;
+                        let (place, byte) = (random(usize::MAX), b"x\"{},0\xff"[random(7)]);
+                        if let Line::Heard(message) = &mut damaged[a]
+                            && !message.is_empty()
+                        {
+                            let at = place % message.len();
+                            message[at] = byte;
                         }
                     }
                 }
             }
-            assert_rules(&name, &translate(&runtime, &damaged));
+            assert_rules(&name, &translate(&heard(&damaged)));
         }
     }
 }
 
 #[test]
 fn nothing_is_lost_but_said_as_unparsed() {
-    for noise in [&b"not json"[..], b"{}", b"[1]", b"{\"type\":\"new.thing\",\"properties\":{\"a\":1}}", b"\xff\xfe", b"{\"type\":5}"] {
-        let events = translate("opencode", &[noise.to_vec()]);
-        assert!(matches!(events.as_slice(), [(Payload::Unparsed(_), None)]), "{}: {events:?}", noise.escape_ascii());
+    for runtime in registry::ALL {
+        for noise in
+            [&b"not json"[..], b"{}", b"[1]", b"{\"type\":\"new.thing\",\"properties\":{\"a\":1}}", b"\xff\xfe", b"{\"type\":5}", b"{\"method\":\"new/thing\"}"]
+        {
+            let events = translate(runtime.id, "", &[Line::Heard(noise.to_vec())]);
+            assert!(matches!(events.as_slice(), [(Payload::Unparsed(_), None)]), "{} {}: {events:?}", runtime.id, noise.escape_ascii());
+        }
     }
 }

@@ -210,7 +210,8 @@ impl Claude {
                 self.drafts.cut(&mut |payload| out.push(payload.into()));
                 let status = m["error_status"].as_u64().map(|s| s as u16);
                 let word = text(m, "/error");
-                let message = status.map_or_else(|| word.to_owned(), |status| format!("the provider answered {status} ({word})"));
+                let message =
+                    status.map_or_else(|| format!("the provider could not be reached ({word})"), |status| format!("the provider answered {status} ({word})"));
                 out.push(
                     Retry {
                         attempt: m["attempt"].as_u64().unwrap_or(1),
@@ -340,6 +341,7 @@ impl Claude {
     }
 
     fn tool_use(&mut self, block: &Value, parent: Option<&str>, out: &mut Vec<Action>) {
+        self.begin_turn(out);
         let (id, native_name) = (text(block, "/id").to_owned(), text(block, "/name").to_owned());
         let input = block["input"].clone();
         if native_name == "TodoWrite" {
@@ -412,12 +414,9 @@ impl Claude {
     fn result(&mut self, m: &Value, out: &mut Vec<Action>) {
         let status = m["api_error_status"].as_u64().map(|s| s as u16);
         let errors = m["errors"].as_array().into_iter().flatten().filter_map(Value::as_str).collect::<Vec<_>>().join("\n");
-        let Some(turn) = self.turn.take() else {
-            if m["is_error"] == true {
-                out.push(cause::error(status, if errors.is_empty() { text(m, "/result") } else { &errors }).into());
-            }
-            return;
-        };
+        // One without its beginning: the one-shot mode prints nothing else.
+        self.begin_turn(out);
+        let Some(turn) = self.turn.take() else { return };
         let aborted = turn.aborted || text(m, "/terminal_reason").starts_with("aborted");
         let limit = m["subtype"] == "error_max_turns";
         let failed = m["is_error"] == true && !aborted && !limit;
@@ -440,10 +439,11 @@ impl Claude {
             _ => TurnEndReason::EndTurn,
         };
         let usage = self.spent(m);
+        let final_text = if turn.final_text.is_empty() && !failed { text(m, "/result").to_owned() } else { turn.final_text };
         self.tools.clear();
         self.asked.clear();
         self.streaming = None;
-        out.push(TurnEnd { turn: 0, reason, usage, duration_ms: 0, final_text: turn.final_text }.into());
+        out.push(TurnEnd { turn: 0, reason, usage, duration_ms: 0, final_text }.into());
         self.handed.end_turn(out);
     }
 

@@ -132,9 +132,13 @@ stream_max_retries = 0
 #[derive(Debug)]
 enum Asked {
     Initialize,
-    Thread { resumed: bool },
+    Thread {
+        resumed: bool,
+    },
     Turn(String),
     Steer(String),
+    /// Whether an input stands in the thread.
+    History(String),
     Interrupt,
 }
 
@@ -165,8 +169,6 @@ pub struct Codex {
     used: HashSet<String>,
     /// Permissions that wait: the number of the request.
     permissions: HashMap<String, Value>,
-    /// Inputs in the thread that was resumed, by the names that they were given, and the last.
-    history: Vec<(String, String)>,
     /// The sums of the thread, as last told.
     counted: Option<Usage>,
 }
@@ -187,7 +189,7 @@ impl Codex {
         let mut params = json!({ "cwd": self.workdir, "model": self.model, "modelProvider": "outrigger" });
         match self.resume.clone() {
             Some(id) => {
-                params["threadId"] = id.into();
+                (params["threadId"], params["excludeTurns"]) = (id.into(), true.into());
                 self.ask(Asked::Thread { resumed: true }, "thread/resume", params, out);
             }
             None => self.ask(Asked::Thread { resumed: false }, "thread/start", params, out),
@@ -206,9 +208,6 @@ impl Codex {
             }
             (Asked::Thread { resumed }, None) => {
                 let id = text(result, "/thread/id").to_owned();
-                let turns = result["thread"]["turns"].as_array().into_iter().flatten();
-                let items = turns.flat_map(|t| t["items"].as_array().into_iter().flatten()).filter(|i| i["type"] == "userMessage");
-                self.history = items.map(|i| (text(i, "/clientId").to_owned(), content(i))).collect();
                 self.thread = Some(id.clone());
                 out.push(Action::Ready { native_session_id: id, resumed });
             }
@@ -219,6 +218,11 @@ impl Codex {
             }
             (Asked::Initialize | Asked::Thread { .. }, Some(why)) => out.push(Action::Broken(format!("Codex gave no thread: {why}"))),
             (Asked::Turn(input_id), Some(why)) => self.handed.refused(&input_id, format!("Codex refused it: {why}"), out),
+            (Asked::History(input_id), None) => {
+                let items = result.to_string();
+                self.handed.after_restart(&input_id, RUNTIME.name, |native, _| items.contains(native), out);
+            }
+            (Asked::History(_), Some(why)) => out.push(Action::Broken(format!("Codex does not tell its thread: {why}"))),
             // The turn was over before it came.
             (Asked::Steer(input_id), Some(_)) => self.handed.not_taken(&input_id, out),
             (Asked::Interrupt, Some(why)) if self.turn.is_some() => out.push(Action::Broken(format!("Codex cannot be interrupted: {why}"))),
@@ -321,10 +325,20 @@ impl Codex {
         self.drafts.write(text(p, "/itemId"), kind, text(p, "/delta"), None, &mut |payload: Payload| out.push(payload.into()));
     }
 
+    /// What was being written is not written any further.
+    fn cut(&mut self, out: &mut Vec<Action>) {
+        if let (Some(turn), Some(words)) = (&mut self.turn, self.drafts.last_text()) {
+            words.clone_into(&mut turn.final_text);
+        }
+        self.drafts.cut(&mut |payload| out.push(payload.into()));
+    }
+
     fn item_started(&mut self, item: &Value, out: &mut Vec<Action>) -> bool {
         let id = text(item, "/id");
         match text(item, "/type") {
             "userMessage" => {
+                // What it was told to steer while it wrote cut what it wrote.
+                self.cut(out);
                 let (client, said) = (text(item, "/clientId"), content(item));
                 if !self.handed.acknowledge(|native, input| if client.is_empty() { input.text == said } else { native == client }, out) {
                     self.handed.foreign(id, &said, out);
@@ -341,6 +355,7 @@ impl Codex {
         if !self.used.insert(id.to_owned()) {
             return;
         }
+        self.begin_turn("", out);
         self.tools.insert(id.to_owned(), item["changes"].clone());
         let (name, native_name, input) = match kind {
             "commandExecution" => ("bash".to_owned(), kind, json!({ "command": command(text(item, "/command")), "cwd": item["cwd"] })),
@@ -433,7 +448,7 @@ impl Codex {
     }
 
     fn failed(&mut self, error: &Value, will_retry: bool, out: &mut Vec<Action>) {
-        self.drafts.cut(&mut |payload| out.push(payload.into()));
+        self.cut(out);
         let details = text(error, "/additionalDetails");
         let message = text(error, "/message");
         let said = if will_retry && !details.is_empty() { details } else { message };
@@ -463,7 +478,7 @@ impl Codex {
     }
 
     fn end_turn(&mut self, status: &str, out: &mut Vec<Action>) {
-        self.drafts.cut(&mut |payload| out.push(payload.into()));
+        self.cut(out);
         let Some(turn) = self.turn.take() else { return };
         let reason = match status {
             "interrupted" => TurnEndReason::Interrupted,
@@ -566,8 +581,8 @@ impl Translator for Codex {
 
     fn look_for(&mut self, input: &Input, native_id: &str, out: &mut Vec<Action>) {
         self.handed.give(native_id, input);
-        let history = std::mem::take(&mut self.history);
-        self.handed.after_restart(&input.input_id, RUNTIME.name, |native, _| history.iter().any(|(client, _)| client == native), out);
+        let params = json!({ "threadId": self.thread, "sortDirection": "desc", "limit": 200 });
+        self.ask(Asked::History(input.input_id.clone()), "thread/items/list", params, out);
     }
 
     fn interrupt(&mut self, out: &mut Vec<Action>) {
@@ -619,7 +634,10 @@ impl Translator for Codex {
 /// What an error means, and the status that the provider answered with.
 fn meant(error: &Value, said: &str) -> (ErrorCode, Option<u16>) {
     let info = &error["codexErrorInfo"];
-    let status = info.as_object().and_then(|o| o.values().next()).and_then(|v| v["httpStatusCode"].as_u64()).map(|s| s as u16);
+    let status = info.as_object().and_then(|o| o.values().next()).and_then(|v| v["httpStatusCode"].as_u64());
+    // The one-shot mode has only words.
+    let in_words = || said.split_once("status ").or(said.split_once("status: "))?.1.get(..3)?.parse().ok();
+    let status = status.map(|s| s as u16).or_else(in_words);
     let code = match (cause::code(status, said), info.as_str()) {
         (ErrorCode::Internal, Some("contextWindowExceeded")) => ErrorCode::ContextOverflow,
         (ErrorCode::Internal | ErrorCode::RateLimited, Some("usageLimitExceeded" | "sessionBudgetExceeded")) => ErrorCode::Billing,

@@ -338,8 +338,10 @@ impl Gemini {
             return true;
         }
         if matches!(kind, "agent_message_chunk" | "agent_thought_chunk" | "tool_call") {
-            // It answers what it was given.
-            self.begin_turn("", out);
+            if self.turn.as_ref().is_none_or(|t| t.ending.is_some()) {
+                // It answers nothing.
+                return false;
+            }
             self.handed.acknowledge(|_, _| true, out);
         }
         match kind {
@@ -348,6 +350,9 @@ impl Gemini {
             "tool_call" => self.tool_use(u, out),
             "tool_call_update" => {
                 if !self.used.contains(text(u, "/toolCallId")) {
+                    if self.turn.is_none() {
+                        return false;
+                    }
                     self.tool_use(u, out);
                 }
                 if matches!(text(u, "/status"), "completed" | "failed") {
@@ -551,6 +556,7 @@ impl Gemini {
 
     fn permission_asked(&mut self, number: &Value, p: &Value, out: &mut Vec<Action>) {
         let call = &p["toolCall"];
+        self.begin_turn("", out);
         self.tool_use(call, out);
         let id = text(call, "/toolCallId");
         let request_id = format!("{id}:{number}");

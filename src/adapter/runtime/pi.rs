@@ -242,11 +242,19 @@ impl Pi {
         }
     }
 
+    /// What was being written is not written any further.
+    fn cut(&mut self, out: &mut Vec<Action>) {
+        if let (Some(turn), Some(words)) = (&mut self.turn, self.drafts.last_text()) {
+            words.clone_into(&mut turn.final_text);
+        }
+        self.drafts.cut(&mut |payload| out.push(payload.into()));
+    }
+
     fn message_over(&mut self, message: &Value, out: &mut Vec<Action>) {
         if message["role"] != "assistant" {
             return;
         }
-        self.drafts.cut(&mut |payload| out.push(payload.into()));
+        self.cut(out);
         let Some(turn) = &mut self.turn else { return };
         text(message, "/stopReason").clone_into(&mut turn.stop);
         turn.failure = (turn.stop == "error").then(|| text(message, "/errorMessage").to_owned());
@@ -266,6 +274,7 @@ impl Pi {
     fn tool_use(&mut self, m: &Value, out: &mut Vec<Action>) {
         let (id, native_name) = (text(m, "/toolCallId").to_owned(), text(m, "/toolName").to_owned());
         if self.used.insert(id.clone()) {
+            self.begin_turn(out);
             self.tools.insert(id.clone(), String::new());
             let name = if native_name == "find" { "glob".to_owned() } else { native_name.clone() };
             out.push(ToolUse { tool_use_id: id, name, native_name, input: m["args"].clone(), parent_tool_use_id: None }.into());
@@ -318,7 +327,7 @@ impl Pi {
     }
 
     fn end_turn(&mut self, out: &mut Vec<Action>) {
-        self.drafts.cut(&mut |payload| out.push(payload.into()));
+        self.cut(out);
         let Some(turn) = self.turn.take() else { return };
         let reason = match turn.stop.as_str() {
             _ if turn.aborted => TurnEndReason::Interrupted,
