@@ -144,7 +144,7 @@ pub enum SchemaOf {
 /// What prompts can ask the rehearsal for; a test compares it with what it plays.
 pub const SCENES_HELP: &str = "\
 A prompt that says `rehearse:<scene>` picks its answer:
-  text, reasoning, shell, fail, parallel, long-output, sleep, mcp, loop, unknown-tool,
+  text, reasoning, shell, fail, parallel, long-output, touch, nap, sleep, mcp, loop, unknown-tool,
   slow, long, max-tokens, 401, 403, 404, 429, 429-once, 500, 529, cut, cut-once, stall";
 
 #[derive(Debug, clap::Args)]

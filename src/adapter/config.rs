@@ -152,6 +152,13 @@ fn config(value: Value, flags: &Flags, env: Env<'_>, problems: &Problems) -> Opt
         durable: true,
     };
     let permissions = permissions(&mut session, flags, problems);
+    if permissions != Permissions::Allow && !runtime.capabilities.permissions {
+        let able: Vec<_> = registry::ALL.iter().filter(|r| r.capabilities.permissions).map(|r| format!("`{}`", r.id)).collect();
+        problems.add(
+            "session.permissions",
+            format!("{} has no permissions: every tool of it runs; allowed with it: `allow` (runtimes that ask: {})", runtime.name, able.join(", ")),
+        );
+    }
     let idle = number(env, "IDLE_TIMEOUT_MS", problems).map(Duration::from_millis);
     let oneshot = mode(env, batch, problems);
     let (wall, stream, input) = ports(&mut root, flags);

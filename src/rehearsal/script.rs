@@ -81,6 +81,8 @@ pub const SCENES: &[(&str, &str)] = &[
     ("fail", "a shell call that exits 3, then an answer"),
     ("parallel", "two shell calls at once, then an answer"),
     ("long-output", "a shell call that prints 100 KB, then an answer"),
+    ("touch", "a shell call that makes a file, then an answer"),
+    ("nap", "a shell call that takes 2 s, then an answer"),
     ("sleep", "a shell call that takes 30 s, then an answer"),
     ("mcp", "the first MCP tool that is offered, then an answer"),
     ("loop", "a shell call, and another, without end"),
@@ -203,6 +205,8 @@ fn tool_turn(name: &str, ask: &Ask) -> Reply {
         "fail" => Reply::call(shell, "echo out; echo err >&2; exit 3"),
         "parallel" => Reply { calls: vec![shell_call(shell, "echo one"), shell_call(shell, "echo two")], ..Reply::default() },
         "long-output" => Reply::call(shell, "seq 1 20000"),
+        "touch" => Reply::call(shell, "touch rehearsal-was-here"),
+        "nap" => Reply::call(shell, "sleep 2"),
         "sleep" => Reply::call(shell, "sleep 30"),
         _ => Reply { text: Some("I will look around first.".into()), ..Reply::call(shell, "echo rehearsal-was-here") },
     }

@@ -79,11 +79,9 @@ fn configuration(setting: &Setting) -> String {
     // A JSON string is a TOML basic string.
     let quoted = |s: &str| Value::from(s).to_string();
     let (_, model) = setting.model.split_once('/').unwrap_or_default();
-    let approval = if setting.permissions == Permissions::Allow { "never" } else { "untrusted" };
     let mut toml = format!(
         r#"model = {model}
 model_provider = "outrigger"
-approval_policy = "{approval}"
 # The container is the sandbox.
 sandbox_mode = "danger-full-access"
 check_for_update_on_startup = false
@@ -96,7 +94,8 @@ apps = false
 remote_plugin = false
 unbounded_connection_retries = false
 enable_request_compression = false
-multi_agent = {subagents}
+[agents]
+enabled = {subagents}
 [model_providers.outrigger]
 name = "outrigger"
 base_url = {url}
@@ -156,6 +155,8 @@ struct Turn {
 pub struct Codex {
     model: String,
     workdir: String,
+    /// `never`, or `untrusted`: what is not known to be harmless is asked for.
+    approval: &'static str,
     resume: Option<String>,
     thread: Option<String>,
     requests: u64,
@@ -176,7 +177,8 @@ pub struct Codex {
 impl Codex {
     pub fn new(setting: &Setting) -> Self {
         let (_, model) = setting.model.split_once('/').unwrap_or_default();
-        Codex { model: model.to_owned(), workdir: setting.workdir.display().to_string(), ..Codex::default() }
+        let approval = if setting.permissions == Permissions::Allow { "never" } else { "untrusted" };
+        Codex { approval, model: model.to_owned(), workdir: setting.workdir.display().to_string(), ..Codex::default() }
     }
 
     fn ask(&mut self, asked: Asked, method: &str, params: Value, out: &mut Vec<Action>) {
@@ -186,7 +188,7 @@ impl Codex {
     }
 
     fn start_thread(&mut self, out: &mut Vec<Action>) {
-        let mut params = json!({ "cwd": self.workdir, "model": self.model, "modelProvider": "outrigger" });
+        let mut params = json!({ "cwd": self.workdir, "model": self.model, "modelProvider": "outrigger", "approvalPolicy": self.approval });
         match self.resume.clone() {
             Some(id) => {
                 (params["threadId"], params["excludeTurns"]) = (id.into(), true.into());
@@ -614,6 +616,7 @@ impl Translator for Codex {
         let status = if self.turn.as_ref().is_some_and(|t| t.aborted) { "interrupted" } else { "failed" };
         self.end_turn(status, out);
         *self = Codex {
+            approval: self.approval,
             model: std::mem::take(&mut self.model),
             workdir: std::mem::take(&mut self.workdir),
             used: std::mem::take(&mut self.used),

@@ -101,7 +101,7 @@ fn configuration(setting: &Setting) -> Value {
         "privacy": { "usageStatisticsEnabled": false },
         "telemetry": { "enabled": false },
         // Ten attempts would take four minutes to say that a provider is gone.
-        "general": { "enableAutoUpdate": false, "enableAutoUpdateNotification": false, "maxAttempts": 4 },
+        "general": { "enableAutoUpdate": false, "enableAutoUpdateNotification": false, "maxAttempts": 3 },
         "experimental": { "enableAgents": setting.subagents },
         "tools": { "exclude": excluded },
     });
@@ -138,17 +138,23 @@ fn chats(setting: &Setting) -> PathBuf {
 }
 
 /// The file of a session is called by the minute of its creation. Loaded in that minute it
-/// would be taken for a new one, and overwritten: so it is called by an earlier one.
+/// would be taken for a new one, and overwritten: so it is called by an earlier one. Each load
+/// leaves another file of the session behind, with nothing in it; these go.
 fn make_loadable(tmp: &Path, id: &str) -> io::Result<()> {
     let Some(short) = id.get(..8) else { return Ok(()) };
-    let earlier = jiff::Timestamp::now() - jiff::SignedDuration::from_mins(2);
+    let ending = format!("-{short}.jsonl");
     for project in std::fs::read_dir(tmp).into_iter().flatten().flatten() {
-        for file in std::fs::read_dir(project.path().join("chats")).into_iter().flatten().flatten() {
-            let name = file.file_name().to_string_lossy().into_owned();
-            let minute = name.strip_prefix("session-").and_then(|rest| rest.strip_suffix(&format!("-{short}.jsonl")));
-            if minute.is_some_and(|minute| *minute > *earlier.strftime("%Y-%m-%dT%H-%M").to_string()) {
-                std::fs::rename(file.path(), file.path().with_file_name(format!("session-{}-{short}.jsonl", earlier.strftime("%Y-%m-%dT%H-%M"))))?;
-            }
+        let files = std::fs::read_dir(project.path().join("chats")).into_iter().flatten().flatten();
+        let mut files: Vec<_> = files.filter(|f| f.file_name().to_string_lossy().ends_with(&ending)).map(|f| f.path()).collect();
+        files.sort_by_key(|path| std::fs::metadata(path).map_or(0, |m| m.len()));
+        let Some(history) = files.pop() else { continue };
+        for empty in files {
+            std::fs::remove_file(empty)?;
+        }
+        let earlier = (jiff::Timestamp::now() - jiff::SignedDuration::from_mins(2)).strftime("session-%Y-%m-%dT%H-%M").to_string();
+        let named = history.file_name().is_some_and(|name| *name.to_string_lossy() < *earlier);
+        if !named {
+            std::fs::rename(&history, history.with_file_name(earlier + &ending))?;
         }
     }
     Ok(())
@@ -847,14 +853,20 @@ mod tests {
         let chats = dir.path().join("work/chats");
         std::fs::create_dir_all(&chats).unwrap();
         let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H-%M").to_string();
-        for name in [format!("session-{now}-0123abcd.jsonl"), "session-2020-01-01T00-00-0123abcd.jsonl".into(), format!("session-{now}-ffffffff.jsonl")] {
-            std::fs::write(chats.join(name), "x").unwrap();
+        for (name, text) in [
+            (format!("session-{now}-0123abcd.jsonl"), "history"),
+            ("session-2020-01-01T00-00-0123abcd.jsonl".into(), "x"),
+            (format!("session-{now}-ffffffff.jsonl"), "other"),
+        ] {
+            std::fs::write(chats.join(name), text).unwrap();
         }
+        make_loadable(dir.path(), "0123abcd-0000").unwrap();
         make_loadable(dir.path(), "0123abcd-0000").unwrap();
         let mut left: Vec<String> = std::fs::read_dir(&chats).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
         left.sort();
-        assert!(left[0].starts_with("session-2020") && left[2].contains("ffffffff"), "{left:?}");
-        assert!(left[1].ends_with("-0123abcd.jsonl") && !left[1].contains(&now), "{left:?}");
+        assert_eq!(left.len(), 2, "{left:?}");
+        assert!(left[0].ends_with("-0123abcd.jsonl") && !left[0].contains(&now), "{left:?}");
+        assert_eq!(std::fs::read_to_string(chats.join(&left[0])).unwrap(), "history");
     }
 
     #[test]
