@@ -59,6 +59,9 @@ wire_api = "responses"
     provider: 'anthropic',
     setup: (dir, url) => {
       const config = { autoupdate: false, share: 'disabled', model: 'anthropic/claude-sonnet-4-5', small_model: 'anthropic/claude-sonnet-4-5', provider: { anthropic: { options: { baseURL: `${url}/anthropic/v1`, apiKey: 'dummy' } } } };
+      // As the adapter does it: without this it would try to fetch its plugin package.
+      mkdirSync(join(dir, '.config/opencode/node_modules'), { recursive: true });
+      writeFileSync(join(dir, '.config/opencode/package-lock.json'), '{"lockfileVersion":3,"packages":{"":{"dependencies":{"@opencode-ai/plugin":"*"}}}}');
       const off = ['MODELS_FETCH', 'AUTOUPDATE', 'DEFAULT_PLUGINS', 'LSP_DOWNLOAD'];
       return { args: ['run', '--format', 'json', '--title', 't', PROMPT], env: { OPENCODE_CONFIG_CONTENT: JSON.stringify(config), ...Object.fromEntries(off.map((o) => [`OPENCODE_DISABLE_${o}`, '1'])) } };
     },

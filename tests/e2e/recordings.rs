@@ -31,6 +31,7 @@ pub fn setting() -> Setting {
         subagents: false,
         interactive: true,
         home: "/home".into(),
+        user_config: "/config".into(),
         resume: None,
         random: "0123456789abcdef".repeat(4),
     }

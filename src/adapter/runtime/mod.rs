@@ -118,6 +118,8 @@ pub struct Setting {
     /// A directory of the session's own, kept across restarts: where a CLI can be told where
     /// its settings and its history are, they are here.
     pub home: PathBuf,
+    /// Where the user's own settings are: `~/.config`.
+    pub user_config: PathBuf,
     /// What the CLI is to resume by.
     pub resume: Option<String>,
     /// 64 hexadecimal digits, drawn anew for each start: for a password, or an id.

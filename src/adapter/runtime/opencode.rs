@@ -13,6 +13,7 @@
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::io;
+use std::path::Path;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -67,6 +68,7 @@ const ANSWER_TIME: Duration = Duration::from_secs(15);
 const STORE_TIME: Duration = Duration::from_secs(20);
 
 fn launch(setting: &Setting) -> io::Result<Launch> {
+    without_plugin(&setting.user_config.join("opencode"));
     let text = |s: &str| s.to_owned();
     let env = [
         ("OPENCODE_CONFIG_CONTENT", configuration(setting).to_string()),
@@ -90,6 +92,22 @@ fn launch(setting: &Setting) -> io::Result<Launch> {
         warnings: Vec::new(),
         session: None,
     })
+}
+
+/// opencode installs its plugin package, from the registry, into every directory of
+/// configuration that has no `node_modules`. One that has nothing which needs it is given what
+/// such an installation leaves behind, and nothing is fetched.
+fn without_plugin(config: &Path) {
+    let needed = ["node_modules", "package.json", "plugin", "plugins", "tool", "tools"];
+    if needed.iter().any(|name| config.join(name).exists()) {
+        return;
+    }
+    let lock = json!({ "lockfileVersion": 3, "packages": { "": { "dependencies": { "@opencode-ai/plugin": "*" } } } });
+    let written = std::fs::create_dir_all(config.join("node_modules")).and_then(|()| std::fs::write(config.join("package-lock.json"), lock.to_string()));
+    // Where nobody may write opencode does not install anything either.
+    if let Err(e) = written {
+        tracing::debug!(error = %e, "the configuration of opencode is left as it is");
+    }
 }
 
 fn basic(user: &str, password: &str) -> String {

@@ -1,6 +1,7 @@
 //! The coming and going of the CLI: started, found, heard, stopped.
 
 use std::collections::VecDeque;
+use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::Duration;
 
@@ -355,6 +356,16 @@ async fn stop_process(running: Running, status: Option<ExitStatus>) -> Option<Ex
     status.or(stopped)
 }
 
+/// `~/.config` of the CLI.
+fn user_config(config: &Config) -> PathBuf {
+    let var = |name: &str| {
+        let ours = config.env.iter().find(|(n, _)| n == name).map(|(_, value)| value.into());
+        ours.or_else(|| std::env::var_os(name)).filter(|value| !value.is_empty())
+    };
+    let named = var("XDG_CONFIG_HOME").filter(|_| config.inherit_env);
+    named.map_or_else(|| PathBuf::from(var("HOME").unwrap_or_default()).join(".config"), PathBuf::from)
+}
+
 /// What the registry's runtime is given.
 pub(super) fn setting(config: &Config, session_id: &str, resume: Option<String>, random: String) -> Setting {
     Setting {
@@ -369,6 +380,7 @@ pub(super) fn setting(config: &Config, session_id: &str, resume: Option<String>,
         subagents: config.subagents,
         interactive: !config.oneshot,
         home: config.home.clone(),
+        user_config: user_config(config),
         resume,
         random,
     }
