@@ -23,6 +23,14 @@ pub enum Command {
     ///
     /// Example: outrigger adapter --runtime opencode --model anthropic/claude-sonnet-4-5
     Adapter(Adapter),
+    /// Run one task to its end: what the agent says on stdout, its outcome as the exit code
+    ///
+    /// Example: outrigger run --runtime codex --task "fix the failing test" --json
+    Run(Run),
+    /// List the runtimes: what each can do, and whether it is installed
+    ///
+    /// Example: outrigger runtimes --json
+    Runtimes(Runtimes),
     /// Run everything on this machine: sidecar, adapter and console, with the scripted provider when no key is configured
     ///
     /// Example: outrigger up --prompt "list the files here"
@@ -82,6 +90,9 @@ pub struct Adapter {
     /// The session that this is; without it, the journal's, or a new one
     #[arg(long, value_name = "ID")]
     pub session_id: Option<String>,
+    /// Go on with another session, by the `resume_token` of its end
+    #[arg(long, value_name = "TOKEN")]
+    pub resume: Option<String>,
     /// Give the CLI only the environment that every program needs, not the adapter's
     #[arg(long)]
     pub clean_env: bool,
@@ -105,6 +116,49 @@ pub struct SessionFlags {
     /// Whether tools that need a permission run, wait for one, or do not run: allow, ask, deny
     #[arg(long, value_name = "POLICY")]
     pub permissions: Option<String>,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Run {
+    /// What the agent is to do; `-` reads it from stdin
+    #[arg(long, value_name = "TEXT")]
+    pub task: String,
+    /// Print every event as a line of JSON, not what the agent says as text
+    #[arg(long)]
+    pub json: bool,
+    /// Go on with an earlier run, by the token that it printed
+    #[arg(long, value_name = "TOKEN")]
+    pub resume: Option<String>,
+    /// The CLI to run
+    #[arg(long, value_name = "NAME")]
+    pub runtime: Option<String>,
+    /// The model, as `provider/model`
+    #[arg(long, value_name = "MODEL")]
+    pub model: Option<String>,
+    /// One of the runtime's tiers in the configuration
+    #[arg(long, value_name = "TIER")]
+    pub tier: Option<String>,
+    /// Whether tools that need a permission run or do not run: allow, deny
+    #[arg(long, value_name = "POLICY")]
+    pub permissions: Option<String>,
+    /// The configuration file; without this, `/etc/outrigger/adapter.yaml` where there is one
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Where the CLI runs; without it, here
+    #[arg(long, value_name = "DIR")]
+    pub workdir: Option<PathBuf>,
+    /// The sidecar
+    #[arg(long, value_name = "URL")]
+    pub sidecar: Option<String>,
+    /// Where runs are kept, so that they can be gone on with
+    #[arg(long, value_name = "DIR", default_value = ".outrigger/runs")]
+    pub dir: PathBuf,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Runtimes {
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, clap::Args)]

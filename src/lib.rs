@@ -12,6 +12,7 @@
 //! | a runtime (a CLI) | `adapter/runtime/<runtime>.rs`, listed in `registry.rs` |
 //! | what UIs are sent | `event.rs`, `adapter/view.rs` |
 //! | the routes of `:3100` and `:8788` | `adapter/stream_api.rs`, `adapter/input_api.rs` |
+//! | what a CLI was given, is writing, and means by an error | `adapter/handed.rs`, `adapter/draft.rs`, `adapter/cause.rs` |
 //! | what models cost | `catalogue/` |
 //! | the embedded scripted provider | `rehearsal/` |
 //! | a command | `cli.rs`, `command/<command>.rs` |

@@ -17,6 +17,8 @@ fn main() -> ExitCode {
     let exit = match cli.command {
         Command::Sidecar(args) => command::sidecar::run(&args),
         Command::Adapter(args) => command::adapter::run(&args),
+        Command::Run(args) => command::run::run(&args),
+        Command::Runtimes(args) => command::runtimes::run(&args),
         Command::Up(args) => command::up::run(&args),
         Command::Schema(args) => command::schema::run(&args),
         Command::Rehearse(args) => command::rehearse::run(&args),

@@ -29,6 +29,8 @@ pub struct Config {
     /// The same, as the CLI spells it.
     pub native_model: String,
     pub prompt: Option<String>,
+    /// The CLI's own name of a session that is to be gone on with.
+    pub resume: Option<String>,
     /// One turn, then the session is over.
     pub oneshot: bool,
     pub workdir: PathBuf,
@@ -80,9 +82,12 @@ pub struct Flags {
     pub model: Option<String>,
     pub tier: Option<String>,
     pub prompt: Option<String>,
+    /// `resume_token` of another session's end.
+    pub resume: Option<String>,
     pub session_id: Option<String>,
     pub workdir: Option<PathBuf>,
     pub journal: Option<PathBuf>,
+    pub home: Option<PathBuf>,
     pub stream: Option<SocketAddr>,
     pub input: Option<SocketAddr>,
     pub sidecar: Option<String>,
@@ -136,13 +141,17 @@ fn config(value: Value, flags: &Flags, env: Env<'_>, problems: &Problems) -> Opt
     let mut warnings = Vec::new();
     let mut root = Section::new("", value, problems);
     let (chosen, batch, mut agents) = agents(&mut root, &mut warnings);
-    let name = flags.runtime.clone().or(chosen).unwrap_or_else(|| "opencode".into());
+    let resume = resumed(flags, problems);
+    let name = flags.runtime.clone().or(resume.as_ref().map(|(runtime, _)| runtime.clone())).or(chosen).unwrap_or_else(|| "opencode".into());
     let agent = agents.remove(&name).unwrap_or_default();
     let id = agent.adapter.clone().unwrap_or_else(|| name.clone());
     let runtime = registry::find(&id).unwrap_or_else(|| {
         problems.add("agents.defaultRuntime", format!("`{id}` is not a runtime; known: {}", registry::names()));
         registry::ALL[0]
     });
+    if let Some((of, _)) = resume.as_ref().filter(|(of, _)| of != runtime.id) {
+        problems.add("", format!("`--resume`: the session is one of `{of}`, not of `{}`", runtime.id));
+    }
     let (allowed_tools, mcp) = project(&mut root, problems, env);
     let mut session = root.section("session").unwrap_or_else(|| Section::new("session", Value::Null, problems));
     let retention = Retention::default();
@@ -170,7 +179,8 @@ fn config(value: Value, flags: &Flags, env: Env<'_>, problems: &Problems) -> Opt
     let agent_env = agent_env(problems, &name, agent.env.clone(), &allow_env, env);
     let program = agent.program.clone();
     let journal = flags.journal.clone().or(journal).unwrap_or_else(|| PathBuf::from("/var/lib/outrigger/session"));
-    let home = session.string("home").map_or_else(|| journal.join("home"), PathBuf::from);
+    let home = session.string("home").map(PathBuf::from);
+    let home = flags.home.clone().or(home).unwrap_or_else(|| journal.join("home"));
     let config = Config {
         session_id: flags.session_id.clone().or_else(|| env("SESSION_ID")),
         runtime,
@@ -178,6 +188,7 @@ fn config(value: Value, flags: &Flags, env: Env<'_>, problems: &Problems) -> Opt
         model: String::new(),
         native_model: String::new(),
         prompt: flags.prompt.clone().or_else(|| env("AGENT_PROMPT")),
+        resume: resume.map(|(_, id)| id),
         oneshot,
         workdir: flags.workdir.clone().or_else(|| env("WORKSPACE_DIR").map(PathBuf::from)).unwrap_or_else(|| std::env::current_dir().unwrap_or_default()),
         env: agent_env,
@@ -292,6 +303,16 @@ fn project(root: &mut Section, problems: &Problems, env: Env<'_>) -> (Vec<String
         servers.insert(name, server);
     }
     (allowed, servers)
+}
+
+/// `<runtime>:<the CLI's own id>`.
+fn resumed(flags: &Flags, problems: &Problems) -> Option<(String, String)> {
+    let token = flags.resume.as_ref()?;
+    let parts = token.split_once(':').filter(|(runtime, id)| registry::find(runtime).is_some() && !id.is_empty());
+    if parts.is_none() {
+        problems.add("", format!("`--resume {token}`: not a token such as `opencode:ses_…`, as `session.end` has it"));
+    }
+    parts.map(|(runtime, id)| (runtime.to_owned(), id.to_owned()))
 }
 
 fn permissions(session: &mut Section, flags: &Flags, problems: &Problems) -> Permissions {

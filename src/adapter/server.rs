@@ -96,10 +96,23 @@ pub struct Adapter {
     tasks: JoinSet<()>,
 }
 
-impl Adapter {
+/// A session that can be run, and what others have of it.
+pub struct Assembled {
+    session: Session,
+    pub session_id: String,
+    pub journal: Arc<Journal>,
+    pub raw: Option<Arc<Journal>>,
+    inbox: Arc<Inbox>,
+    pub commands: mpsc::Sender<Command>,
+    status: SharedStatus,
+}
+
+impl Assembled {
+    /// Opens what the session is kept in, and goes on with what is there.
+    ///
     /// # Errors
-    /// A directory, a file or a port that cannot be had.
-    pub async fn start(mut config: Config) -> Result<Adapter, String> {
+    /// A directory or a file that cannot be had.
+    pub fn new(mut config: Config) -> Result<Assembled, String> {
         let dir = config.journal.clone();
         let mut rebuilt = Rebuilt(Balance::new(config.session_id.as_deref().unwrap_or_default()));
         let fresh = config.session_id.clone().unwrap_or_else(|| format!("ses_{}", random_hex()));
@@ -112,6 +125,7 @@ impl Adapter {
         if balance.session_id.is_empty() {
             balance.session_id = fresh;
         }
+        balance.native_session_id = balance.native_session_id.or_else(|| config.resume.take());
         let session_id = balance.session_id.clone();
         let raw = if config.raw { Some(open_raw(&config)?) } else { None };
         let inbox = Inbox::open(&dir.join("inbox.jsonl")).map_err(|e| format!("the inbox in `{}` cannot be used: {e}", dir.display()))?;
@@ -123,31 +137,64 @@ impl Adapter {
             let prompt = Input { input_id, text, mode: InputMode::Queue, source: InputSource::Initial, sender_id: None, attachments: Vec::new() };
             inbox.accept(prompt).map_err(|e| e.to_string())?;
         }
-        let (stream_listener, input_listener) = (bind(config.stream).await?, bind(config.input).await?);
-        let address = |l: &TcpListener| l.local_addr().map_err(|e| e.to_string());
-        let (stream, input) = (address(&stream_listener)?, address(&input_listener)?);
         let (commands, commanded) = mpsc::channel(64);
         let status = Status { state: "starting", turn: balance.turns, native_session_id: None, runtime_version: None, waiting_for: Vec::new() };
         let status = Arc::new(Mutex::new(status));
-        let shared = Arc::new(Shared {
+        let (journal, raw_journal) = (opened.writer.journal(), raw.as_ref().map(Writer::journal));
+        let parts = Parts {
+            config,
             session_id: session_id.clone(),
-            runtime: config.runtime,
-            model: config.model.clone(),
-            wall: std::mem::take(&mut config.wall),
+            balance,
+            journal: opened.writer,
+            raw,
+            inbox: inbox.clone(),
+            commands: commanded,
+            status: status.clone(),
+        };
+        Ok(Assembled { session: Session::new(parts), session_id, journal, raw: raw_journal, inbox, commands, status })
+    }
+
+    /// Runs the session on a thread and a runtime of its own.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn run_apart(self) -> io::Result<oneshot::Receiver<Ended>> {
+        let (done, ended) = oneshot::channel();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        std::thread::Builder::new().name("session".into()).spawn(move || {
+            let _ = done.send(runtime.block_on(self.session.run()));
+        })?;
+        Ok(ended)
+    }
+}
+
+impl Adapter {
+    /// # Errors
+    /// A directory, a file or a port that cannot be had.
+    pub async fn start(mut config: Config) -> Result<Adapter, String> {
+        let (runtime, model, wall) = (config.runtime, config.model.clone(), std::mem::take(&mut config.wall));
+        let (stream_listener, input_listener) = (bind(config.stream).await?, bind(config.input).await?);
+        let address = |l: &TcpListener| l.local_addr().map_err(|e| e.to_string());
+        let (stream, input) = (address(&stream_listener)?, address(&input_listener)?);
+        let assembled = Assembled::new(config)?;
+        let shared = Arc::new(Shared {
+            session_id: assembled.session_id.clone(),
+            runtime,
+            model,
+            wall,
             stream_door: Door::new(stream, true),
             input_door: Door::new(input, false),
-            journal: opened.writer.journal(),
-            raw: raw.as_ref().map(Writer::journal),
-            inbox: inbox.clone(),
-            commands,
+            journal: assembled.journal.clone(),
+            raw: assembled.raw.clone(),
+            inbox: assembled.inbox.clone(),
+            commands: assembled.commands.clone(),
             tickets: Tickets::default(),
             bodies: Semaphore::new(MAX_BODIES),
             subscribers: Arc::default(),
-            status: status.clone(),
+            status: assembled.status.clone(),
             draining: AtomicBool::new(false),
         });
-        let session = Session::new(Parts { config, session_id, balance, journal: opened.writer, raw, inbox, commands: commanded, status });
-        let ended = run_apart(session).map_err(|e| format!("the session cannot be started: {e}"))?;
+        let ended = assembled.run_apart().map_err(|e| format!("the session cannot be started: {e}"))?;
         let (stop, stopping) = watch::channel(false);
         let mut tasks = JoinSet::new();
         for journal in shared.raw.iter().chain([&shared.journal]) {
@@ -208,16 +255,6 @@ fn open_raw(config: &Config) -> Result<Writer, String> {
 
 async fn bind(address: SocketAddr) -> Result<TcpListener, String> {
     TcpListener::bind(address).await.map_err(|e| format!("cannot listen on `{address}`: {e}"))
-}
-
-/// Runs the session on a thread and a runtime of its own.
-fn run_apart(session: Session) -> io::Result<oneshot::Receiver<Ended>> {
-    let (done, ended) = oneshot::channel();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    std::thread::Builder::new().name("session".into()).spawn(move || {
-        let _ = done.send(runtime.block_on(session.run()));
-    })?;
-    Ok(ended)
 }
 
 async fn told(stop: &mut watch::Receiver<bool>) {

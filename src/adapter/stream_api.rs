@@ -97,9 +97,10 @@ async fn route(shared: &Arc<Shared>, request: Request<Incoming>) -> Result<Answe
         "/" => Ok(console()),
         "/health" => Ok(health(shared)),
         "/status" => Ok(json_answer(200, &shared.status())),
-        "/capabilities" => {
-            Ok(json_answer(200, &json!({ "runtime": shared.runtime.id, "verified": shared.runtime.verified, "capabilities": shared.runtime.capabilities })))
-        }
+        "/capabilities" => Ok(json_answer(
+            200,
+            &json!({ "runtime": shared.runtime.id, "tier": shared.runtime.capabilities.tier(), "verified": shared.runtime.verified, "capabilities": shared.runtime.capabilities }),
+        )),
         "/openapi.json" => Ok(json_answer(200, &super::openapi::document())),
         "/schema/events.json" => Ok(full(StatusCode::OK, "application/schema+json", event::schema().to_string())),
         _ => Err(Problem::new(404, "route_denied", format!("there is no `{path}`; offered: {ROUTES}"))),

@@ -11,7 +11,7 @@ use crate::base::{harden, logging};
 use crate::cli;
 use crate::event::{SessionEndReason, TurnEndReason};
 
-const DEFAULT: &str = "/etc/outrigger/adapter.yaml";
+pub(super) const DEFAULT: &str = "/etc/outrigger/adapter.yaml";
 /// Where the sidecar's keys are mounted, unless it is told otherwise.
 const SECRETS: &str = "/run/secrets/outrigger";
 
@@ -50,9 +50,11 @@ fn flags(args: &cli::Adapter) -> Flags {
         tier: session.tier,
         prompt: session.prompt,
         permissions: session.permissions,
+        resume: args.resume.clone(),
         session_id: args.session_id.clone(),
         workdir: args.workdir.clone(),
         journal: args.journal.clone(),
+        home: None,
         stream: args.stream,
         input: args.input,
         sidecar: args.sidecar.clone(),
@@ -61,7 +63,7 @@ fn flags(args: &cli::Adapter) -> Flags {
 }
 
 /// What the agent could steal. The sidecar is there so that there is nothing.
-fn keys_within_reach(allowed: &[String]) -> Vec<String> {
+pub(super) fn keys_within_reach(allowed: &[String]) -> Vec<String> {
     let mut found: Vec<String> = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value)))
         .filter(|(name, value)| process::holds_a_key(name) && !allowed.contains(name) && !value.to_str().is_some_and(process::is_placeholder))

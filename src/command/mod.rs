@@ -3,6 +3,8 @@
 pub mod adapter;
 pub mod healthcheck;
 pub mod rehearse;
+pub mod run;
+pub mod runtimes;
 pub mod schema;
 pub mod sidecar;
 pub mod up;
@@ -12,10 +14,12 @@ use std::process::ExitCode;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// How a command ended (sysexits.h).
+/// How a command ended (sysexits.h; 1 is a task's own failure).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
     Ok,
+    /// A task that did not end as it should.
+    Failed,
     /// Configuration or usage.
     Usage,
     /// Something outside is missing: a port, a file, a provider.
@@ -28,6 +32,7 @@ impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> ExitCode {
         ExitCode::from(match exit {
             Exit::Ok => 0,
+            Exit::Failed => 1,
             Exit::Usage => 64,
             Exit::Unavailable => 69,
             Exit::Software => 70,

@@ -68,7 +68,37 @@ pub struct Capabilities {
     pub cost: bool,
 }
 
+/// How much of a session a runtime can be given. Public: `outrigger runtimes`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub enum Tier {
+    /// One task, to its end.
+    Batch,
+    /// Inputs while it runs, interrupts, and a session that survives a restart.
+    Interactive,
+    /// And tools that wait for a decision, and tool servers.
+    #[serde(rename = "Full-Agent")]
+    FullAgent,
+}
+
+impl Tier {
+    pub fn name(self) -> &'static str {
+        match self {
+            Tier::Batch => "Batch",
+            Tier::Interactive => "Interactive",
+            Tier::FullAgent => "Full-Agent",
+        }
+    }
+}
+
 impl Capabilities {
+    pub fn tier(&self) -> Tier {
+        match (self.interrupt && self.resume && self.deltas, self.permissions && self.mcp) {
+            (true, true) => Tier::FullAgent,
+            (true, false) => Tier::Interactive,
+            (false, _) => Tier::Batch,
+        }
+    }
+
     /// The names of those it has.
     pub fn names(&self) -> Vec<String> {
         match serde_json::to_value(self) {

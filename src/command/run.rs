@@ -1,0 +1,218 @@
+//! `outrigger run`: one task, in one CLI, to its end; no port is opened.
+//!
+//! stdout has what the agent says (or every event, as a line of JSON), stderr what it does. What
+//! a later `--resume` needs stays in `--dir`, one directory a run.
+
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use super::adapter::{DEFAULT, keys_within_reach};
+use super::{Exit, Signals, broken, fail};
+use crate::adapter::config::{self, Config, Flags};
+use crate::adapter::journal::Part;
+use crate::adapter::process;
+use crate::adapter::server::Assembled;
+use crate::adapter::session::{Command, Ended};
+use crate::adapter::transport::Lines;
+use crate::base::token::random_hex;
+use crate::base::{harden, logging};
+use crate::cli;
+use crate::event::{Event, Payload, SessionEndReason, TurnEndReason};
+
+/// In a run's directory: the token that goes on with it.
+const TOKEN: &str = "token";
+
+pub fn run(args: &cli::Run) -> Exit {
+    let dir = match home_of(args) {
+        Ok(dir) => dir,
+        Err(why) => return fail(Exit::Usage, &why),
+    };
+    let task = match task(&args.task) {
+        Ok(task) => task,
+        Err(e) => return fail(Exit::Usage, &format!("the task cannot be read from stdin: {e}")),
+    };
+    let path = args.config.clone().or_else(|| Some(PathBuf::from(DEFAULT)).filter(|p| p.exists()));
+    let mut config = match config::load(path.as_deref(), &flags(args, task, &dir), &|name| std::env::var(name).ok()) {
+        Ok(config) => config,
+        Err(problems) => return broken(path.as_deref().unwrap_or(Path::new("the command line and the environment")), &problems),
+    };
+    let keys = keys_within_reach(&config.allow_env);
+    if !keys.is_empty() {
+        return broken(Path::new("the agent's environment"), &keys);
+    }
+    (config.oneshot, config.raw) = (true, false);
+    harden::this_process();
+    logging::start(tracing::Level::ERROR, false);
+    process::adopt_orphans();
+    let journal = config.journal.clone();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let exit = match runtime {
+        Ok(runtime) => runtime.block_on(serve(config, args.json, &dir)),
+        Err(e) => fail(Exit::Unavailable, &format!("cannot start: {e}")),
+    };
+    // What was said is on stdout; what the CLI remembers is beside it.
+    let _ = std::fs::remove_dir_all(journal);
+    exit
+}
+
+/// The run's directory: a new one, or that of the run which is gone on with.
+fn home_of(args: &cli::Run) -> Result<PathBuf, String> {
+    let Some(token) = &args.resume else { return Ok(args.dir.join(random_hex())) };
+    let runs = std::fs::read_dir(&args.dir).into_iter().flatten().flatten().map(|run| run.path());
+    let mut found = runs.filter(|run| std::fs::read_to_string(run.join(TOKEN)).is_ok_and(|kept| kept.trim() == token));
+    found.next().ok_or_else(|| {
+        format!(
+            "no run in `{}` has the token `{token}`\nhint: name the directory that it was started with in `--dir`, or begin without `--resume`",
+            args.dir.display()
+        )
+    })
+}
+
+fn task(given: &str) -> io::Result<String> {
+    if given != "-" {
+        return Ok(given.to_owned());
+    }
+    let mut text = String::new();
+    io::stdin().read_to_string(&mut text)?;
+    Ok(text)
+}
+
+fn flags(args: &cli::Run, task: String, dir: &Path) -> Flags {
+    Flags {
+        runtime: args.runtime.clone(),
+        model: args.model.clone(),
+        tier: args.tier.clone(),
+        prompt: Some(task),
+        resume: args.resume.clone(),
+        session_id: Some(format!("ses_{}", random_hex())),
+        workdir: Some(args.workdir.clone().unwrap_or_else(|| std::env::current_dir().unwrap_or_default())),
+        journal: Some(dir.join("journal")),
+        home: Some(dir.join("home")),
+        sidecar: args.sidecar.clone(),
+        permissions: args.permissions.clone(),
+        ..Flags::default()
+    }
+}
+
+async fn serve(config: Config, json: bool, dir: &Path) -> Exit {
+    let mut signals = match Signals::new() {
+        Ok(signals) => signals,
+        Err(e) => return fail(Exit::Unavailable, &format!("cannot handle signals: {e}")),
+    };
+    let assembled = match Assembled::new(config) {
+        Ok(assembled) => assembled,
+        Err(why) => return fail(Exit::Unavailable, &why),
+    };
+    let (journal, commands, session_id) = (assembled.journal.clone(), assembled.commands.clone(), assembled.session_id.clone());
+    let mut cursor = journal.subscribe(1);
+    let telling = tokio::spawn(async move { journal.tell().await });
+    let mut ended = match assembled.run_apart() {
+        Ok(ended) => ended,
+        Err(e) => return fail(Exit::Unavailable, &format!("the session cannot be started: {e}")),
+    };
+    let (mut printer, mut lines, mut asked) = (Printer { json, in_text: false, token: None }, Lines::default(), false);
+    loop {
+        tokio::select! {
+            part = cursor.next() => match part {
+                Some(Part::Frames(frames)) => lines.feed(&frames, |line| {
+                    if let Some(event) = line.ok().and_then(|line| line.strip_prefix(b"data: ")) {
+                        printer.print(event);
+                    }
+                }),
+                Some(_) => {}
+                None => break,
+            },
+            () = signals.next() => {
+                if std::mem::replace(&mut asked, true) {
+                    process::sweep(&session_id).await;
+                    return fail(Exit::Unavailable, "stopped before the session had ended");
+                }
+                let _ = commands.try_send(Command::Terminate);
+            }
+        }
+    }
+    telling.abort();
+    let Ok(Ended { reason, outcome }) = (&mut ended).await else { return fail(Exit::Software, "the session ended without a word") };
+    if let Some(token) = &printer.token {
+        if let Err(e) = std::fs::write(dir.join(TOKEN), token) {
+            return fail(Exit::Unavailable, &format!("the token cannot be kept in `{}`: {e}", dir.display()));
+        }
+        printer.aside(&format!("resume with: --resume {token}"));
+    }
+    match (reason, outcome) {
+        (SessionEndReason::Completed, Some(TurnEndReason::EndTurn)) => Exit::Ok,
+        // It never had a turn: the CLI is not there, or does not start.
+        (SessionEndReason::Crashed, None) => Exit::Unavailable,
+        _ => Exit::Failed,
+    }
+}
+
+/// Writes events for whoever started the task.
+struct Printer {
+    json: bool,
+    /// The last that stdout has is text without an end of line.
+    in_text: bool,
+    token: Option<String>,
+}
+
+impl Printer {
+    fn print(&mut self, json: &[u8]) {
+        let Ok(event) = Event::read(json) else { return };
+        if let Payload::SessionEnd(end) = &event.payload {
+            self.token.clone_from(&end.resume_token);
+        }
+        if self.json {
+            let mut stdout = io::stdout().lock();
+            let _ = stdout.write_all(json).and_then(|()| stdout.write_all(b"\n")).and_then(|()| stdout.flush());
+            return;
+        }
+        match event.payload {
+            Payload::AssistantDelta(delta) if delta.parent_tool_use_id.is_none() => {
+                let mut stdout = io::stdout().lock();
+                let _ = stdout.write_all(delta.text.as_bytes()).and_then(|()| stdout.flush());
+                self.in_text = true;
+            }
+            Payload::AssistantMessage(message) if message.parent_tool_use_id.is_none() => {
+                // Without pieces, it is told here; with them, it has been.
+                let text = if self.in_text { "" } else { message.text.as_str() };
+                let _ = writeln!(io::stdout(), "{text}");
+                self.in_text = false;
+            }
+            Payload::ToolUse(tool) => {
+                let input = tool.input["command"].as_str().or(tool.input["file_path"].as_str()).map_or_else(|| tool.input.to_string(), str::to_owned);
+                self.aside(&format!("[{}] {}", tool.name, first_line(&input)));
+            }
+            Payload::ToolResult(result) if result.is_error => self.aside(&format!("[failed] {}", first_line(result.output.trim()))),
+            Payload::Retry(retry) => self.aside(&format!("[retry {}] {}", retry.attempt, first_line(&retry.message))),
+            Payload::Warning(warning) => self.aside(&format!("[warning] {}", warning.message)),
+            Payload::Error(error) => self.aside(&format!("[error] {}", error.message)),
+            Payload::SessionStage(stage) => {
+                if let Some(message) = stage.message {
+                    self.aside(&format!("[{}] {message}", stage.stage));
+                }
+            }
+            Payload::TurnEnd(end) if end.reason != TurnEndReason::EndTurn => {
+                let reason = serde_json::to_value(end.reason).unwrap_or_default();
+                self.aside(&format!("[ended] {}", reason.as_str().unwrap_or_default()));
+            }
+            _ => {}
+        }
+    }
+
+    /// Says it on stderr, on a line of its own.
+    fn aside(&mut self, what: &str) {
+        if std::mem::take(&mut self.in_text) {
+            let _ = writeln!(io::stdout());
+        }
+        let _ = writeln!(io::stderr(), "{what}");
+    }
+}
+
+fn first_line(text: &str) -> String {
+    let line = text.lines().next().unwrap_or_default();
+    let mut short: String = line.chars().take(200).collect();
+    if short.len() < text.len() {
+        short.push('…');
+    }
+    short
+}
