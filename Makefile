@@ -30,6 +30,7 @@ bench:
 	$(CARGO) build --release --locked
 	$(CARGO) bench --locked --bench proxy
 	$(CARGO) bench --locked --bench events
+	OUTRIGGER=$(CURDIR)/target/release/outrigger tests/clients/run.sh --plain start-times.mjs
 
 ## FUZZ_SECONDS for each target; needs cargo-fuzz and a nightly compiler, or builds with the stable one.
 fuzz:

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Runs the client tests in a network namespace that has loopback only.
+# Runs the client tests in a network namespace that has loopback only; with --plain, a script.
 set -eu
 cd "$(dirname "$0")"
 # Not `npm ci`: npm leaves the binaries of other platforms out of the lock file and then misses them.
@@ -12,4 +12,9 @@ else
     echo "CANNOT RUN: the client tests need a network namespace (root, or user namespaces): no client is started where it could reach anything" >&2
     exit 1
 fi
-exec $ns sh -c 'ip link set lo up && exec node --test --test-concurrency=1 "$@"' run "$@"
+how="--test --test-concurrency=1"
+if [ "${1-}" = --plain ]; then
+    shift
+    how=
+fi
+exec $ns sh -c 'ip link set lo up && exec node "$@"' run $how "$@"

@@ -4,6 +4,7 @@
 import { after, before, describe, test } from 'node:test';
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
+import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { Pod, bin, closedNetwork, modules, until } from './kit.mjs';
 import { Session } from './session.mjs';
@@ -119,6 +120,16 @@ for (const [runtime, is] of Object.entries(RUNTIMES).filter(([name]) => chosen.i
       const { output } = turn.one('tool.result');
       assert.ok(is.output === 'whole' ? output.length > 10_000 : output.length > 1000, `${output.length}`);
       assert.ok(pieces.length < 250_000, `${pieces.length}: it is not sent again with every update`);
+    });
+
+    test('an image reaches the provider', limit, async () => {
+      await s.turn('rehearse:text without');
+      const plain = (await pod.audit()).at(-1).bytes_in;
+      const data = readFileSync(join(import.meta.dirname, '../../docs/console.png')).toString('base64');
+      const turn = await s.turn('rehearse:text with', { attachments: [{ type: 'image', media_type: 'image/png', data }] });
+      assert.deepEqual([turn.end.reason, turn.one('user.message').attachments], ['end_turn', 1]);
+      const grown = (await pod.audit()).at(-1).bytes_in - plain;
+      assert.ok(grown > 20_000, `${grown} bytes more`);
     });
 
     test('an MCP tool', { ...limit, skip: is.noMcp && 'it has no tool servers; see its warning' }, async (t) => {

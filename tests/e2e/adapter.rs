@@ -1,5 +1,5 @@
 //! The adapter as a process of its own, with a stand-in for its CLI (`fake`), so that it can
-//! be killed a thousand times. The real CLI is in `tests/clients/opencode.test.mjs`.
+//! be killed a thousand times. The real CLI is in `tests/clients/runtimes.test.mjs`.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

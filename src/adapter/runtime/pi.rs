@@ -193,7 +193,7 @@ impl Pi {
         match (text(m, "/command"), text(m, "/id")) {
             ("get_messages", _) => {
                 let users = m["data"]["messages"].as_array().into_iter().flatten().filter(|m| m["role"] == "user");
-                self.last_said = users.last().map(said);
+                self.last_said = users.map(said).last();
             }
             ("get_state", _) if failed => out.push(Action::Broken(format!("pi gave no session: {}", text(m, "/error")))),
             ("get_state", _) if !self.ready => {
