@@ -1,12 +1,13 @@
-//! Lines of any content, to every runtime's translator: no panic, and the rules of a stream.
+//! Lines of any content, to every runtime's translator, between inputs and interrupts: no panic, and the rules of a stream.
 #![no_main]
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use libfuzzer_sys::fuzz_target;
 use outrigger::adapter::balance::Balance;
-use outrigger::adapter::runtime::{Action, Permissions, Setting, registry};
-use outrigger::event::Payload;
+use outrigger::adapter::inbox::Input;
+use outrigger::adapter::runtime::{Action, Permissions, Reply, Setting, Tag, registry};
+use outrigger::event::{InputMode, InputSource, Payload};
 
 fuzz_target!(|data: &[u8]| {
     let setting = Setting {
@@ -25,15 +26,20 @@ fuzz_target!(|data: &[u8]| {
         resume: None,
         random: "0123456789abcdef".repeat(4),
     };
+    let input = Input { input_id: "input".into(), text: "t".into(), mode: InputMode::Auto, source: InputSource::Inject, sender_id: None, attachments: vec![] };
     for runtime in registry::ALL {
         let (mut translator, mut actions) = ((runtime.translator)(&setting), Vec::new());
         for (i, line) in data.split(|b| *b == b'\n').enumerate() {
-            translator.read(line, &mut actions);
+            // What else can come.
             match i % 7 {
+                1 => translator.deliver(&input, "native", &mut actions),
                 3 => translator.interrupt(&mut actions),
+                4 => translator.read_stderr(&String::from_utf8_lossy(line), &mut actions),
                 5 => translator.wake(&mut actions),
+                6 => translator.reply(Tag::Look("input".into()), Reply::Answer { status: 200, body: line.to_vec() }, &mut actions),
                 _ => {}
             }
+            translator.read(line, &mut actions);
         }
         translator.close(&mut actions);
         let (mut balance, mut said) = (Balance::new("s"), Vec::new());

@@ -9,6 +9,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use hyper::header::HeaderValue;
 use serde_json::Value;
 
 use super::journal::Retention;
@@ -73,6 +74,13 @@ pub struct Wall {
     pub origins: Vec<String>,
     pub read: Option<Token>,
     pub write: Option<Token>,
+}
+
+impl Wall {
+    /// Is this a page that was configured?
+    pub fn allows_origin(&self, origin: &HeaderValue) -> bool {
+        self.origins.iter().any(|o| o.as_bytes() == origin.as_bytes())
+    }
 }
 
 /// What the command line says; it wins.

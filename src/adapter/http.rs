@@ -8,12 +8,10 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::num::NonZeroU32;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
@@ -30,7 +28,7 @@ use tokio::sync::watch;
 use tokio::time::Sleep;
 
 use super::config::Wall;
-use crate::base::token::bearer;
+use crate::base::token::{Attempts, bearer};
 
 pub type Answer = Response<BoxBody<Bytes, Infallible>>;
 
@@ -40,8 +38,6 @@ const HEAD_TIME: Duration = Duration::from_secs(10);
 const WRITE_STALL: Duration = Duration::from_secs(30);
 /// hyper's smallest.
 const READ_BUFFER: usize = 8 << 10;
-/// Wrong tokens a minute before they are told to wait.
-const ATTEMPTS: NonZeroU32 = NonZeroU32::new(60).unwrap();
 
 /// An answer that says what went wrong (RFC 9457).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -115,12 +111,12 @@ pub struct Door {
     public: bool,
     /// It serves the console, whose page may write.
     console: bool,
-    attempts: DefaultDirectRateLimiter,
+    attempts: Attempts,
 }
 
 impl Door {
     pub fn new(address: SocketAddr, console: bool) -> Self {
-        Door { port: address.port(), public: !address.ip().is_loopback(), console, attempts: RateLimiter::direct(Quota::per_minute(ATTEMPTS)) }
+        Door { port: address.port(), public: !address.ip().is_loopback(), console, attempts: Attempts::default() }
     }
 
     /// # Errors
@@ -143,7 +139,7 @@ impl Door {
         if bearer(text(AUTHORIZATION.as_str())).is_some_and(|presented| token.is(presented)) {
             return Ok(());
         }
-        if self.attempts.check().is_err() {
+        if self.attempts.are_too_many() {
             return Err(Problem::new(429, "rate_limited", "too many requests without the right token"));
         }
         let which = if access == Access::Read { "read" } else { "write" };
@@ -151,8 +147,8 @@ impl Door {
     }
 
     fn check_origin(&self, wall: &Wall, headers: &HeaderMap, host: &[u8], access: Access) -> Result<(), Problem> {
+        let configured = headers.get(ORIGIN).is_some_and(|o| wall.allows_origin(o));
         let origin = headers.get(ORIGIN).map(|v| v.as_bytes());
-        let configured = origin.is_some_and(|o| wall.origins.iter().any(|w| w.as_bytes() == o));
         let own = self.console && origin.and_then(|o| o.strip_prefix(b"http://")).is_some_and(|o| o.eq_ignore_ascii_case(host));
         let site = headers.get("sec-fetch-site").map(|v| v.as_bytes());
         // A link to the console is followed from anywhere; it cannot be framed.
@@ -183,19 +179,12 @@ impl Door {
     }
 }
 
-/// Lets a configured page read the answer.
-pub fn share(wall: &Wall, origin: Option<&HeaderValue>, answer: &mut Answer) {
-    let Some(origin) = origin.filter(|o| wall.origins.iter().any(|w| w.as_bytes() == o.as_bytes())) else { return };
-    answer.headers_mut().insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
-    answer.headers_mut().insert(VARY, HeaderValue::from_static("Origin"));
-}
-
 /// What a browser asks before a configured page may send JSON.
 ///
 /// # Errors
 /// Nobody else has a reason to ask.
 pub fn preflight(wall: &Wall, headers: &HeaderMap) -> Result<Answer, Problem> {
-    if !headers.get(ORIGIN).is_some_and(|o| wall.origins.iter().any(|w| w.as_bytes() == o.as_bytes())) {
+    if !headers.get(ORIGIN).is_some_and(|o| wall.allows_origin(o)) {
         return Err(Problem::new(405, "method_denied", "`OPTIONS` is for pages whose origin is configured"));
     }
     let mut answer = full(StatusCode::NO_CONTENT, "text/plain", "");
@@ -204,8 +193,23 @@ pub fn preflight(wall: &Wall, headers: &HeaderMap) -> Result<Answer, Problem> {
     Ok(answer)
 }
 
+/// What a route answers, as it is sent: also to a configured page.
+pub async fn answer<F>(wall: &Wall, origin: Option<HeaderValue>, route: F) -> Answer
+where
+    F: Future<Output = Result<Answer, Problem>>,
+{
+    let mut answer = route.await.unwrap_or_else(|problem| problem.answer());
+    let headers = answer.headers_mut();
+    headers.insert("x-content-type-options", HeaderValue::from_static("nosniff"));
+    headers.insert("cross-origin-resource-policy", HeaderValue::from_static("same-origin"));
+    if let Some(origin) = origin.filter(|o| wall.allows_origin(o)) {
+        headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+        headers.insert(VARY, HeaderValue::from_static("Origin"));
+    }
+    answer
+}
+
 /// Serves one connection to its end.
-#[allow(clippy::large_futures)]
 pub async fn serve<S, F>(stream: TcpStream, service: S, mut stop: watch::Receiver<bool>)
 where
     S: Fn(Request<Incoming>) -> F,
@@ -214,12 +218,7 @@ where
     let _ = stream.set_nodelay(true);
     let service = hyper::service::service_fn(|request| {
         let answer = service(request);
-        async move {
-            let mut answer = answer.await;
-            answer.headers_mut().insert("x-content-type-options", HeaderValue::from_static("nosniff"));
-            answer.headers_mut().insert("cross-origin-resource-policy", HeaderValue::from_static("same-origin"));
-            Ok::<_, Infallible>(answer)
-        }
+        async move { Ok::<_, Infallible>(answer.await) }
     });
     let io = TokioIo::new(Patient { stream, stalled: None });
     let mut server = hyper::server::conn::http1::Builder::new();

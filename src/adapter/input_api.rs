@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use http_body_util::{BodyExt, Limited};
 use hyper::body::{Body, Bytes, Incoming};
-use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, ORIGIN};
+use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use hyper::{Method, Request};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
-use super::http::{Access, Answer, Problem, json_answer, not_allowed, preflight, share};
+use super::http::{Access, Answer, Problem, json_answer, not_allowed, preflight};
 use super::inbox::{Attachment, InboxError, Input};
 use super::runtime::Decision;
 use super::server::Shared;
@@ -47,17 +47,9 @@ fn id_of<'a>(path: &'a str, prefix: &str) -> Option<&'a str> {
     path.strip_prefix(prefix).filter(|id| !id.is_empty() && !id.contains('/'))
 }
 
-pub async fn serve(shared: Arc<Shared>, request: Request<Incoming>) -> Answer {
-    let origin = request.headers().get(ORIGIN).cloned();
-    let mut answer = match route(&shared, request).await {
-        Ok(answer) => answer,
-        Err(problem) => problem.answer(),
-    };
-    share(&shared.wall, origin.as_ref(), &mut answer);
-    answer
-}
-
-async fn route(shared: &Arc<Shared>, request: Request<Incoming>) -> Result<Answer, Problem> {
+/// # Errors
+/// Why the request is refused.
+pub async fn route(shared: &Arc<Shared>, request: Request<Incoming>) -> Result<Answer, Problem> {
     let path = request.uri().path();
     let access = if path == "/health" || *request.method() == Method::OPTIONS { Access::Open } else { Access::Write };
     shared.input_door.check(&shared.wall, request.headers(), access)?;
@@ -65,9 +57,7 @@ async fn route(shared: &Arc<Shared>, request: Request<Incoming>) -> Result<Answe
         return preflight(&shared.wall, request.headers());
     }
     match path {
-        "/health" if matches!(*request.method(), Method::GET | Method::HEAD) => {
-            Ok(json_answer(200, &json!({ "status": "ok", "state": shared.status()["state"] })))
-        }
+        "/health" if matches!(*request.method(), Method::GET | Method::HEAD) => Ok(json_answer(200, &json!({ "status": "ok", "state": shared.state() }))),
         "/health" => Ok(not_allowed("GET, HEAD")),
         p if is_route(p) => act(shared, request).await,
         p => Err(Problem::new(
@@ -89,8 +79,8 @@ pub async fn act(shared: &Arc<Shared>, request: Request<Incoming>) -> Result<Ans
         let Ok(_held) = shared.bodies.try_acquire() else { return Err(Problem::new(503, "busy", "too many requests are being read")) };
         body(request, if path == "/inject" { MAX_BODY } else { MAX_ANSWER }).await?
     };
-    match shared.status()["state"].as_str() {
-        Some("ended") => return Err(Problem::new(409, "session_ended", "the session is over")),
+    match shared.state() {
+        "ended" => return Err(Problem::new(409, "session_ended", "the session is over")),
         _ if shared.is_draining() => return Err(Problem::new(503, "draining", "the session is being stopped")),
         _ => {}
     }

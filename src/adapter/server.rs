@@ -8,6 +8,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use hyper::Request;
+use hyper::body::Incoming;
+use hyper::header::ORIGIN;
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
@@ -73,6 +76,11 @@ impl Shared {
             "first_sequence": self.journal.first(),
             "subscribers": self.subscribers.load(Ordering::Relaxed),
         })
+    }
+
+    /// `starting`, `idle`, `busy`, `restarting`, `ended`.
+    pub fn state(&self) -> &'static str {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner).state
     }
 
     pub fn is_draining(&self) -> bool {
@@ -173,10 +181,11 @@ impl Adapter {
     /// A directory, a file or a port that cannot be had.
     pub async fn start(mut config: Config) -> Result<Adapter, String> {
         let (runtime, model, wall) = (config.runtime, config.model.clone(), std::mem::take(&mut config.wall));
-        let (stream_listener, input_listener) = (bind(config.stream).await?, bind(config.input).await?);
+        let (stream, input) = (config.stream, config.input);
+        let assembled = Assembled::new(config)?;
+        let (stream_listener, input_listener) = (bind(stream).await?, bind(input).await?);
         let address = |l: &TcpListener| l.local_addr().map_err(|e| e.to_string());
         let (stream, input) = (address(&stream_listener)?, address(&input_listener)?);
-        let assembled = Assembled::new(config)?;
         let shared = Arc::new(Shared {
             session_id: assembled.session_id.clone(),
             runtime,
@@ -202,10 +211,10 @@ impl Adapter {
             tasks.spawn(async move { journal.tell().await });
         }
         tasks.spawn(accept(stream_listener, shared.clone(), stopping.clone(), |shared, stream, stop| {
-            http::serve(stream, move |request| stream_api::serve(shared.clone(), request), stop)
+            http::serve(stream, move |request| answer(shared.clone(), request, true), stop)
         }));
         tasks.spawn(accept(input_listener, shared.clone(), stopping, |shared, stream, stop| {
-            http::serve(stream, move |request| input_api::serve(shared.clone(), request), stop)
+            http::serve(stream, move |request| answer(shared.clone(), request, false), stop)
         }));
         Ok(Adapter { stream, input, shared, ended, stop, tasks })
     }
@@ -255,6 +264,13 @@ fn open_raw(config: &Config) -> Result<Writer, String> {
 
 async fn bind(address: SocketAddr) -> Result<TcpListener, String> {
     TcpListener::bind(address).await.map_err(|e| format!("cannot listen on `{address}`: {e}"))
+}
+
+/// One request, on the port of the stream or on that of the input.
+async fn answer(shared: Arc<Shared>, request: Request<Incoming>, to_stream: bool) -> http::Answer {
+    let origin = request.headers().get(ORIGIN).cloned();
+    let route = async { if to_stream { stream_api::route(&shared, request).await } else { input_api::route(&shared, request).await } };
+    http::answer(&shared.wall, origin, route).await
 }
 
 async fn told(stop: &mut watch::Receiver<bool>) {

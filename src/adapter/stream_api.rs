@@ -1,21 +1,22 @@
 //! `:3100`: the stream, what there is to know of the session, and the console page.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http_body_util::BodyExt;
 use hyper::body::{Body, Bytes, Frame, Incoming};
-use hyper::header::{CONTENT_TYPE, HeaderValue, ORIGIN};
+use hyper::header::HeaderValue;
 use hyper::{Method, Request, Response, StatusCode};
 use serde_json::json;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
-use super::http::{Access, Answer, Problem, full, json_answer, not_allowed, preflight, share};
+use super::http::{Access, Answer, Problem, full, json_answer, not_allowed, preflight};
 use super::input_api;
 use super::journal::Cursor;
 use super::server::Shared;
@@ -30,7 +31,10 @@ const PARTS_AT_ONCE: usize = 8;
 const MAX_SUBSCRIBERS: usize = 2048;
 const TICKET_TIME: Duration = Duration::from_secs(60);
 const MAX_TICKETS: usize = 1024;
-const ROUTES: &str = "`/stream`, `/health`, `/status`, `/capabilities`, `/openapi.json`, `/schema/events.json`, `/`";
+const ROUTES: [&str; 7] = ["/stream", "/health", "/status", "/capabilities", "/openapi.json", "/schema/events.json", "/"];
+/// They are the same for everybody who asks.
+static OPENAPI: LazyLock<String> = LazyLock::new(|| super::openapi::document().to_string());
+static SCHEMA: LazyLock<String> = LazyLock::new(|| event::schema().to_string());
 
 /// One-minute tickets, since `EventSource` sends no headers.
 #[derive(Debug, Default)]
@@ -54,17 +58,9 @@ impl Tickets {
     }
 }
 
-pub async fn serve(shared: Arc<Shared>, request: Request<Incoming>) -> Answer {
-    let origin = request.headers().get(ORIGIN).cloned();
-    let mut answer = match route(&shared, request).await {
-        Ok(answer) => answer,
-        Err(problem) => problem.answer(),
-    };
-    share(&shared.wall, origin.as_ref(), &mut answer);
-    answer
-}
-
-async fn route(shared: &Arc<Shared>, request: Request<Incoming>) -> Result<Answer, Problem> {
+/// # Errors
+/// Why the request is refused.
+pub async fn route(shared: &Arc<Shared>, request: Request<Incoming>) -> Result<Answer, Problem> {
     let path = request.uri().path().to_owned();
     let access = match path.as_str() {
         "/" | "/health" | "/openapi.json" | "/schema/events.json" => Access::Open,
@@ -88,8 +84,7 @@ async fn route(shared: &Arc<Shared>, request: Request<Incoming>) -> Result<Answe
         let ticket = shared.tickets.issue().map_err(|e| Problem::new(500, "internal", e.to_string()))?;
         return Ok(json_answer(200, &json!({ "ticket": ticket, "expires_in": TICKET_TIME.as_secs() })));
     }
-    let known = matches!(path.as_str(), "/stream" | "/" | "/health" | "/status" | "/capabilities" | "/openapi.json" | "/schema/events.json");
-    if known && !matches!(*request.method(), Method::GET | Method::HEAD) {
+    if ROUTES.contains(&path.as_str()) && !matches!(*request.method(), Method::GET | Method::HEAD) {
         return Ok(not_allowed("GET, HEAD"));
     }
     match path.as_str() {
@@ -101,9 +96,9 @@ async fn route(shared: &Arc<Shared>, request: Request<Incoming>) -> Result<Answe
             200,
             &json!({ "runtime": shared.runtime.id, "tier": shared.runtime.capabilities.tier(), "verified": shared.runtime.verified, "capabilities": shared.runtime.capabilities }),
         )),
-        "/openapi.json" => Ok(json_answer(200, &super::openapi::document())),
-        "/schema/events.json" => Ok(full(StatusCode::OK, "application/schema+json", event::schema().to_string())),
-        _ => Err(Problem::new(404, "route_denied", format!("there is no `{path}`; offered: {ROUTES}"))),
+        "/openapi.json" => Ok(full(StatusCode::OK, "application/json", OPENAPI.as_str())),
+        "/schema/events.json" => Ok(full(StatusCode::OK, "application/schema+json", SCHEMA.as_str())),
+        _ => Err(Problem::new(404, "route_denied", format!("there is no `{path}`; offered: `{}`", ROUTES.join("`, `")))),
     }
 }
 
@@ -111,30 +106,9 @@ fn ticketed(shared: &Shared, request: &Request<Incoming>) -> bool {
     query(request).any(|(name, value)| name == "ticket" && shared.tickets.admits(&value))
 }
 
-/// The pairs of a query, percent-decoded.
-fn query<B>(request: &Request<B>) -> impl Iterator<Item = (String, String)> {
-    let pairs = request.uri().query().unwrap_or_default().split('&').filter(|p| !p.is_empty());
-    pairs.map(|pair| {
-        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        (decoded(name), decoded(value))
-    })
-}
-
-fn decoded(text: &str) -> String {
-    let (bytes, mut out, mut i) = (text.as_bytes(), Vec::new(), 0);
-    while let Some(&b) = bytes.get(i) {
-        let hex = bytes.get(i + 1..i + 3).and_then(|h| std::str::from_utf8(h).ok()).and_then(|h| u8::from_str_radix(h, 16).ok());
-        match (b, hex) {
-            (b'%', Some(byte)) => {
-                out.push(byte);
-                i += 2;
-            }
-            (b'+', _) => out.push(b' '),
-            _ => out.push(b),
-        }
-        i += 1;
-    }
-    String::from_utf8_lossy(&out).into_owned()
+/// The pairs of a query.
+fn query<B>(request: &Request<B>) -> impl Iterator<Item = (Cow<'_, str>, Cow<'_, str>)> {
+    form_urlencoded::parse(request.uri().query().unwrap_or_default().as_bytes())
 }
 
 fn stream(shared: &Arc<Shared>, request: &Request<Incoming>) -> Result<Answer, Problem> {
@@ -177,10 +151,10 @@ fn wish(request: &Request<Incoming>) -> Result<(Wish, u64), Problem> {
     let (mut wish, mut since) = (Wish::default(), 0);
     for (name, value) in query(request) {
         let bad = |allowed: &str| Problem::new(400, "bad_request", format!("`{name}={value}`: allowed: {allowed}"));
-        match name.as_str() {
+        match name.as_ref() {
             "since" => since = number(&value).ok_or_else(|| bad_sequence("since", &value))?,
             "view" => {
-                wish.shape = match value.as_str() {
+                wish.shape = match value.as_ref() {
                     "native" => Shape::Native,
                     "x1" => Shape::X1,
                     "raw" => Shape::Raw,
@@ -194,7 +168,7 @@ fn wish(request: &Request<Incoming>) -> Result<(Wish, u64), Problem> {
                 }
             }
             "deltas" | "named" => {
-                let on = match value.as_str() {
+                let on = match value.as_ref() {
                     "0" | "false" => false,
                     "1" | "true" => true,
                     _ => return Err(bad("`0`, `1`")),
@@ -236,13 +210,9 @@ fn console() -> Answer {
 }
 
 fn health(shared: &Shared) -> Answer {
-    let status = shared.status();
-    let trouble = shared.journal.trouble();
-    let code = if trouble.is_some() || status["state"] == "ended" { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
-    let mut answer =
-        json_answer(code.as_u16(), &json!({ "status": if code == StatusCode::OK { "ok" } else { "failing" }, "state": status["state"], "trouble": trouble }));
-    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    answer
+    let (state, trouble) = (shared.state(), shared.journal.trouble());
+    let well = trouble.is_none() && state != "ended";
+    json_answer(if well { 200 } else { 503 }, &json!({ "status": if well { "ok" } else { "failing" }, "state": state, "trouble": trouble }))
 }
 
 /// A subscriber that is counted.
@@ -307,8 +277,9 @@ mod tests {
 
     #[test]
     fn queries_are_decoded_as_browsers_encode_them() {
-        assert_eq!(decoded("a%2Cb+c%"), "a,b c%");
-        assert_eq!(decoded("%zz%e2%82%ac"), "%zz€");
+        let request = Request::get("/stream?types=a%2Cb+c%&x=%zz%e2%82%ac").body(()).unwrap();
+        let pairs: Vec<_> = query(&request).map(|(name, value)| format!("{name}={value}")).collect();
+        assert_eq!(pairs, ["types=a,b c%", "x=%zz€"]);
         assert_eq!((number("12"), number("-1"), number("+1"), number(""), number("18446744073709551616")), (Some(12), None, None, None, None));
     }
 }

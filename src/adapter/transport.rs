@@ -3,8 +3,9 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
@@ -12,12 +13,14 @@ use hyper::body::Incoming;
 use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST};
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
-use ring::digest::{Context, Digest, SHA256};
+use ring::digest::{Context, SHA256};
+use rustix::fs::OFlags;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
 use super::runtime::{Call, Record, Reply, Tag};
+use crate::base::token::hex;
 
 /// Longest line that is kept whole.
 pub const MAX_LINE: usize = 8 << 20;
@@ -25,6 +28,8 @@ pub const MAX_LINE: usize = 8 << 20;
 const HEAD: usize = 4 << 10;
 /// Longest answer to a call.
 const MAX_REPLY: usize = 8 << 20;
+/// Of one directory that is looked through.
+const MAX_ENTRIES: usize = 4096;
 const CALL_TIME: Duration = Duration::from_secs(30);
 
 /// What comes from a CLI, as it comes.
@@ -78,11 +83,9 @@ impl Lines {
         self.hold(bytes);
     }
 
-    /// The stream is over; a line without its end counts.
-    pub fn end(&mut self, mut line: impl FnMut(Result<&[u8], Oversize>)) {
-        if !self.held.is_empty() {
-            self.finish(&mut line);
-        }
+    /// A line has begun and not ended.
+    pub fn are_open(&self) -> bool {
+        !self.held.is_empty()
     }
 
     fn hold(&mut self, bytes: &[u8]) {
@@ -106,19 +109,15 @@ impl Lines {
     fn finish(&mut self, line: &mut impl FnMut(Result<&[u8], Oversize>)) {
         let held = std::mem::take(&mut self.held);
         match self.over.take() {
-            Some((length, digest)) => line(Err(json!({ "bytes": length, "sha256": hex(&digest.finish()), "head": String::from_utf8_lossy(&held) }))),
+            Some((length, digest)) => line(Err(json!({ "bytes": length, "sha256": hex(digest.finish().as_ref()), "head": String::from_utf8_lossy(&held) }))),
             None => line(Ok(held.strip_suffix(b"\r").unwrap_or(&held))),
         }
     }
 }
 
-fn hex(digest: &Digest) -> String {
-    digest.as_ref().iter().map(|b| format!("{b:02x}")).collect()
-}
-
 /// Reads what a CLI wrote down, and says so.
 pub async fn find(file: Record, tag: Tag, heard: mpsc::Sender<Heard>) {
-    let reply = match tokio::task::spawn_blocking(move || newest(&file)).await {
+    let reply = match tokio::task::spawn_blocking(move || largest(&file)).await {
         Ok(Ok(Some(body))) => Reply::Answer { status: 200, body },
         Ok(Ok(None)) => Reply::Answer { status: 404, body: Vec::new() },
         Ok(Err(e)) => Reply::Lost(e.to_string()),
@@ -127,28 +126,32 @@ pub async fn find(file: Record, tag: Tag, heard: mpsc::Sender<Heard>) {
     let _ = heard.send(Heard::Reply(tag, reply)).await;
 }
 
-fn newest(file: &Record) -> io::Result<Option<Vec<u8>>> {
-    let mut found: Option<(SystemTime, PathBuf)> = None;
+fn largest(file: &Record) -> io::Result<Option<Vec<u8>>> {
+    let mut found: Option<(u64, PathBuf)> = None;
     look_below(&file.dir, 2, &file.suffix, &mut found);
     let Some((_, path)) = found else { return Ok(None) };
-    let mut file = File::open(path)?;
-    let length = file.metadata()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(MAX_REPLY as u64)))?;
+    // Whatever the agent put in its place meanwhile: no link is followed, nothing is waited for.
+    let mut file = File::options().read(true).custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed()).open(path)?;
+    let meta = file.metadata()?;
+    if !meta.is_file() {
+        return Err(io::Error::other("it is no file"));
+    }
+    file.seek(SeekFrom::Start(meta.len().saturating_sub(MAX_REPLY as u64)))?;
     let mut bytes = Vec::new();
     file.take(MAX_REPLY as u64).read_to_end(&mut bytes)?;
     Ok(Some(bytes))
 }
 
-fn look_below(dir: &Path, depth: u32, suffix: &str, found: &mut Option<(SystemTime, PathBuf)>) {
-    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+fn look_below(dir: &Path, depth: u32, suffix: &str, found: &mut Option<(u64, PathBuf)>) {
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten().take(MAX_ENTRIES) {
         // Not through links: the agent could lay them.
         let Ok(kind) = entry.file_type() else { continue };
         if kind.is_dir() && depth > 0 {
             look_below(&entry.path(), depth - 1, suffix, found);
         } else if kind.is_file() && entry.file_name().to_string_lossy().ends_with(suffix) {
-            let modified = entry.metadata().and_then(|m| m.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
-            if found.as_ref().is_none_or(|(before, _)| modified >= *before) {
-                *found = Some((modified, entry.path()));
+            let length = entry.metadata().map_or(0, |m| m.len());
+            if found.as_ref().is_none_or(|(before, _)| length >= *before) {
+                *found = Some((length, entry.path()));
             }
         }
     }
@@ -239,7 +242,9 @@ mod tests {
         for piece in pieces {
             lines.feed(piece, |l| out.push(l.map(<[u8]>::to_vec)));
         }
-        lines.end(|l| out.push(l.map(<[u8]>::to_vec)));
+        if lines.are_open() {
+            lines.feed(b"\n", |l| out.push(l.map(<[u8]>::to_vec)));
+        }
         out
     }
 

@@ -1,7 +1,10 @@
 //! A token that whoever calls a port must present. Compared in constant time.
 
+use std::fmt::Write;
+use std::num::NonZeroU32;
 use std::path::Path;
 
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
@@ -9,6 +12,26 @@ use zeroize::Zeroizing;
 /// whoever writes fewer than 32 characters has not drawn 32 bytes.
 const MIN_LENGTH: usize = 32;
 const MAX_LENGTH: usize = 4096;
+
+/// Wrong tokens a minute before they are told to wait.
+const ATTEMPTS: NonZeroU32 = NonZeroU32::new(60).unwrap();
+
+/// How often a port was asked with a wrong token.
+#[derive(Debug)]
+pub struct Attempts(DefaultDirectRateLimiter);
+
+impl Default for Attempts {
+    fn default() -> Self {
+        Attempts(RateLimiter::direct(Quota::per_minute(ATTEMPTS)))
+    }
+}
+
+impl Attempts {
+    /// Counts one more.
+    pub fn are_too_many(&self) -> bool {
+        self.0.check().is_err()
+    }
+}
 
 pub struct Token(Zeroizing<Vec<u8>>);
 
@@ -42,7 +65,7 @@ impl Token {
     pub fn draw() -> Result<String, getrandom::Error> {
         let mut bytes = [0; 32];
         getrandom::fill(&mut bytes)?;
-        Ok(bytes.iter().map(|b| format!("{b:02x}")).collect())
+        Ok(hex(&bytes))
     }
 
     /// In constant time.
@@ -55,6 +78,19 @@ impl PartialEq for Token {
     fn eq(&self, other: &Token) -> bool {
         self.is(&other.0)
     }
+}
+
+/// Two digits a byte.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut out, b| {
+        let _ = write!(out, "{b:02x}");
+        out
+    })
+}
+
+/// Hex digits as the letters `a` to `p`.
+pub fn lettered(hex: &str) -> String {
+    hex.chars().map(|c| c.to_digit(16).map_or(c, |n| char::from(b'a' + n as u8))).collect()
 }
 
 /// 16 hex digits of the system's randomness: a name that nobody else has, not a secret.

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::script::{Finish, Reply};
 use super::{Api, Ask, Tool, Wanted, pieces, sse, text_of, tokens};
+use crate::base::token::{lettered, random_hex};
 
 pub(super) const API: Api = Api { route, read, reply, events, error };
 
@@ -57,7 +58,7 @@ fn blocks(reply: &Reply) -> Vec<Value> {
 }
 
 fn id(prefix: &str, i: usize) -> String {
-    format!("{prefix}_{}{i}", crate::base::token::random_hex())
+    format!("{prefix}_{}{i}", random_hex())
 }
 
 fn stop_reason(reply: &Reply) -> &'static str {
@@ -124,5 +125,5 @@ fn error(status: u16, message: &str) -> Value {
         529 => "overloaded_error",
         _ => "api_error",
     };
-    json!({ "type": "error", "error": { "type": kind, "message": message }, "request_id": id("req", 0) })
+    json!({ "type": "error", "error": { "type": kind, "message": message }, "request_id": format!("req_{}", lettered(&random_hex())) })
 }

@@ -23,6 +23,7 @@ use serde::Serialize;
 use super::config::AuditConfig;
 use super::limit::Ledger;
 use super::metrics::Metrics;
+use crate::base::token::lettered;
 
 /// Records wait this long for company: one write and one sync for all of them.
 const BATCH: Duration = Duration::from_millis(10);
@@ -467,13 +468,14 @@ fn rotate(path: &Path, keep: u32) -> std::io::Result<File> {
     Ok(fresh)
 }
 
-/// Unique across restarts: a random start, then a count.
+/// Unique across restarts: a random start, then a count. In letters: some CLIs look for numbers
+/// such as 429 or 502 anywhere in an error, and try again for it.
 fn request_id() -> String {
     use std::sync::OnceLock;
     static START: OnceLock<u64> = OnceLock::new();
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let start = START.get_or_init(|| getrandom::u64().unwrap_or_else(|_| jiff::Timestamp::now().as_nanosecond() as u64));
-    format!("req_{start:016x}{:08x}", COUNT.fetch_add(1, Ordering::Relaxed))
+    format!("req_{}", lettered(&format!("{start:016x}{:08x}", COUNT.fetch_add(1, Ordering::Relaxed))))
 }
 
 #[cfg(test)]

@@ -4,16 +4,14 @@
 //! `Origin`, and a body is JSON by its content type. Framing was checked before, on the wire
 //! (`base::framing`). `Sec-Fetch-Mode` alone is what Node's `fetch` sends, and no reason.
 
-use std::num::NonZeroU32;
 use std::time::Duration;
 
-use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use hyper::Method;
 use hyper::header::{CONTENT_TYPE, HOST, HeaderMap, ORIGIN, UPGRADE};
 use hyper::http::request::Parts;
 
 use super::refusal::{Client, Code, Denial};
-use crate::base::token::{Token, bearer};
+use crate::base::token::{Attempts, Token, bearer};
 
 /// Proof that a request came from a client and not from a page.
 #[derive(Debug)]
@@ -35,18 +33,15 @@ pub struct Wall {
     /// What clients present as their key, where the operator wants that.
     token: Option<Token>,
     /// How often a wrong one is looked at.
-    attempts: DefaultDirectRateLimiter,
+    attempts: Attempts,
 }
-
-/// Wrong tokens a minute before they are told to wait.
-const ATTEMPTS: NonZeroU32 = NonZeroU32::new(60).unwrap();
 
 impl Wall {
     /// `names` are allowed beside the loopback ones, all with the port that is listened on.
     pub fn new(port: u16, names: &[String], token: Option<Token>) -> Self {
         let own = ["localhost", "127.0.0.1", "[::1]"];
         let hosts = own.into_iter().chain(names.iter().map(String::as_str)).map(|name| format!("{name}:{port}")).collect();
-        Wall { hosts, token, attempts: RateLimiter::direct(Quota::per_minute(ATTEMPTS)) }
+        Wall { hosts, token, attempts: Attempts::default() }
     }
 
     fn allows(&self, host: &[u8]) -> bool {
@@ -69,7 +64,7 @@ impl Wall {
         if right && !wrong {
             return Ok(());
         }
-        if self.attempts.check().is_err() {
+        if self.attempts.are_too_many() {
             let mut denial = Denial::new(Code::RateLimited, "too many requests without the session's token");
             denial.retry_after = Some(Duration::from_secs(1));
             return Err(denial);

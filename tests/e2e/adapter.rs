@@ -526,6 +526,11 @@ async fn the_stream_resumes_filters_and_refuses() {
     assert_eq!((head_only.status, head_only.body.len()), (200, 0));
     // The stream ends with the session, and says so.
     let stream = pod.stream;
+    let subscribers = async || {
+        let status = request(stream, "GET", "/status", &[], b"").await;
+        serde_json::from_slice::<Value>(&status.body).unwrap()["subscribers"].as_u64().unwrap()
+    };
+    let before = subscribers().await;
     let last = tokio::spawn(async move {
         let mut last = String::new();
         follow(stream, "", Some(head), |_, data| {
@@ -536,7 +541,12 @@ async fn the_stream_resumes_filters_and_refuses() {
         .unwrap();
         last
     });
-    until("the subscriber", || pod.events().len() as u64 + first > head).await;
+    within("the subscriber", async {
+        while subscribers().await <= before {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
     pod.signal(rustix::process::Signal::TERM);
     assert_eq!(pod.exit().await, Some(0));
     assert!(within("the end of the stream", last).await.unwrap().contains("session.end"));
