@@ -13,6 +13,8 @@ pub struct Handed {
     inputs: Vec<(String, Input)>,
     /// Those of turns that have begun.
     begun: HashSet<String>,
+    /// Those that are looked for after a restart, and whose turn was told before it.
+    told: HashSet<String>,
     /// Something was told already.
     going: bool,
 }
@@ -25,6 +27,14 @@ impl Handed {
 
     pub fn give(&mut self, native_id: &str, input: &Input) {
         self.inputs.push((native_id.to_owned(), input.clone()));
+    }
+
+    /// It was given before the CLI was stopped.
+    pub fn look_for(&mut self, native_id: &str, input: &Input, told: bool) {
+        self.give(native_id, input);
+        if told {
+            self.told.insert(input.input_id.clone());
+        }
     }
 
     pub fn is_empty(&self) -> bool {
@@ -74,6 +84,19 @@ impl Handed {
         out.push(message.into());
     }
 
+    /// The turn is over, and what did not become a part of it never will: the CLI forgot it.
+    pub fn forgotten(&mut self, out: &mut Vec<Action>) {
+        let begun = &self.begun;
+        for (_, input) in self.inputs.extract_if(.., |(_, input)| !begun.contains(&input.input_id)) {
+            out.push(Action::Undelivered { input_id: input.input_id });
+        }
+    }
+
+    /// Some turn was begun for what the CLI has not acknowledged.
+    pub fn is_begun(&self) -> bool {
+        !self.begun.is_empty()
+    }
+
     /// The CLI does not take it now, and may later.
     pub fn not_taken(&mut self, input_id: &str, out: &mut Vec<Action>) {
         if self.take(input_id).is_some() {
@@ -91,7 +114,7 @@ impl Handed {
     /// has it, by its name there.
     pub fn after_restart(&mut self, input_id: &str, name: &str, has: impl Fn(&str, &Input) -> bool, out: &mut Vec<Action>) {
         let Some((native, input)) = self.take(input_id) else { return };
-        let told = self.begun.remove(input_id);
+        let told = self.told.remove(input_id);
         if !has(&native, &input) {
             out.push(Action::Undelivered { input_id: input_id.to_owned() });
             return;
@@ -109,10 +132,9 @@ impl Handed {
         }
     }
 
-    /// The CLI is gone: what it was given is given, or looked for, again; which of it was told
-    /// stays known.
-    pub fn close(&mut self) -> Handed {
-        Handed { inputs: Vec::new(), begun: std::mem::take(&mut self.begun), going: true }
+    /// The CLI is gone: what it was given is looked for, or given, again.
+    pub fn close() -> Handed {
+        Handed { going: true, ..Handed::default() }
     }
 
     fn take(&mut self, input_id: &str) -> Option<(String, Input)> {

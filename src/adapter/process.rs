@@ -283,12 +283,16 @@ pub fn is_placeholder(value: &str) -> bool {
 /// What a provider is reached by; nothing that came from elsewhere may point a CLI past the sidecar.
 fn reroutes(name: &str) -> bool {
     let name = name.to_ascii_uppercase();
-    PROVIDERS.iter().any(|p| name.starts_with(p)) && name.ends_with("_BASE_URL") || name.starts_with("OPENCODE_") || name == MARK
+    let leads = ["OPENCODE_", "CODEX_", "PI_", "CLAUDE_CODE_USE_", "GOOGLE_GENAI_USE_", "GEMINI_CLI_", "GEMINI_DEBUG_"];
+    PROVIDERS.iter().any(|p| name.starts_with(p)) && name.ends_with("_BASE_URL")
+        || leads.iter().any(|l| name.starts_with(l))
+        || name == "ANTHROPIC_UNIX_SOCKET"
+        || name == MARK
 }
 
 /// The CLI's environment: the container's (all of it, or what every program needs), without
-/// keys that were not `allowed` and without detours, with ours.
-pub fn environment(inherit: bool, allowed: &[String], ours: &[(String, String)]) -> Vec<(OsString, OsString)> {
+/// keys that were not `allowed` and without detours, with ours; `sidecar` is its host.
+pub fn environment(inherit: bool, allowed: &[String], ours: &[(String, String)], sidecar: &str) -> Vec<(OsString, OsString)> {
     const PLAIN: [&str; 13] =
         ["PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "TZ", "TERM", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR", "NODE_EXTRA_CA_CERTS", "NO_COLOR"];
     let mut env: Vec<(OsString, OsString)> = std::env::vars_os()
@@ -301,7 +305,7 @@ pub fn environment(inherit: bool, allowed: &[String], ours: &[(String, String)])
     // A corporate proxy must not be asked for the sidecar.
     for name in ["NO_PROXY", "no_proxy"] {
         let before = env.iter().position(|(n, _)| n == name).map(|i| env.remove(i).1);
-        let mut value = OsString::from("localhost,127.0.0.1,::1");
+        let mut value = OsString::from(format!("localhost,127.0.0.1,::1,{sidecar}"));
         if let Some(before) = before.filter(|b| !b.is_empty()) {
             value.push(",");
             value.push(before);
@@ -328,7 +332,10 @@ mod tests {
         for name in "PATH HOME SESSION_ID MAX_TOKENS KEYBOARD GITHUB_TOKEN NEXTAUTH_SECRET STRIPE_SECRET_KEY OPENAI_MODEL AWS_REGION".split(' ') {
             assert!(!holds_a_key(name), "{name}");
         }
-        assert!(reroutes("ANTHROPIC_BASE_URL") && !reroutes("VITE_BASE_URL"));
+        for name in ["ANTHROPIC_BASE_URL", "CLAUDE_CODE_USE_BEDROCK", "ANTHROPIC_UNIX_SOCKET", "CODEX_HOME", "GEMINI_CLI_HOME", "GOOGLE_GENAI_USE_VERTEXAI"] {
+            assert!(reroutes(name), "{name}");
+        }
+        assert!(!reroutes("VITE_BASE_URL") && !reroutes("PIP_INDEX_URL"));
     }
 
     #[tokio::test]

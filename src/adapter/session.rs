@@ -36,6 +36,8 @@ use crate::event::{ErrorCode, ErrorEvent, InputMode, Payload, SessionEnd, Sessio
 
 /// After this a CLI that was told to stop its turn is restarted.
 const INTERRUPT_TIME: Duration = Duration::from_secs(10);
+/// By then the CLI has begun to answer what it was handed, or it is restarted.
+const ANSWER_TIME: Duration = Duration::from_secs(60);
 /// Crashes, each so soon after the other, after which it is given up.
 const MAX_CRASHES: usize = 5;
 const CRASH_WINDOW: Duration = Duration::from_secs(120);
@@ -107,6 +109,8 @@ pub struct Session {
     /// Somebody wants the turn stopped that is about to begin.
     interrupt_soon: bool,
     interrupt_by: Option<Instant>,
+    /// When an input that is in flight must have become a turn.
+    answer_by: Option<Instant>,
     wake_at: Option<Instant>,
     deadlines: Vec<(String, Instant)>,
     active: Instant,
@@ -151,6 +155,7 @@ impl Session {
             over_limit: false,
             interrupt_soon: false,
             interrupt_by: None,
+            answer_by: None,
             wake_at: None,
             deadlines: Vec::new(),
             active: now,
@@ -203,9 +208,6 @@ impl Session {
                 self.said.push(input.input_id.clone());
             }
         }
-        for input_id in self.said.clone() {
-            note(self.inbox.over(&input_id));
-        }
         for warning in std::mem::take(&mut self.config.warnings) {
             self.say(Warning { message: warning });
         }
@@ -217,7 +219,9 @@ impl Session {
         self.active = Instant::now();
         for (input, sent) in self.inbox.in_flight() {
             let mut actions = Vec::new();
-            self.translator.look_for(&input, &sent.native_id, &mut actions);
+            // What it was told of, its turn was told of too.
+            let told = self.said.contains(&input.input_id);
+            self.translator.look_for(&input, &sent.native_id, told, &mut actions);
             self.carry_out(&mut running, actions).await;
         }
         loop {
@@ -229,21 +233,29 @@ impl Session {
                 return self.stop(running, end).await;
             }
             self.show_state();
-            let wake = self.wake_at.into_iter().chain(self.interrupt_by).chain(self.deadlines.iter().map(|d| d.1)).chain(self.idle_until()).min();
+            let wake = self
+                .wake_at
+                .into_iter()
+                .chain(self.interrupt_by)
+                .chain(self.answer_by)
+                .chain(self.deadlines.iter().map(|d| d.1))
+                .chain(self.idle_until())
+                .min();
             tokio::select! {
                 biased;
-                heard = running.heard.recv() => if let Some(heard) = heard { self.hear(&mut running, heard).await },
+                // Before what it says, which may never end; its own end comes after that.
                 command = self.commands.recv() => match command {
                     Some(Command::Shutdown { summary }) => return self.stop(running, SessionEnd { summary, ..ended(SessionEndReason::Shutdown) }).await,
                     Some(Command::Terminate) | None => return self.stop(running, ended(SessionEndReason::Terminated)).await,
                     Some(command) => self.obey(&mut running, command).await,
                 },
+                () = until(wake) => self.on_time(&mut running).await,
+                heard = running.heard.recv() => if let Some(heard) = heard { self.hear(&mut running, heard).await },
                 () = self.inbox.changed.notified() => self.active = Instant::now(),
                 status = running.process.ended() => {
                     let why = format!("{} ended unexpectedly ({})", self.config.runtime.name, describe(status));
                     return self.gone(running, why).await;
                 }
-                () = until(wake) => self.on_time(&mut running).await,
             }
         }
     }
@@ -322,6 +334,7 @@ impl Session {
                 Action::Refused { input_id, why } => {
                     self.say(ErrorEvent::new(ErrorCode::Internal, format!("input `{input_id}` was not delivered: {why}")));
                     self.outcome = Some(TurnEndReason::Error);
+                    self.interrupt_soon = false;
                     self.commit().await;
                     note(self.inbox.over(&input_id));
                 }
@@ -344,7 +357,7 @@ impl Session {
                 self.say(message);
             }
             Payload::TurnStart(_) => {
-                (self.steps, self.over_limit) = (0, false);
+                (self.steps, self.over_limit, self.answer_by) = (0, false, None);
                 self.say(payload);
                 if std::mem::take(&mut self.interrupt_soon) {
                     self.interrupt();
@@ -363,6 +376,8 @@ impl Session {
                 self.wake_at = None;
                 self.deadlines.clear();
                 self.active = Instant::now();
+                // One that did not join this turn begins another.
+                self.answer_by = self.inbox.is_in_flight().then(|| Instant::now() + ANSWER_TIME);
                 self.say(end);
                 self.journal.wish(true);
             }
@@ -456,6 +471,9 @@ impl Session {
         if past(&mut self.interrupt_by) && self.balance.turn.is_some() {
             running.broken = Some(format!("{} did not stop its turn within {INTERRUPT_TIME:?}", self.config.runtime.name));
         }
+        if past(&mut self.answer_by) && self.balance.turn.is_none() && self.inbox.is_in_flight() {
+            running.broken = Some(format!("{} did not take up an input within {ANSWER_TIME:?}", self.config.runtime.name));
+        }
         let late: Vec<String> = self.deadlines.iter().filter(|d| d.1 <= now).map(|d| d.0.clone()).collect();
         for id in late {
             let decision = if self.balance.questions.contains(&id) {
@@ -479,8 +497,8 @@ impl Session {
             Phase::Settling => return,
             phase => phase == Phase::Busy,
         };
-        let steer = self.config.runtime.capabilities.steer;
-        match effective_mode(mode, steer && self.translator.steers_now()) {
+        let able = self.config.runtime.capabilities.steer;
+        match effective_mode(mode, able && self.translator.steers_now(false)) {
             InputMode::Queue | InputMode::Auto if busy => return,
             InputMode::Interrupt if busy => {
                 if self.interrupt_by.is_none() {
@@ -489,7 +507,7 @@ impl Session {
                 }
                 return;
             }
-            InputMode::Steer if busy && !steer => return self.cannot_steer(),
+            InputMode::Steer if busy && !(able && self.translator.steers_now(true)) => return self.cannot_steer(),
             _ => {}
         }
         if self.balance.turns >= self.config.max_turns && !busy {
@@ -502,7 +520,7 @@ impl Session {
 
     fn cannot_steer(&mut self) {
         let Some(input) = self.inbox.next().filter(|i| self.unsteered.as_ref() != Some(&i.input_id)) else { return };
-        self.say(Warning { message: format!("{} cannot be steered: input `{}` waits for the end of the turn", self.config.runtime.name, input.input_id) });
+        self.say(Warning { message: format!("{} cannot be steered now: input `{}` waits for the end of the turn", self.config.runtime.name, input.input_id) });
         self.unsteered = Some(input.input_id);
     }
 
@@ -515,6 +533,9 @@ impl Session {
         let native_id = self.translator.native_id(jiff::Timestamp::now().as_millisecond(), random);
         let sent = Sent { input_id: input.input_id.clone(), native_id: native_id.clone(), sequence: self.journal.next() };
         persist(|| self.inbox.sent(sent.clone())).await;
+        if self.balance.turn.is_none() {
+            self.answer_by = Some(Instant::now() + ANSWER_TIME);
+        }
         let mut actions = Vec::new();
         self.translator.deliver(input, &native_id, &mut actions);
         self.carry_out(running, actions).await;
@@ -565,7 +586,7 @@ impl Session {
         if self.balance.turn.is_some() {
             self.say(ended_turn(TurnEndReason::Error));
         }
-        (self.interrupt_by, self.wake_at) = (None, None);
+        (self.interrupt_by, self.answer_by, self.wake_at) = (None, None, None);
         self.deadlines.clear();
     }
 

@@ -61,19 +61,22 @@ pub fn broken(path: &Path, problems: &[String]) -> Exit {
 pub struct Signals {
     term: Signal,
     int: Signal,
+    /// The terminal is gone.
+    hup: Signal,
 }
 
 impl Signals {
     /// # Errors
     /// The system's.
     pub fn new() -> std::io::Result<Self> {
-        Ok(Signals { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())? })
+        Ok(Signals { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())?, hup: signal(SignalKind::hangup())? })
     }
 
     pub async fn next(&mut self) {
         tokio::select! {
             _ = self.term.recv() => {}
             _ = self.int.recv() => {}
+            _ = self.hup.recv() => {}
         }
     }
 }

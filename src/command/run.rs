@@ -3,8 +3,12 @@
 //! stdout has what the agent says (or every event, as a line of JSON), stderr what it does. What
 //! a later `--resume` needs stays in `--dir`, one directory a run.
 
+use std::fs::{DirBuilder, File};
 use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+
+use rustix::fs::OFlags;
 
 use super::adapter::{DEFAULT, keys_within_reach};
 use super::{Exit, Signals, broken, fail};
@@ -40,32 +44,51 @@ pub fn run(args: &cli::Run) -> Exit {
     if !keys.is_empty() {
         return broken(Path::new("the agent's environment"), &keys);
     }
+    if let Err(e) = prepare(&args.dir, &dir) {
+        return fail(Exit::Unavailable, &format!("the run cannot be kept in `{}`: {e}", dir.display()));
+    }
     (config.oneshot, config.raw) = (true, false);
     harden::this_process();
     logging::start(tracing::Level::ERROR, false);
     process::adopt_orphans();
-    let journal = config.journal.clone();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let exit = match runtime {
+    match runtime {
         Ok(runtime) => runtime.block_on(serve(config, args.json, &dir)),
         Err(e) => fail(Exit::Unavailable, &format!("cannot start: {e}")),
-    };
-    // What was said is on stdout; what the CLI remembers is beside it.
-    let _ = std::fs::remove_dir_all(journal);
-    exit
+    }
 }
 
 /// The run's directory: a new one, or that of the run which is gone on with.
 fn home_of(args: &cli::Run) -> Result<PathBuf, String> {
     let Some(token) = &args.resume else { return Ok(args.dir.join(random_hex())) };
     let runs = std::fs::read_dir(&args.dir).into_iter().flatten().flatten().map(|run| run.path());
-    let mut found = runs.filter(|run| std::fs::read_to_string(run.join(TOKEN)).is_ok_and(|kept| kept.trim() == token));
+    let mut found = runs.filter(|run| kept(&run.join(TOKEN)).is_ok_and(|kept| kept.trim() == token));
     found.next().ok_or_else(|| {
         format!(
             "no run in `{}` has the token `{token}`\nhint: name the directory that it was started with in `--dir`, or begin without `--resume`",
             args.dir.display()
         )
     })
+}
+
+/// The token of a run: a short file, and nothing else that a project may have put there.
+fn kept(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    let file = File::options().read(true).custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed()).open(path)?;
+    if file.metadata()?.is_file() {
+        file.take(4096).read_to_string(&mut text)?;
+    }
+    Ok(text)
+}
+
+/// Makes a run's directory, for nobody else to read, and keeps it out of commits.
+fn prepare(runs: &Path, run: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(run)?;
+    let ignored = runs.join(".gitignore");
+    if !ignored.exists() {
+        std::fs::write(ignored, "*\n")?;
+    }
+    Ok(())
 }
 
 fn task(given: &str) -> io::Result<String> {
@@ -99,6 +122,7 @@ async fn serve(config: Config, json: bool, dir: &Path) -> Exit {
         Ok(signals) => signals,
         Err(e) => return fail(Exit::Unavailable, &format!("cannot handle signals: {e}")),
     };
+    let kept = config.journal.clone();
     let assembled = match Assembled::new(config) {
         Ok(assembled) => assembled,
         Err(why) => return fail(Exit::Unavailable, &why),
@@ -132,6 +156,8 @@ async fn serve(config: Config, json: bool, dir: &Path) -> Exit {
         }
     }
     telling.abort();
+    // It was ours alone. What was said is on stdout; what the CLI remembers is beside it.
+    let _ = std::fs::remove_dir_all(kept);
     let Ok(Ended { reason, outcome }) = (&mut ended).await else { return fail(Exit::Software, "the session ended without a word") };
     if let Some(token) = &printer.token {
         if let Err(e) = std::fs::write(dir.join(TOKEN), token) {
@@ -169,13 +195,13 @@ impl Printer {
         match event.payload {
             Payload::AssistantDelta(delta) if delta.parent_tool_use_id.is_none() => {
                 let mut stdout = io::stdout().lock();
-                let _ = stdout.write_all(delta.text.as_bytes()).and_then(|()| stdout.flush());
+                let _ = stdout.write_all(shown(&delta.text).as_bytes()).and_then(|()| stdout.flush());
                 self.in_text = true;
             }
             Payload::AssistantMessage(message) if message.parent_tool_use_id.is_none() => {
                 // Without pieces, it is told here; with them, it has been.
                 let text = if self.in_text { "" } else { message.text.as_str() };
-                let _ = writeln!(io::stdout(), "{text}");
+                let _ = writeln!(io::stdout(), "{}", shown(text));
                 self.in_text = false;
             }
             Payload::ToolUse(tool) => {
@@ -204,8 +230,13 @@ impl Printer {
         if std::mem::take(&mut self.in_text) {
             let _ = writeln!(io::stdout());
         }
-        let _ = writeln!(io::stderr(), "{what}");
+        let _ = writeln!(io::stderr(), "{}", shown(what));
     }
+}
+
+/// Without what a terminal would take for a command.
+fn shown(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() && !matches!(c, '\n' | '\t') { '\u{fffd}' } else { c }).collect()
 }
 
 fn first_line(text: &str) -> String {

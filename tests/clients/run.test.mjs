@@ -54,7 +54,8 @@ test('the task from stdin; what is kept is one directory a run', limit, async ()
   const piped = start(['--runtime', 'codex', '--task', '-', '--dir', 'kept']);
   piped.child.stdin.end('rehearse:text from a pipe');
   assert.equal((await piped.ended).code, 0, piped.err);
-  const [kept] = readdirSync(join(dir, 'work/kept'));
+  const [ignored, kept] = readdirSync(join(dir, 'work/kept')).sort();
+  assert.equal(ignored, '.gitignore');
   assert.deepEqual(readdirSync(join(dir, 'work/kept', kept)).sort(), ['home', 'token']);
   assert.match(readFileSync(join(dir, 'work/kept', kept, 'token'), 'utf8'), /^codex:/);
 });

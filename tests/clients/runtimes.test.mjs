@@ -402,7 +402,7 @@ test('the same script gives the same stream, but for what the documentation name
     const turn = await session.turn('rehearse:shell');
     const shape = turn.events
       // How texts and outputs are cut into pieces is the CLI's own affair.
-      .filter((e) => !['assistant.delta', 'tool.output'].includes(e.type))
+      .filter((e) => !['session.stage', 'assistant.delta', 'tool.output'].includes(e.type))
       .map(({ type, turn_id, payload: p }) => {
         // docs/ui-developers.md: fields that differ between runtimes.
         const kept = { turn: p.turn, name: p.name, command: p.input?.command, is_error: p.is_error, exit_code: p.exit_code, reason: p.reason, source: p.source, output: p.output?.trim() };

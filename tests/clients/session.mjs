@@ -8,12 +8,13 @@ import assert from 'node:assert/strict';
 import { bin, freePorts, modules, until } from './kit.mjs';
 
 export class Session {
-  /** `pod`: the sidecar to use; `config`: what stands in adapter.yaml besides the program. */
-  static async start(pod, { args = [], config = {}, runtime = 'opencode', env = {} } = {}) {
+  /** `pod`: the sidecar to use; `config`: what stands in adapter.yaml besides the program; `prepare`: fills the workspace. */
+  static async start(pod, { args = [], config = {}, runtime = 'opencode', env = {}, prepare = () => {} } = {}) {
     const s = new Session();
     s.pod = pod;
     s.dir = mkdtempSync(join(tmpdir(), 'outrigger-session-'));
     for (const d of ['home', 'work']) mkdirSync(join(s.dir, d));
+    prepare(join(s.dir, 'work'));
     s.port = await freePorts(2);
     s.events = [];
     s.env = env;

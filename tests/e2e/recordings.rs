@@ -123,6 +123,9 @@ impl Player {
     fn say(&mut self, m: &Value, actions: &mut Vec<Action>) {
         let method = m["method"].as_str().or(m["request"]["subtype"].as_str()).or(m["type"].as_str()).unwrap_or_default();
         let p = &m["params"];
+        // Whoever made the recording has waited.
+        self.translator.wake(actions);
+        self.take(actions);
         let mut same: &[&str] = &[];
         match method {
             "session/prompt" | "turn/start" | "turn/steer" | "user" | "prompt" => {

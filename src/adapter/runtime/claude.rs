@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
-use super::{Action, Capabilities, Decision, Launch, Mcp, Permissions, Phase, Record, Reply, Runtime, Setting, Tag, Translator, Wiring, text};
+use super::{Action, Capabilities, Decision, Launch, Mcp, Permissions, Phase, Record, Reply, Runtime, Setting, Tag, Translator, Wiring, private_file, text};
 use crate::adapter::cause;
 use crate::adapter::draft::{Drafts, Kind};
 use crate::adapter::handed::Handed;
@@ -55,16 +55,34 @@ pub static RUNTIME: Runtime = Runtime {
     translator: |setting| Box::new(Claude::new(setting)),
 };
 
-/// By then it has begun to answer what it was given.
-const ANSWER_TIME: Duration = Duration::from_secs(60);
+/// By then the next turn has begun, if there is one.
+const ECHO_TIME: Duration = Duration::from_secs(2);
+
+/// Variables that would lead it past the sidecar.
+const DETOURS: [&str; 7] = [
+    "CLAUDE_CODE_USE_BEDROCK",
+    "CLAUDE_CODE_USE_VERTEX",
+    "CLAUDE_CODE_USE_FOUNDRY",
+    "CLAUDE_CODE_USE_ANTHROPIC_AWS",
+    "CLAUDE_CODE_USE_MANTLE",
+    "CLAUDE_CODE_USE_GATEWAY",
+    "ANTHROPIC_UNIX_SOCKET",
+];
 
 fn launch(setting: &Setting) -> io::Result<Launch> {
     let text = |s: &str| s.to_owned();
     let (_, model) = setting.model.split_once('/').unwrap_or_default();
+    let provider = [("ANTHROPIC_BASE_URL", format!("{}/anthropic", setting.sidecar)), ("ANTHROPIC_AUTH_TOKEN", setting.key.clone())];
+    // A project's settings may set variables too; these come after them.
+    let mut settled: Map<String, Value> = provider.iter().map(|(name, value)| ((*name).to_owned(), value.clone().into())).collect();
+    settled.extend(DETOURS.map(|name| (name.to_owned(), "".into())));
+    let settings = json!({ "skipWebFetchPreflight": true, "env": settled });
+    let home = setting.home.join("claude");
+    let [settings_file, mcp_file] = ["outrigger-settings.json", "outrigger-mcp.json"].map(|name| home.join(name));
+    private_file(&settings_file, &settings.to_string())?;
+    private_file(&mcp_file, &mcp(setting).to_string())?;
     let env = [
-        ("ANTHROPIC_BASE_URL", format!("{}/anthropic", setting.sidecar)),
-        ("ANTHROPIC_AUTH_TOKEN", setting.key.clone()),
-        ("CLAUDE_CONFIG_DIR", setting.home.join("claude").display().to_string()),
+        ("CLAUDE_CONFIG_DIR", home.display().to_string()),
         // Nothing is looked up, reported or updated outside.
         ("CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC", text("1")),
         ("DISABLE_AUTOUPDATER", text("1")),
@@ -77,16 +95,23 @@ fn launch(setting: &Setting) -> io::Result<Launch> {
         ("ANTHROPIC_DEFAULT_HAIKU_MODEL", text(model)),
         ("CLAUDE_CODE_SUBAGENT_MODEL", text(model)),
     ];
-    let session = session(setting);
+    let (session, mut warnings) = (session(setting), Vec::new());
     let mut args: Vec<String> =
         ["-p", "--input-format", "stream-json", "--output-format", "stream-json", "--verbose", "--include-partial-messages"].map(text).to_vec();
-    args.extend(["--replay-user-messages", "--model", model, "--settings", r#"{"skipWebFetchPreflight":true}"#].map(text));
+    args.extend(["--replay-user-messages", "--model", model, "--settings"].map(text));
+    args.push(settings_file.display().to_string());
     args.extend([text(if session.1 { "--resume" } else { "--session-id" }), session.0.clone()]);
-    args.extend([text("--strict-mcp-config"), text("--mcp-config"), mcp(setting).to_string()]);
+    args.extend([text("--strict-mcp-config"), text("--mcp-config"), mcp_file.display().to_string()]);
     if setting.permissions == Permissions::Allow {
         args.push(text("--dangerously-skip-permissions"));
     } else {
         args.extend(["--permission-mode", "default", "--permission-prompt-tool", "stdio"].map(text));
+        // Hooks and key helpers of a project run without being asked for: its settings are not
+        // read where tools are, and with them goes all that it says.
+        args.extend([text("--setting-sources"), String::new()]);
+        warnings.push(
+            "with permissions, Claude Code reads neither `CLAUDE.md` nor `.claude/` of the project: what stands there could run without asking".to_owned(),
+        );
         if !setting.allowed_tools.is_empty() {
             args.extend([text("--allowedTools"), setting.allowed_tools.join(",")]);
         }
@@ -96,9 +121,9 @@ fn launch(setting: &Setting) -> io::Result<Launch> {
     args.extend([text("--disallowedTools"), text(denied)]);
     Ok(Launch {
         args,
-        env: env.into_iter().map(|(name, value)| (text(name), value)).collect(),
+        env: env.into_iter().chain(provider).map(|(name, value)| (text(name), value)).collect(),
         wiring: Wiring::Lines { version_flag: true },
-        warnings: Vec::new(),
+        warnings,
         session: Some(session),
     })
 }
@@ -367,7 +392,8 @@ impl Claude {
                     self.tool_result(block, &m["tool_use_result"], out);
                     known = true;
                 }
-                "text" if text(block, "/text").starts_with("[Request interrupted by user") => {
+                // A subagent is told what the model likes.
+                "text" if parent.is_none() && text(block, "/text").starts_with("[Request interrupted by user") => {
                     if let Some(turn) = &mut self.turn {
                         turn.aborted = true;
                     }
@@ -444,7 +470,11 @@ impl Claude {
         self.asked.clear();
         self.streaming = None;
         out.push(TurnEnd { turn: 0, reason, usage, duration_ms: 0, final_text }.into());
-        self.handed.end_turn(out);
+        if self.handed.is_begun() {
+            // Its echo is missing: it may have come while the CLI began a turn by itself, and
+            // then the next is its own.
+            out.push(Action::Wake(ECHO_TIME));
+        }
     }
 
     /// What the turn used: how the sums have grown, subagents and repeated requests included.
@@ -531,11 +561,10 @@ impl Translator for Claude {
         self.handed.give(native_id, input);
         let message = json!({ "role": "user", "content": content });
         out.push(Action::Send(json!({ "type": "user", "message": message, "parent_tool_use_id": null, "session_id": self.session, "uuid": native_id })));
-        out.push(Action::Wake(ANSWER_TIME));
     }
 
-    fn look_for(&mut self, input: &Input, native_id: &str, out: &mut Vec<Action>) {
-        self.handed.give(native_id, input);
+    fn look_for(&mut self, input: &Input, native_id: &str, told: bool, out: &mut Vec<Action>) {
+        self.handed.look_for(native_id, input, told);
         let file = Record { dir: self.dir.clone(), suffix: format!("{}.jsonl", self.session) };
         out.push(Action::Find { tag: Tag::Look(input.input_id.clone()), file });
     }
@@ -575,8 +604,8 @@ impl Translator for Claude {
     }
 
     fn wake(&mut self, out: &mut Vec<Action>) {
-        if self.turn.is_none() && !self.handed.is_empty() {
-            out.push(Action::Broken(format!("Claude Code did not take up an input within {ANSWER_TIME:?}")));
+        if self.turn.is_none() {
+            self.handed.end_turn(out);
         }
     }
 
@@ -587,7 +616,7 @@ impl Translator for Claude {
             out.push(TurnEnd { turn: 0, reason, usage: Usage::default(), duration_ms: 0, final_text: turn.final_text }.into());
         }
         // Inputs that were handed over are looked for when it is up again.
-        *self = Claude { dir: std::mem::take(&mut self.dir), handed: self.handed.close(), ..Claude::default() };
+        *self = Claude { dir: std::mem::take(&mut self.dir), handed: Handed::close(), ..Claude::default() };
     }
 
     fn phase(&self) -> Phase {

@@ -16,7 +16,7 @@ use std::io;
 
 use serde_json::{Value, json};
 
-use super::{Action, Capabilities, Decision, Launch, Mcp, Permissions, Phase, Runtime, Setting, Translator, Wiring, text};
+use super::{Action, Capabilities, Decision, Launch, Mcp, Permissions, Phase, Runtime, Setting, Translator, Wiring, private_file, text};
 use crate::adapter::cause;
 use crate::adapter::draft::{Drafts, Kind};
 use crate::adapter::handed::Handed;
@@ -58,9 +58,11 @@ const TOKEN: &str = "OUTRIGGER_SIDECAR_TOKEN";
 
 fn launch(setting: &Setting) -> io::Result<Launch> {
     let home = setting.home.join("codex");
-    std::fs::create_dir_all(&home)?;
-    std::fs::write(home.join("config.toml"), configuration(setting))?;
+    private_file(&home.join("config.toml"), &configuration(setting))?;
     let mut warnings = Vec::new();
+    if setting.permissions != Permissions::Allow {
+        warnings.push("with permissions, Codex reads neither `AGENTS.md` nor `.codex/` of the project: what stands there could run without asking".to_owned());
+    }
     if setting.permissions != Permissions::Allow && !setting.allowed_tools.is_empty() {
         warnings.push("`project.allowedTools`: Codex has no such list; every command that is not known to be harmless is asked for".to_owned());
     }
@@ -109,6 +111,9 @@ stream_max_retries = 0
         url = quoted(&format!("{}/openai/v1", setting.sidecar)),
         subagents = setting.subagents,
     );
+    // Trusted, a project starts tool servers and allows commands: not where tools are asked for.
+    let trust = if setting.permissions == Permissions::Allow { "trusted" } else { "untrusted" };
+    let _ = writeln!(toml, "[projects.{}]\ntrust_level = \"{trust}\"", quoted(&setting.workdir.display().to_string()));
     for (name, server) in &setting.mcp {
         let table =
             |map: &std::collections::BTreeMap<String, String>| map.iter().map(|(k, v)| format!("{} = {}", quoted(k), quoted(v))).collect::<Vec<_>>().join(", ");
@@ -170,6 +175,10 @@ pub struct Codex {
     used: HashSet<String>,
     /// Permissions that wait: the number of the request.
     permissions: HashMap<String, Value>,
+    /// These are lines of `codex exec`.
+    one_shot: bool,
+    /// This turn refused to be steered.
+    unsteerable: bool,
     /// The sums of the thread, as last told.
     counted: Option<Usage>,
 }
@@ -225,9 +234,12 @@ impl Codex {
                 self.handed.after_restart(&input_id, RUNTIME.name, |native, _| items.contains(native), out);
             }
             (Asked::History(_), Some(why)) => out.push(Action::Broken(format!("Codex does not tell its thread: {why}"))),
-            // The turn was over before it came.
-            (Asked::Steer(input_id), Some(_)) => self.handed.not_taken(&input_id, out),
-            (Asked::Interrupt, Some(why)) if self.turn.is_some() => out.push(Action::Broken(format!("Codex cannot be interrupted: {why}"))),
+            // The turn was over before it came, or is one that is not steered.
+            (Asked::Steer(input_id), Some(_)) => {
+                self.unsteerable = true;
+                self.handed.not_taken(&input_id, out);
+            }
+            // It was over: what ended it is told by itself.
             (Asked::Turn(_) | Asked::Steer(_) | Asked::Interrupt, _) => {}
         }
     }
@@ -250,7 +262,7 @@ impl Codex {
                 }
                 None => false,
             },
-            (None, None) => self.one_shot(m, out),
+            (None, None) => self.exec_line(m, out),
         }
     }
 
@@ -317,9 +329,13 @@ impl Codex {
     }
 
     fn begin_turn(&mut self, id: &str, out: &mut Vec<Action>) {
-        if self.turn.is_none() {
-            self.turn = Some(Turn { id: id.to_owned(), ..Turn::default() });
-            self.handed.begin_turn(out);
+        match &mut self.turn {
+            Some(turn) if turn.id.is_empty() => id.clone_into(&mut turn.id),
+            Some(_) => {}
+            None => {
+                self.turn = Some(Turn { id: id.to_owned(), ..Turn::default() });
+                self.handed.begin_turn(out);
+            }
         }
     }
 
@@ -348,6 +364,8 @@ impl Codex {
             }
             "agentMessage" | "reasoning" | "plan" | "hookPrompt" | "enteredReviewMode" | "exitedReviewMode" | "contextCompaction" => {}
             "" => return false,
+            // It belongs to no turn, and nothing would end one that it began.
+            _ if self.turn.is_none() && !self.one_shot => return false,
             kind => self.tool_use(id, kind, item, out),
         }
         true
@@ -394,6 +412,9 @@ impl Codex {
             "error" => out.push(Warning { message: text(item, "/message").to_owned() }.into()),
             "userMessage" | "plan" | "hookPrompt" | "enteredReviewMode" | "exitedReviewMode" => {}
             "" => return false,
+            // What outlives its turn, and was told as cut with it.
+            _ if self.turn.is_none() && self.used.contains(id) => {}
+            _ if self.turn.is_none() && !self.one_shot => return false,
             kind => {
                 self.tool_use(id, kind, item, out);
                 self.tool_result(id, kind, item, out);
@@ -490,7 +511,10 @@ impl Codex {
         };
         self.tools.clear();
         self.permissions.clear();
+        self.unsteerable = false;
         out.push(TurnEnd { turn: 0, reason, usage: turn.usage, duration_ms: 0, final_text: turn.final_text }.into());
+        // What was to steer it and did not come that far is forgotten with it.
+        self.handed.forgotten(out);
         self.handed.end_turn(out);
     }
 
@@ -514,8 +538,9 @@ impl Codex {
     }
 
     /// A line of `codex exec --json`: the same items, otherwise spelled.
-    fn one_shot(&mut self, m: &Value, out: &mut Vec<Action>) -> bool {
+    fn exec_line(&mut self, m: &Value, out: &mut Vec<Action>) -> bool {
         let m = camel(m);
+        self.one_shot |= matches!(text(&m, "/type"), "thread.started" | "turn.started");
         match text(&m, "/type") {
             "thread.started" => self.thread = m["threadId"].as_str().map(str::to_owned),
             "turn.started" => self.begin_turn("", out),
@@ -581,8 +606,12 @@ impl Translator for Codex {
         }
     }
 
-    fn look_for(&mut self, input: &Input, native_id: &str, out: &mut Vec<Action>) {
-        self.handed.give(native_id, input);
+    fn look_for(&mut self, input: &Input, native_id: &str, told: bool, out: &mut Vec<Action>) {
+        self.handed.look_for(native_id, input, told);
+        if self.resume.is_none() {
+            // A thread that has just begun has nothing.
+            return self.handed.after_restart(&input.input_id, RUNTIME.name, |_, _| false, out);
+        }
         let params = json!({ "threadId": self.thread, "sortDirection": "desc", "limit": 200 });
         self.ask(Asked::History(input.input_id.clone()), "thread/items/list", params, out);
     }
@@ -608,8 +637,9 @@ impl Translator for Codex {
         true
     }
 
-    fn steers_now(&self) -> bool {
-        self.drafts.is_empty() && !self.tools.is_empty()
+    fn steers_now(&self, lossy: bool) -> bool {
+        let steerable = !self.unsteerable && self.turn.as_ref().is_some_and(|t| !t.id.is_empty());
+        steerable && (lossy || self.drafts.is_empty() && !self.tools.is_empty())
     }
 
     fn close(&mut self, out: &mut Vec<Action>) {
@@ -620,7 +650,7 @@ impl Translator for Codex {
             model: std::mem::take(&mut self.model),
             workdir: std::mem::take(&mut self.workdir),
             used: std::mem::take(&mut self.used),
-            handed: self.handed.close(),
+            handed: Handed::close(),
             ..Codex::default()
         };
     }
@@ -721,7 +751,11 @@ fn camel(value: &Value) -> Value {
     let word = |s: &str| {
         let mut words = s.split('_');
         let first = words.next().unwrap_or_default().to_owned();
-        words.fold(first, |all, w| all + &w[..w.len().min(1)].to_uppercase() + w.get(1..).unwrap_or_default())
+        words.fold(first, |mut all, w| {
+            let mut letters = w.chars();
+            all.extend(letters.next().into_iter().flat_map(char::to_uppercase));
+            all + letters.as_str()
+        })
     };
     let Value::Object(map) = value else { return value.clone() };
     let spelled = map.iter().map(|(key, value)| {

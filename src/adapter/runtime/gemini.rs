@@ -17,7 +17,10 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
-use super::{Action, Capabilities, Decision, Launch, Mcp, Permissions, Phase, Record, Reply, Runtime, Setting, Tag, Translator, Wiring, text};
+use super::{
+    Action, Capabilities, Decision, Launch, Mcp, Permissions, Phase, Record, Reply, Runtime, Setting, Tag, Translator, Wiring, private_file, sent_at, text,
+    timed_id,
+};
 use crate::adapter::cause;
 use crate::adapter::draft::{Drafts, Kind};
 use crate::adapter::handed::Handed;
@@ -54,6 +57,11 @@ pub static RUNTIME: Runtime = Runtime {
     translator: |setting| Box::new(Gemini::new(setting)),
 };
 
+/// The history of a session that is loaded is told when nothing more of it has come for so long.
+const HISTORY_TIME: Duration = Duration::from_millis(200);
+/// The longest texts of which the difference is looked for, and how long.
+const MAX_DIFF: usize = 512 << 10;
+const DIFF_TIME: Duration = Duration::from_millis(100);
 /// How often, and how many times, the session file is read for what a tool said.
 const AGAIN: Duration = Duration::from_millis(25);
 const TRIES: u32 = 80;
@@ -61,19 +69,22 @@ const TRIES: u32 = 80;
 fn launch(setting: &Setting) -> io::Result<Launch> {
     let text = |s: &str| s.to_owned();
     let home = setting.home.join("gemini");
-    std::fs::create_dir_all(home.join(".gemini"))?;
-    std::fs::write(home.join(".gemini/settings.json"), configuration(setting).to_string())?;
+    private_file(&home.join(".gemini/settings.json"), &configuration(setting).to_string())?;
     if let Some(id) = &setting.resume {
         make_loadable(&chats(setting), id)?;
     }
     let (_, model) = setting.model.split_once('/').unwrap_or_default();
-    let mode = if setting.permissions == Permissions::Allow { "yolo" } else { "default" };
+    // Trusted, a project could allow its own commands, and lead requests elsewhere: where tools
+    // are asked for it is not.
+    let (mode, trusted) = if setting.permissions == Permissions::Allow { ("yolo", "true") } else { ("default", "false") };
     let env = [
         ("GEMINI_CLI_HOME", home.display().to_string()),
         ("GOOGLE_GEMINI_BASE_URL", format!("{}/google", setting.sidecar)),
+        // Where a project chooses another way to log in, it leads to the sidecar too.
+        ("GOOGLE_VERTEX_BASE_URL", format!("{}/google", setting.sidecar)),
+        ("CODE_ASSIST_ENDPOINT", format!("{}/google", setting.sidecar)),
         ("GEMINI_API_KEY", setting.key.clone()),
-        // Else it would ask whether it may work here, and not start.
-        ("GEMINI_CLI_TRUST_WORKSPACE", text("true")),
+        ("GEMINI_CLI_TRUST_WORKSPACE", text(trusted)),
         // What it writes to stderr is held back until it ends, but for this: its retries.
         ("GEMINI_DEBUG_LOG_FILE", text("/dev/stderr")),
         // Else it starts itself twice.
@@ -85,9 +96,23 @@ fn launch(setting: &Setting) -> io::Result<Launch> {
         args: ["--acp", "--approval-mode", mode, "--model", model].map(text).to_vec(),
         env: env.into_iter().map(|(name, value)| (text(name), value)).collect(),
         wiring: Wiring::Lines { version_flag: false },
-        warnings: Vec::new(),
+        warnings: untrusting(setting),
         session: None,
     })
+}
+
+/// What it leaves out where it does not trust the project.
+fn untrusting(setting: &Setting) -> Vec<String> {
+    let mut left_out = Vec::new();
+    if setting.permissions != Permissions::Allow {
+        left_out.push(
+            "with permissions, Gemini CLI reads neither `GEMINI.md` nor `.gemini/` of the project: what stands there could run without asking".to_owned(),
+        );
+        if !setting.mcp.is_empty() {
+            left_out.push("`project.mcpServers`: with permissions, Gemini CLI connects none".to_owned());
+        }
+    }
+    left_out
 }
 
 fn configuration(setting: &Setting) -> Value {
@@ -265,8 +290,9 @@ impl Gemini {
                 out.push(Action::Ready { native_session_id: id, resumed: false });
             }
             (Asked::Load, None) => {
+                // Its history comes behind this answer, and has no end but that it stops.
                 self.session.clone_from(&self.resume);
-                out.push(Action::Ready { native_session_id: self.resume.clone().unwrap_or_default(), resumed: true });
+                out.push(Action::Wake(HISTORY_TIME));
             }
             (Asked::Load, Some(_)) => {
                 out.push(Warning { message: "Gemini CLI no longer has this session; a new one is begun, without its history".into() }.into());
@@ -340,6 +366,9 @@ impl Gemini {
 
     fn update(&mut self, u: &Value, out: &mut Vec<Action>) -> bool {
         let kind = text(u, "/sessionUpdate");
+        if self.loading && self.session.is_some() {
+            out.push(Action::Wake(HISTORY_TIME));
+        }
         if self.loading || matches!(kind, "available_commands_update" | "user_message_chunk" | "current_mode_update" | "session_info_update") {
             return true;
         }
@@ -676,6 +705,9 @@ impl Translator for Gemini {
     fn reply(&mut self, tag: Tag, reply: Reply, out: &mut Vec<Action>) {
         let entries: Vec<Value> = match &reply {
             Reply::Answer { body, .. } => body.split(|b| *b == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect(),
+            Reply::Lost(why) if matches!(tag, Tag::Look(_)) => {
+                return out.push(Action::Broken(format!("the session file of Gemini CLI cannot be read: {why}")));
+            }
             Reply::Lost(_) => Vec::new(),
         };
         match tag {
@@ -685,19 +717,22 @@ impl Translator for Gemini {
                 self.go_on(out);
             }
             Tag::Look(input_id) => {
-                let last = entries.iter().rev().find(|e| e["type"] == "user" && e["content"][0]["text"].is_string());
-                self.handed.after_restart(&input_id, RUNTIME.name, |_, input| last.is_some_and(|e| asks(e, &input.text)), out);
+                let at = |entry: &Value| text(entry, "/timestamp").parse::<jiff::Timestamp>().ok().map(jiff::Timestamp::as_millisecond);
+                let has = |native: &str, input: &Input| {
+                    let sent = sent_at(native);
+                    entries.iter().any(|e| asks(e, &input.text) && at(e).zip(sent).is_some_and(|(at, sent)| at >= sent))
+                };
+                self.handed.after_restart(&input_id, RUNTIME.name, has, out);
             }
             _ => {}
         }
     }
 
-    fn native_id(&self, _now: i64, random: [u8; 14]) -> String {
-        random[..8].iter().map(|b| format!("{b:02x}")).collect()
+    fn native_id(&self, now: i64, random: [u8; 14]) -> String {
+        timed_id(now, random)
     }
 
     fn deliver(&mut self, input: &Input, native_id: &str, out: &mut Vec<Action>) {
-        self.loading = false;
         self.handed.give(native_id, input);
         let mut prompt = vec![json!({ "type": "text", "text": input.text })];
         prompt.extend(input.attachments.iter().map(|a| json!({ "type": "image", "mimeType": a.media_type, "data": a.data })));
@@ -709,8 +744,8 @@ impl Translator for Gemini {
         self.ask(Asked::Prompt, "session/prompt", params, out);
     }
 
-    fn look_for(&mut self, input: &Input, native_id: &str, out: &mut Vec<Action>) {
-        self.handed.give(native_id, input);
+    fn look_for(&mut self, input: &Input, native_id: &str, told: bool, out: &mut Vec<Action>) {
+        self.handed.look_for(native_id, input, told);
         self.find(Tag::Look(input.input_id.clone()), out);
     }
 
@@ -741,6 +776,9 @@ impl Translator for Gemini {
     }
 
     fn wake(&mut self, out: &mut Vec<Action>) {
+        if self.session.is_some() && std::mem::take(&mut self.loading) {
+            out.push(Action::Ready { native_session_id: self.resume.clone().unwrap_or_default(), resumed: true });
+        }
         for (id, _) in self.tools.iter().filter(|(_, tool)| tool.wanted.is_some()) {
             self.find(Tag::Output(id.clone()), out);
         }
@@ -763,7 +801,7 @@ impl Translator for Gemini {
             mcp: std::mem::take(&mut self.mcp),
             used: std::mem::take(&mut self.used),
             turns: self.turns,
-            handed: self.handed.close(),
+            handed: Handed::close(),
             ..Gemini::default()
         };
     }
@@ -829,8 +867,10 @@ fn file_change(id: &str, content: &Value) -> FileChange {
         _ => ChangeKind::Modify,
     };
     let (before, after) = (text(content, "/oldText"), text(content, "/newText"));
-    let diff = similar::TextDiff::from_lines(before, after).unified_diff().context_radius(3).to_string();
-    let diff = Some(diff).filter(|d| !d.is_empty());
+    // The agent chooses the texts: neither they nor their difference may cost much.
+    let short = before.len() + after.len() <= MAX_DIFF;
+    let diff = short.then(|| similar::TextDiff::configure().timeout(DIFF_TIME).diff_lines(before, after).unified_diff().context_radius(3).to_string());
+    let diff = diff.filter(|d| !d.is_empty());
     FileChange { path: text(content, "/path").to_owned(), kind, diff, tool_use_id: Some(id.to_owned()), parent_tool_use_id: None }
 }
 

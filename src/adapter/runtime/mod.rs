@@ -14,13 +14,14 @@ pub mod registry;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::Value;
 
 use crate::adapter::inbox::Input;
+use crate::base::token::hex;
 use crate::event::{InputMode, Payload, UserMessage};
 
 /// A CLI, as the registry lists it.
@@ -241,7 +242,7 @@ impl<P: Into<Payload>> From<P> for Action {
     }
 }
 
-/// A file that a CLI keeps: the newest below `dir` (at most two directories deep) whose name
+/// A file that a CLI keeps: the largest below `dir` (at most two directories deep) whose name
 /// ends so. Of a long one, the end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
@@ -309,13 +310,14 @@ pub trait Translator: Send {
     /// milliseconds since 1970, `random` 14 random bytes.
     fn native_id(&self, now: i64, random: [u8; 14]) -> String;
     fn deliver(&mut self, input: &Input, native_id: &str, out: &mut Vec<Action>);
-    /// Did this input, handed over before a crash, arrive? Answered by `Delivered` or `Undelivered`.
-    fn look_for(&mut self, input: &Input, native_id: &str, out: &mut Vec<Action>);
+    /// Did this input, handed over before a crash, arrive? Answered by `Delivered` or
+    /// `Undelivered`. `told`: so was its turn; else one is told for it, if it arrived.
+    fn look_for(&mut self, input: &Input, native_id: &str, told: bool, out: &mut Vec<Action>);
     fn interrupt(&mut self, out: &mut Vec<Action>);
     /// False: no such request is open.
     fn answer(&mut self, request_id: &str, decision: &Decision, by: &str, out: &mut Vec<Action>) -> bool;
-    /// Could an input join the running turn now without output being lost?
-    fn steers_now(&self) -> bool {
+    /// Could an input join the running turn now: at all, or (not `lossy`) without output being lost?
+    fn steers_now(&self, _lossy: bool) -> bool {
         true
     }
     /// The time of a `Wake` has come.
@@ -334,6 +336,32 @@ pub enum Phase {
     /// The turn was stopped, or has failed, and not all of it has been said: what is handed
     /// over now could be taken for a part of it.
     Settling,
+}
+
+/// Writes a file that a CLI reads, whatever stands in its place: nobody else can read it, and no
+/// link or pipe that the agent laid there is followed or waited for.
+fn private_file(path: &Path, text: &str) -> io::Result<()> {
+    use std::io::Write;
+    use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+    if let Some(dir) = path.parent() {
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    }
+    let fresh = path.with_extension("new");
+    let _ = std::fs::remove_file(&fresh);
+    let mut file = std::fs::File::options().write(true).create_new(true).mode(0o600).open(&fresh)?;
+    file.write_all(text.as_bytes())?;
+    std::fs::rename(&fresh, path)
+}
+
+/// A name for an input that begins with the time: where the CLI keeps no name, the time tells
+/// it from another with the same text.
+fn timed_id(now: i64, random: [u8; 14]) -> String {
+    format!("{now:012x}-{}", hex(&random[..8]))
+}
+
+/// The time of such a name, in milliseconds since 1970.
+fn sent_at(native_id: &str) -> Option<i64> {
+    i64::from_str_radix(native_id.split_once('-')?.0, 16).ok()
 }
 
 /// The text at a JSON pointer; empty where there is none.

@@ -144,6 +144,14 @@ fn configuration(setting: &Setting) -> Value {
         })
         .collect();
     let permission = permission(setting);
+    // What a project says of an agent is merged with what is said here, and its patterns count:
+    // where tools are asked for, the agent has a name that no project knows.
+    let agent = match setting.permissions {
+        Permissions::Allow => "build".to_owned(),
+        Permissions::Ask | Permissions::Deny => format!("outrigger-{}", setting.random.get(..16).unwrap_or_default()),
+    };
+    let mut agents = json!({ "build": { "permission": permission } });
+    agents[&agent] = json!({ "mode": "primary", "permission": permission });
     json!({
         "autoupdate": false,
         "share": "disabled",
@@ -154,7 +162,8 @@ fn configuration(setting: &Setting) -> Value {
         "enabled_providers": RUNTIME.providers,
         "provider": providers,
         "permission": permission,
-        "agent": { "build": { "permission": permission } },
+        "default_agent": agent,
+        "agent": agents,
         "mcp": mcp,
     })
 }
@@ -166,7 +175,7 @@ fn permission(setting: &Setting) -> Value {
         Permissions::Ask => "ask",
         Permissions::Deny => "deny",
     };
-    let mut rules = json!({ "*": "allow", "bash": { "*": asked }, "edit": { "*": asked }, "webfetch": asked, "websearch": asked });
+    let mut rules = json!({ "*": "allow", "bash": asked, "edit": asked, "webfetch": asked, "websearch": asked });
     for key in ["external_directory", "doom_loop"] {
         rules[key] = asked.into();
     }
@@ -182,9 +191,14 @@ fn permission(setting: &Setting) -> Value {
             mcp if mcp.starts_with("mcp__") => mcp.trim_start_matches("mcp__").replacen("__", "_", 1),
             other => other.to_lowercase(),
         };
-        match &mut rules[&key] {
-            Value::Object(patterns) => _ = patterns.insert(pattern.replace(":*", " *"), "allow".into()),
-            slot => *slot = "allow".into(),
+        if matches!(key.as_str(), "bash" | "edit") {
+            // A project's own patterns would be merged into ours: they are only where ours must be.
+            if rules[&key].is_string() {
+                rules[&key] = json!({ "*": asked });
+            }
+            rules[&key][pattern.replace(":*", " *")] = "allow".into();
+        } else {
+            rules[&key] = "allow".into();
         }
     }
     if !setting.interactive {
@@ -982,7 +996,12 @@ impl Translator for Opencode {
         out.push(Action::Wake(STORE_TIME));
     }
 
-    fn look_for(&mut self, input: &Input, native_id: &str, out: &mut Vec<Action>) {
+    fn look_for(&mut self, input: &Input, native_id: &str, told: bool, out: &mut Vec<Action>) {
+        if told {
+            // That was said when it stood in opencode's history.
+            self.users.insert(native_id.to_owned());
+            return out.push(Action::Delivered { input_id: input.input_id.clone() });
+        }
         self.sent.insert(native_id.to_owned(), input.clone());
         out.push(self.look(Tag::Look(input.input_id.clone()), native_id));
     }

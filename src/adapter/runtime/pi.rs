@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
-use super::{Action, Capabilities, Decision, Launch, Phase, Runtime, Setting, Translator, Wiring, text};
+use super::{Action, Capabilities, Decision, Launch, Phase, Runtime, Setting, Translator, Wiring, private_file, sent_at, text, timed_id};
 use crate::adapter::cause;
 use crate::adapter::draft::{Drafts, Kind};
 use crate::adapter::handed::Handed;
@@ -47,6 +47,10 @@ pub static RUNTIME: Runtime = Runtime {
     translator: |_| Box::new(Pi::default()),
 };
 
+/// By then what came too late for one run has begun the next.
+const STRANDED_TIME: Duration = Duration::from_secs(2);
+/// By then a run has begun for what was accepted, or none will: a command of an extension.
+const RUN_TIME: Duration = Duration::from_secs(20);
 /// How long after a run that failed it may still say that it tries again.
 const RETRY_TIME: Duration = Duration::from_millis(300);
 
@@ -58,7 +62,7 @@ fn launch(setting: &Setting) -> io::Result<Launch> {
     let paths = [("anthropic", "anthropic"), ("openai", "openai/v1"), ("google", "google/v1beta")];
     let providers: Map<String, Value> =
         paths.iter().map(|(name, path)| ((*name).to_owned(), json!({ "baseUrl": format!("{}/{path}", setting.sidecar) }))).collect();
-    std::fs::write(home.join("models.json"), json!({ "providers": providers }).to_string())?;
+    private_file(&home.join("models.json"), &json!({ "providers": providers }).to_string())?;
     let (provider, model) = setting.model.split_once('/').unwrap_or_default();
     let mut args = ["--mode", "rpc", "--provider", provider, "--model", model, "--session-dir"].map(text).to_vec();
     args.push(sessions.display().to_string());
@@ -122,8 +126,12 @@ pub struct Pi {
     /// Calls that run, with what they have printed.
     tools: HashMap<String, String>,
     used: HashSet<String>,
-    /// The last thing that a user said in the history that was resumed.
-    last_said: Option<String>,
+    /// When the last thing was said by a user in the history that was resumed: milliseconds since 1970.
+    last_said: Option<i64>,
+    /// An input was accepted, and no run began.
+    accepted: bool,
+    /// One was to join a run that was stopped, and stays where it is.
+    stranded: bool,
 }
 
 impl Pi {
@@ -175,14 +183,32 @@ impl Pi {
                 }
                 self.end_turn(out);
             }
-            "compaction_end" => out.push(Warning { message: "the conversation was compacted: the model sees a summary of what came before".into() }.into()),
+            "compaction_start" => {
+                // What failed for its length is tried again behind it.
+                if let Some(turn) = self.turn.as_mut().filter(|t| t.over && m["reason"] == "overflow") {
+                    turn.over = false;
+                }
+            }
+            "compaction_end" => {
+                if !m["result"].is_null() {
+                    out.push(Warning { message: "the conversation was compacted: the model sees a summary of what came before".into() }.into());
+                }
+                if let Some(turn) = self.turn.as_mut().filter(|_| m["reason"] == "overflow") {
+                    if m["willRetry"] == true {
+                        (turn.failure, turn.rounds) = (None, 0);
+                    } else {
+                        turn.over = true;
+                        self.end_turn(out);
+                    }
+                }
+            }
             "extension_error" => out.push(Warning { message: text(m, "/error").to_owned() }.into()),
             "extension_ui_request" if matches!(text(m, "/method"), "select" | "confirm" | "input" | "editor") => {
                 // It must not wait for what nobody can answer.
                 out.push(Action::Send(json!({ "type": "extension_ui_response", "id": m["id"], "cancelled": true })));
                 out.push(Warning { message: format!("an extension asked `{}`, and was told that nobody answers", text(m, "/title")) }.into());
             }
-            "turn_end" | "queue_update" | "auto_retry_end" | "compaction_start" | "extension_ui_request" | "session" => {}
+            "turn_end" | "queue_update" | "auto_retry_end" | "extension_ui_request" | "session" => {}
             _ => return false,
         }
         true
@@ -192,8 +218,8 @@ impl Pi {
         let failed = m["success"] == false;
         match (text(m, "/command"), text(m, "/id")) {
             ("get_messages", _) => {
-                let users = m["data"]["messages"].as_array().into_iter().flatten().filter(|m| m["role"] == "user");
-                self.last_said = users.map(said).last();
+                let mut messages = m["data"]["messages"].as_array().into_iter().flatten();
+                self.last_said = messages.rfind(|m| m["role"] == "user").and_then(|m| m["timestamp"].as_i64());
             }
             ("get_state", _) if failed => out.push(Action::Broken(format!("pi gave no session: {}", text(m, "/error")))),
             ("get_state", _) if !self.ready => {
@@ -201,6 +227,10 @@ impl Pi {
                 out.push(Action::Ready { native_session_id: text(m, "/data/sessionId").to_owned(), resumed: self.resumed });
             }
             ("prompt", id) if failed => self.handed.refused(id, format!("pi refused it: {}", text(m, "/error")), out),
+            ("prompt", _) if self.turn.is_none() && !self.handed.is_empty() => {
+                self.accepted = true;
+                out.push(Action::Wake(RUN_TIME));
+            }
             ("abort", _) if failed => out.push(Action::Broken(format!("pi cannot be interrupted: {}", text(m, "/error")))),
             _ => {}
         }
@@ -208,6 +238,7 @@ impl Pi {
 
     fn begin_turn(&mut self, out: &mut Vec<Action>) {
         if self.turn.is_none() {
+            (self.accepted, self.stranded) = (false, false);
             self.turn = Some(Turn::default());
             self.handed.begin_turn(out);
         }
@@ -216,7 +247,8 @@ impl Pi {
     fn message_started(&mut self, message: &Value, out: &mut Vec<Action>) {
         if message["role"] == "user" {
             let said = said(message);
-            if !self.handed.acknowledge(|_, input| input.text == said, out) {
+            // It may be another text than was sent: what extensions and templates made of it.
+            if !self.handed.acknowledge(|_, _| true, out) {
                 self.handed.foreign(&format!("user-{}", message["timestamp"]), &said, out);
             }
         } else if message["role"] == "assistant" {
@@ -345,6 +377,10 @@ impl Pi {
         self.tools.clear();
         out.push(TurnEnd { turn: 0, reason, usage: turn.usage, duration_ms: 0, final_text: turn.final_text }.into());
         self.handed.end_turn(out);
+        if !self.handed.is_empty() {
+            self.stranded = true;
+            out.push(Action::Wake(STRANDED_TIME));
+        }
     }
 }
 
@@ -363,8 +399,8 @@ impl Translator for Pi {
         }
     }
 
-    fn native_id(&self, _now: i64, random: [u8; 14]) -> String {
-        random[..8].iter().map(|b| format!("{b:02x}")).collect()
+    fn native_id(&self, now: i64, random: [u8; 14]) -> String {
+        timed_id(now, random)
     }
 
     fn deliver(&mut self, input: &Input, native_id: &str, out: &mut Vec<Action>) {
@@ -377,10 +413,11 @@ impl Translator for Pi {
         out.push(Action::Send(prompt));
     }
 
-    fn look_for(&mut self, input: &Input, native_id: &str, out: &mut Vec<Action>) {
-        self.handed.give(native_id, input);
-        let last = self.last_said.clone();
-        self.handed.after_restart(&input.input_id, RUNTIME.name, |_, input| last.as_deref() == Some(input.text.as_str()), out);
+    fn look_for(&mut self, input: &Input, native_id: &str, told: bool, out: &mut Vec<Action>) {
+        self.handed.look_for(native_id, input, told);
+        // What a user said last, if it was said after this was sent.
+        let last = self.last_said;
+        self.handed.after_restart(&input.input_id, RUNTIME.name, |native, _| last.is_some_and(|at| sent_at(native).is_some_and(|sent| at >= sent)), out);
     }
 
     fn interrupt(&mut self, out: &mut Vec<Action>) {
@@ -396,13 +433,23 @@ impl Translator for Pi {
 
     fn wake(&mut self, out: &mut Vec<Action>) {
         if self.turn.as_ref().is_some_and(|t| t.over) {
-            self.end_turn(out);
+            return self.end_turn(out);
+        }
+        if self.turn.is_some() || self.handed.is_empty() {
+            return;
+        }
+        if std::mem::take(&mut self.stranded) {
+            // It would come with whatever is said next.
+            out.push(Action::Broken("pi kept an input that was to join a run which was stopped".into()));
+        } else if std::mem::take(&mut self.accepted) {
+            self.handed.acknowledge(|_, _| true, out);
+            out.push(Warning { message: "pi took an input without a run: it was a command of an extension".into() }.into());
         }
     }
 
     fn close(&mut self, out: &mut Vec<Action>) {
         self.end_turn(out);
-        *self = Pi { used: std::mem::take(&mut self.used), handed: self.handed.close(), ..Pi::default() };
+        *self = Pi { used: std::mem::take(&mut self.used), handed: Handed::close(), ..Pi::default() };
     }
 
     fn phase(&self) -> Phase {

@@ -1,6 +1,7 @@
 //! The coming and going of the CLI: started, found, heard, stopped.
 
 use std::collections::VecDeque;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 
 use super::record::raw_output;
-use super::{Session, TOO_LONG, asked_to_end, describe};
+use super::{Session, TOO_LONG, asked_to_end, describe, until};
 use crate::adapter::config::Config;
 use crate::adapter::process::{self, Process, Program};
 use crate::adapter::runtime::{Launch, Setting, Wiring};
@@ -110,12 +111,13 @@ impl Session {
         let failed = |why: String| Gone::Crashed { why, status: None, stderr: String::new(), was_ready: false };
         let random = Token::draw().map_err(|e| failed(format!("no random bytes can be drawn: {e}")))?;
         let setting = setting(&self.config, &self.session_id, self.balance.native_session_id.clone(), random);
-        let prepared = std::fs::create_dir_all(&setting.home).and_then(|()| (self.config.runtime.launch)(&setting));
+        let private = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&setting.home);
+        let prepared = private.and_then(|()| (self.config.runtime.launch)(&setting));
         let Launch { args, env, wiring, warnings, session } =
             prepared.map_err(|e| failed(format!("what the CLI reads cannot be written into `{}`: {e}", setting.home.display())))?;
         let program = self.config.program.clone().unwrap_or_else(|| self.config.runtime.program.to_owned());
         let ours: Vec<(String, String)> = self.config.env.iter().cloned().chain(env).collect();
-        let env = process::environment(self.config.inherit_env, &self.config.allow_env, &ours);
+        let env = process::environment(self.config.inherit_env, &self.config.allow_env, &ours, host(&self.config.sidecar));
         let path = env.iter().find(|(name, _)| name == "PATH").map(|(_, value)| value.clone());
         let found = process::find(&program, path.as_ref());
         let found = found.ok_or_else(|| {
@@ -194,6 +196,7 @@ impl Session {
         while !running.ready {
             tokio::select! {
                 biased;
+                () = until(self.wake_at) => self.on_time(running).await,
                 heard = running.heard.recv() => if let Some(heard) = heard { self.hear(running, heard).await },
                 status = running.process.ended() => return Err(too_early(status)),
             }
@@ -319,6 +322,12 @@ impl Session {
                 break;
             }
         }
+        // A last line without its end counts.
+        for (open, kind) in [(running.stdout.are_open(), Heard::Stdout as fn(Bytes) -> Heard), (running.stderr.lines.are_open(), Heard::Stderr)] {
+            if open {
+                self.hear(running, kind(Bytes::from_static(b"\n"))).await;
+            }
+        }
         self.calls.shutdown().await;
         if let Some(events) = running.events_task.take() {
             events.abort();
@@ -354,6 +363,15 @@ async fn stop_process(running: Running, status: Option<ExitStatus>) -> Option<Ex
     let stopped = process.stop().await;
     drain.abort();
     status.or(stopped)
+}
+
+/// The host of `http://host:port`.
+fn host(url: &str) -> &str {
+    let host = url.trim_start_matches("http://").split('/').next().unwrap_or_default();
+    match host.rsplit_once(':') {
+        Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => host,
+        _ => host,
+    }
 }
 
 /// `~/.config` of the CLI.
