@@ -191,6 +191,16 @@ for (const [runtime, is] of Object.entries(RUNTIMES).filter(([name]) => chosen.i
       });
     }
 
+    test('an input that was to join a turn which is interrupted is not lost', limit, async () => {
+      const said = await busy('slow', 'assistant.delta');
+      const second = await s.say('rehearse:text second');
+      await s.post('/interrupt');
+      assert.equal((await s.rest(said)).end.reason, 'interrupted');
+      await s.event('the second', (e) => e.type === 'user.message' && e.payload.input_id === second.id, said.from);
+      assert.equal((await s.turn('rehearse:text after', { mode: 'queue' })).end.reason, 'end_turn');
+      assert.equal(s.events.filter((e) => e.type === 'user.message' && e.payload.input_id === second.id).length, 1);
+    });
+
     test('an input in the queue waits for the end', limit, async () => {
       const said = await busy('slow', 'assistant.delta');
       const second = await s.say('rehearse:text', { mode: 'queue' });
