@@ -139,6 +139,14 @@ impl Event {
     }
 }
 
+/// The `type` of an event, found without parsing it: it stands before anything that a CLI could
+/// write. Empty where there is none.
+pub fn kind(json: &[u8]) -> &[u8] {
+    const BEFORE: &[u8] = b"\"type\":\"";
+    let Some(at) = memchr::memmem::find(json, BEFORE) else { return b"" };
+    json[at + BEFORE.len()..].split(|b| *b == b'"').next().unwrap_or_default()
+}
+
 /// The JSON Schema (2020-12) of an event: one branch a `type`.
 pub fn schema() -> Value {
     let mut generator = SchemaGenerator::default();

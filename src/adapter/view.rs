@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::journal::Part;
 use super::transport::Lines;
-use crate::event::{Event, Gap, Payload, SessionEndReason};
+use crate::event::{self, Event, Gap, Payload, SessionEndReason};
 
 /// Longest event that a filter sees: a line of the CLI, and what JSON adds to it.
 const MAX_EVENT: usize = 64 << 20;
@@ -109,19 +109,12 @@ impl View {
             }
             return;
         }
-        let kind = kind_of(json);
+        let kind = event::kind(json);
         let wanted = self.wish.types.is_empty() || self.wish.types.iter().any(|t| t.as_bytes() == kind);
         if wanted && !(self.wish.without_deltas && kind.ends_with(b".delta")) {
             frame(self.sequence, self.wish.named.then_some(kind), json, out);
         }
     }
-}
-
-/// An event's type, found without parsing it: it stands before anything that a CLI could write.
-fn kind_of(json: &[u8]) -> &[u8] {
-    let Some(at) = memchr::memmem::find(json, b"\"type\":\"") else { return b"" };
-    let rest = &json[at + 8..];
-    &rest[..memchr::memchr(b'"', rest).unwrap_or(0)]
 }
 
 fn frame(id: u64, name: Option<&[u8]>, json: &[u8], out: &mut Vec<u8>) {

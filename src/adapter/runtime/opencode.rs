@@ -20,7 +20,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
-use super::{Action, Call, Capabilities, Decision, Launch, Mcp, Permissions, Phase, Reply, Runtime, Setting, Tag, Translator, Wiring, text};
+use super::{Action, Call, Capabilities, Decision, Launch, Mcp, Permissions, Phase, Reply, Runtime, Setting, Tag, Translator, Wiring, private_file, text};
 use crate::adapter::cause;
 use crate::adapter::inbox::Input;
 use crate::event::{
@@ -103,7 +103,7 @@ fn without_plugin(config: &Path) {
         return;
     }
     let lock = json!({ "lockfileVersion": 3, "packages": { "": { "dependencies": { "@opencode-ai/plugin": "*" } } } });
-    let written = std::fs::create_dir_all(config.join("node_modules")).and_then(|()| std::fs::write(config.join("package-lock.json"), lock.to_string()));
+    let written = std::fs::create_dir_all(config.join("node_modules")).and_then(|()| private_file(&config.join("package-lock.json"), &lock.to_string()));
     // Where nobody may write opencode does not install anything either.
     if let Err(e) = written {
         tracing::debug!(error = %e, "the configuration of opencode is left as it is");

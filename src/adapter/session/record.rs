@@ -9,7 +9,7 @@ use super::Session;
 use crate::adapter::balance::{self, Balance};
 use crate::adapter::journal::{self, Replay};
 use crate::adapter::transport::Lines;
-use crate::event::{Event, Payload, SessionStage, SessionStart, StageState, Warning};
+use crate::event::{self, Event, Payload, SessionStage, SessionStart, StageState, Warning};
 
 impl Session {
     /// Adds an event to what the next commit shows.
@@ -112,8 +112,7 @@ impl Replay for Rebuilt {
 
     fn frame(&mut self, sequence: u64, json: &[u8]) -> bool {
         // Only what the state depends on is read whole; the rest must be JSON.
-        let kind = memchr::memmem::find(json, b"\",\"type\":\"").map(|i| &json[i + 10..]).and_then(|rest| rest.split(|b| *b == b'"').next());
-        if kind.is_some_and(|kind| !balance::is_followed(kind)) {
+        if !balance::is_followed(event::kind(json)) {
             return serde_json::from_slice::<serde::de::IgnoredAny>(json).is_ok();
         }
         match Event::read(json) {
