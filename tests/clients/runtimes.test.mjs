@@ -386,6 +386,13 @@ for (const [runtime, is] of Object.entries(RUNTIMES).filter(([name]) => chosen.i
       assert.equal(turn.end.final_text, 'done');
     });
 
+    test('as another user than root', { ...limit, skip: process.getuid() !== 0 && 'nobody here is root' }, async (t) => {
+      const plain = await separate(t, runtime, { uid: 65534 });
+      await plain.ready();
+      const turn = await plain.turn('rehearse:shell');
+      assert.deepEqual([turn.end.reason, turn.one('tool.result').exit_code], ['end_turn', 0]);
+    });
+
     test('one shot: one turn, and the end says how it went', limit, async (t) => {
       const once = await separate(t, runtime, { args: ['--prompt', 'rehearse:shell'], env: { SESSION_MODE: 'oneshot' } });
       const end = await once.event('the end', (e) => e.type === 'session.end');

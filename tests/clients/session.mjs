@@ -1,15 +1,15 @@
 // `outrigger adapter` with a real CLI, and a subscriber that keeps every event.
 
 import { spawn } from 'node:child_process';
-import { mkdirSync, mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import { chownSync, mkdirSync, mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import assert from 'node:assert/strict';
 import { bin, freePorts, modules, until } from './kit.mjs';
 
 export class Session {
-  /** `pod`: the sidecar to use; `config`: what stands in adapter.yaml besides the program; `prepare`: fills the workspace. */
-  static async start(pod, { args = [], config = {}, runtime = 'opencode', env = {}, prepare = () => {} } = {}) {
+  /** `pod`: the sidecar to use; `config`: what stands in adapter.yaml besides the program; `prepare`: fills the workspace; `uid`: who runs it. */
+  static async start(pod, { args = [], config = {}, runtime = 'opencode', env = {}, prepare = () => {}, uid } = {}) {
     const s = new Session();
     s.pod = pod;
     s.dir = mkdtempSync(join(tmpdir(), 'outrigger-session-'));
@@ -18,17 +18,19 @@ export class Session {
     s.port = await freePorts(2);
     s.events = [];
     s.env = env;
+    s.uid = uid;
     const agents = { agentRuntimes: { [runtime]: { program: join(modules, '.bin', runtime) } } };
     writeFileSync(join(s.dir, 'adapter.yaml'), JSON.stringify({ agents, ...config }));
     s.args = ['adapter', '--config', join(s.dir, 'adapter.yaml'), '--runtime', runtime, '--sidecar', `http://127.0.0.1:${pod.port}`, '--workdir', join(s.dir, 'work'),
       '--journal', join(s.dir, 'journal'), '--stream', `127.0.0.1:${s.port}`, '--input', `127.0.0.1:${s.port + 1}`, ...args];
+    if (uid) for (const d of ['', 'home', 'work']) chownSync(join(s.dir, d), uid, uid);
     s.spawn();
     return s;
   }
 
   spawn() {
     this.output = '';
-    this.child = spawn(bin, this.args, { env: { PATH: process.env.PATH, HOME: join(this.dir, 'home'), ...this.env }, stdio: ['ignore', 'pipe', 'pipe'] });
+    this.child = spawn(bin, this.args, { env: { PATH: process.env.PATH, HOME: join(this.dir, 'home'), ...this.env }, stdio: ['ignore', 'pipe', 'pipe'], ...(this.uid && { uid: this.uid, gid: this.uid }) });
     for (const pipe of [this.child.stdout, this.child.stderr]) pipe.on('data', (d) => (this.output += d));
     this.exited = new Promise((done) => this.child.once('exit', (code, signal) => done(code ?? signal)));
     this.subscribed = this.subscribe(this.child);
