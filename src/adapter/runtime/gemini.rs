@@ -574,7 +574,9 @@ impl Gemini {
             let from = entries.iter().rposition(|e| asks(e, &turn.prompt)).map_or(entries.len(), |i| i + 1);
             let mut seen = HashSet::new();
             let mut sums = Usage::default();
-            for entry in entries[from..].iter().filter(|e| e["type"] == "gemini" && !e["tokens"].is_null() && seen.insert(text(e, "/id"))) {
+            for entry in
+                entries[from..].iter().take_while(|e| !is_prompt(e)).filter(|e| e["type"] == "gemini" && !e["tokens"].is_null() && seen.insert(text(e, "/id")))
+            {
                 let n = |key: &str| entry["tokens"][key].as_u64();
                 let input = n("input").map(|all| all.saturating_sub(n("cached").unwrap_or(0)));
                 sums.add(&Usage { input, cache_read: n("cached"), cache_write: None, output: n("output"), reasoning: n("thoughts"), cost_usd: None });
@@ -815,7 +817,12 @@ impl Translator for Gemini {
     }
 }
 
-/// Is this entry of a session file the prompt?
+/// Is this entry of a session file what a user said, not what a tool did?
+fn is_prompt(entry: &Value) -> bool {
+    entry["type"] == "user" && entry["content"][0]["text"].is_string()
+}
+
+/// Is it this prompt?
 fn asks(entry: &Value, prompt: &str) -> bool {
     entry["type"] == "user" && entry["content"][0]["text"] == prompt
 }
