@@ -317,7 +317,9 @@ impl Session {
                 Action::Find { tag, file } => _ = self.calls.spawn(transport::find(file, tag, running.say.clone())),
                 Action::Version(version) => {
                     self.version = Some(version);
-                    running.broken = self.check_version().err();
+                    if let Err(why) = self.check_version() {
+                        running.broken = Some(why);
+                    }
                 }
                 Action::Ready { native_session_id, resumed } => {
                     running.ready = true;
