@@ -318,8 +318,10 @@ async fn an_upstream_that_dies_anywhere_gets_no_request_twice() {
 }
 
 /// A76: whatever a kept connection holds when it is taken again, no client gets another's.
+/// `OUTRIGGER_EXCHANGES=1000000` takes some minutes.
 #[tokio::test]
 async fn replies_never_cross() {
+    let exchanges: usize = std::env::var("OUTRIGGER_EXCHANGES").ok().map_or(8_000, |n| n.parse().unwrap());
     let up = Upstream::new(|seen| {
         let body: Value = serde_json::from_slice(&seen.body).unwrap();
         json(&body["messages"].to_string())
@@ -330,7 +332,7 @@ async fn replies_never_cross() {
     for c in 0..8 {
         let sc = sc.clone();
         clients.spawn(async move {
-            for i in 0..100 {
+            for i in 0..exchanges / 8 {
                 let mark = format!("[\"{c}-{i}\"]");
                 let got = sc.post(MESSAGES, &[], format!(r#"{{"model":"claude-sonnet-5","messages":{mark}}}"#)).await;
                 assert_eq!(got.text(), mark);
