@@ -10,9 +10,16 @@ use crate::event::{ErrorCode, ErrorEvent};
 
 /// The error that a CLI tells of with an HTTP status and a message.
 pub fn error(status: Option<u16>, message: &str) -> ErrorEvent {
+    let status = status.or_else(|| of_body(message));
     let mut event = ErrorEvent::new(code(status, message), words(message));
     event.http_status = status;
     event
+}
+
+/// The status within a body that is shown whole: Google's have it.
+fn of_body(message: &str) -> Option<u16> {
+    let body = serde_json::Deserializer::from_str(&message[message.find('{')?..]).into_iter::<Value>().next()?.ok()?;
+    body["error"]["code"].as_u64().and_then(|code| u16::try_from(code).ok()).filter(|code| (400..600).contains(code))
 }
 
 /// What is wrong.
@@ -122,6 +129,8 @@ mod tests {
             assert_eq!(words(&shown), ours, "{shown}");
             assert_eq!(code(None, &shown), ErrorCode::PermissionDenied);
         }
+        let google = error(None, r#"[API Error: {"error":{"code":401,"message":"API key not valid"}}]"#);
+        assert_eq!((google.code, google.http_status, google.message.as_str()), (ErrorCode::Auth, Some(401), "API key not valid"));
         assert_eq!(words("{not json"), "{not json");
         assert_eq!(words("plain"), "plain");
         assert_eq!(words("[API Error: Quota exceeded]\nPlease wait"), "Quota exceeded");
