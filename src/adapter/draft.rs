@@ -1,7 +1,10 @@
 //! What a model is writing: pieces as they come, the whole that replaces them, and what is left
 //! when nobody will ever finish it.
 
-use crate::event::{AssistantDelta, AssistantMessage, Payload, Reasoning, ReasoningDelta};
+use indexmap::IndexMap;
+
+use super::runtime::Action;
+use crate::event::{AssistantDelta, AssistantMessage, Reasoning, ReasoningDelta};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -10,72 +13,98 @@ pub enum Kind {
 }
 
 #[derive(Debug)]
-struct Draft {
-    item_id: String,
-    kind: Kind,
-    text: String,
-    parent: Option<String>,
+pub struct Draft {
+    pub kind: Kind,
+    /// What is written of it.
+    pub text: String,
+    /// The tool call whose subagent writes it.
+    pub parent: Option<String>,
 }
 
-/// Items that are being written, in the order in which they were begun.
-#[derive(Debug, Default)]
-pub struct Drafts(Vec<Draft>);
-
-impl Drafts {
-    /// A piece of an item; the first begins it.
-    pub fn write(&mut self, item_id: &str, kind: Kind, piece: &str, parent: Option<&str>, say: &mut impl FnMut(Payload)) {
-        if piece.is_empty() {
+impl Draft {
+    /// Says that this is all of it; `truncated`: somebody stopped it there. Of an empty one nothing.
+    fn say(self, item_id: String, truncated: bool, out: &mut Vec<Action>) {
+        let Draft { kind, text, parent: parent_tool_use_id } = self;
+        if text.is_empty() {
             return;
         }
-        let parent = parent.map(str::to_owned);
-        match self.0.iter_mut().find(|d| d.item_id == item_id) {
-            Some(draft) => draft.text.push_str(piece),
-            None => self.0.push(Draft { item_id: item_id.to_owned(), kind, text: piece.to_owned(), parent: parent.clone() }),
-        }
-        let (item_id, text) = (item_id.to_owned(), piece.to_owned());
-        say(match kind {
-            Kind::Text => AssistantDelta { item_id, text, parent_tool_use_id: parent }.into(),
-            Kind::Reasoning => ReasoningDelta { item_id, text, parent_tool_use_id: parent }.into(),
+        out.push(match kind {
+            Kind::Text => AssistantMessage { item_id, text, truncated, parent_tool_use_id }.into(),
+            Kind::Reasoning => Reasoning { item_id, text, truncated, parent_tool_use_id }.into(),
         });
+    }
+}
+
+/// Items that are being written, by their ids, in the order in which they were begun.
+#[derive(Debug, Default)]
+pub struct Drafts(IndexMap<String, Draft>);
+
+impl Drafts {
+    /// An item is begun, with what is known of it already; one that was begun is left as it is.
+    pub fn begin(&mut self, item_id: &str, kind: Kind, text: &str, parent: Option<&str>) {
+        if !self.0.contains_key(item_id) {
+            self.0.insert(item_id.to_owned(), Draft { kind, text: text.to_owned(), parent: parent.map(str::to_owned) });
+        }
+    }
+
+    /// A piece of an item that was begun; false: none was.
+    pub fn append(&mut self, item_id: &str, piece: &str, out: &mut Vec<Action>) -> bool {
+        let Some(draft) = self.0.get_mut(item_id) else { return false };
+        if !piece.is_empty() {
+            draft.text.push_str(piece);
+            let (item_id, text, parent_tool_use_id) = (item_id.to_owned(), piece.to_owned(), draft.parent.clone());
+            out.push(match draft.kind {
+                Kind::Text => AssistantDelta { item_id, text, parent_tool_use_id }.into(),
+                Kind::Reasoning => ReasoningDelta { item_id, text, parent_tool_use_id }.into(),
+            });
+        }
+        true
+    }
+
+    /// A piece of an item; the first begins it.
+    pub fn write(&mut self, item_id: &str, kind: Kind, piece: &str, parent: Option<&str>, out: &mut Vec<Action>) {
+        if !piece.is_empty() {
+            self.begin(item_id, kind, "", parent);
+            self.append(item_id, piece, out);
+        }
     }
 
     /// An item, whole; `truncated`: somebody stopped it there.
-    pub fn finish(&mut self, item_id: &str, kind: Kind, text: &str, parent: Option<&str>, truncated: bool, say: &mut impl FnMut(Payload)) {
-        self.0.retain(|d| d.item_id != item_id);
-        if !text.is_empty() {
-            say(whole(Draft { item_id: item_id.to_owned(), kind, text: text.to_owned(), parent: parent.map(str::to_owned) }, truncated));
-        }
+    pub fn finish(&mut self, item_id: &str, kind: Kind, text: &str, parent: Option<&str>, truncated: bool, out: &mut Vec<Action>) {
+        self.0.shift_remove(item_id);
+        Draft { kind, text: text.to_owned(), parent: parent.map(str::to_owned) }.say(item_id.to_owned(), truncated, out);
     }
 
     /// What was written so far was all of it: the end of an item that has no other.
-    pub fn finish_all(&mut self, say: &mut impl FnMut(Payload)) {
-        self.0.drain(..).for_each(|draft| say(whole(draft, false)));
+    pub fn finish_all(&mut self, out: &mut Vec<Action>) {
+        self.0.drain(..).for_each(|(item_id, draft)| draft.say(item_id, false, out));
     }
 
     /// Nothing of this will be written any further: its stream was cut.
-    pub fn cut(&mut self, say: &mut impl FnMut(Payload)) {
-        self.0.drain(..).for_each(|draft| say(whole(draft, true)));
+    pub fn cut(&mut self, out: &mut Vec<Action>) {
+        self.cut_those(|_| true, out);
     }
 
-    /// The text that was begun last.
-    pub fn last_text_item(&self) -> Option<String> {
-        self.0.iter().rfind(|d| d.kind == Kind::Text).map(|d| d.item_id.clone())
+    /// The same of those that are so; their ids.
+    pub fn cut_those(&mut self, are: impl Fn(&Draft) -> bool, out: &mut Vec<Action>) -> Vec<String> {
+        let cut = self.0.extract_if(.., |_, draft| are(draft));
+        cut.map(|(item_id, draft)| {
+            draft.say(item_id.clone(), true, out);
+            item_id
+        })
+        .collect()
     }
 
-    /// What is written of it.
-    pub fn last_text(&self) -> Option<&str> {
-        self.0.iter().rfind(|d| d.kind == Kind::Text).map(|d| d.text.as_str())
+    pub fn get(&self, item_id: &str) -> Option<&Draft> {
+        self.0.get(item_id)
+    }
+
+    /// The text that was begun last, and its id.
+    pub fn last_text(&self) -> Option<(&String, &Draft)> {
+        self.0.iter().rfind(|(_, draft)| draft.kind == Kind::Text)
     }
 
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
-    }
-}
-
-fn whole(draft: Draft, truncated: bool) -> Payload {
-    let Draft { item_id, kind, text, parent: parent_tool_use_id } = draft;
-    match kind {
-        Kind::Text => AssistantMessage { item_id, text, truncated, parent_tool_use_id }.into(),
-        Kind::Reasoning => Reasoning { item_id, text, truncated, parent_tool_use_id }.into(),
     }
 }

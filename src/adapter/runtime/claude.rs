@@ -24,7 +24,7 @@ use crate::adapter::draft::{Drafts, Kind};
 use crate::adapter::handed::Handed;
 use crate::adapter::inbox::Input;
 use crate::event::{
-    ChangeKind, ErrorCode, ErrorEvent, FileChange, Payload, PermissionRequest, PermissionResolved, PlanItem, PlanUpdate, Retry, ToolResult, ToolUse, TurnEnd,
+    ChangeKind, ErrorCode, ErrorEvent, FileChange, PermissionRequest, PermissionResolved, PlanItem, PlanUpdate, Retry, ToolResult, ToolUse, TurnEnd,
     TurnEndReason, Unparsed, Usage, Warning,
 };
 
@@ -232,7 +232,7 @@ impl Claude {
                 out.push(Warning { message: "the conversation is compacted: the model sees a summary of what came before".into() }.into());
             }
             "api_retry" => {
-                self.drafts.cut(&mut |payload| out.push(payload.into()));
+                self.drafts.cut(out);
                 let status = m["error_status"].as_u64().map(|s| s as u16);
                 let word = text(m, "/error");
                 let message =
@@ -279,10 +279,9 @@ impl Claude {
     }
 
     fn stream(&mut self, event: &Value, out: &mut Vec<Action>) {
-        let mut say = |payload: Payload| out.push(payload.into());
         match text(event, "/type") {
             "message_start" => {
-                self.drafts.cut(&mut say);
+                self.drafts.cut(out);
                 self.streaming = Some((text(event, "/message/id").to_owned(), 0));
             }
             "content_block_start" => {
@@ -297,7 +296,7 @@ impl Claude {
                     "thinking_delta" => (Kind::Reasoning, text(event, "/delta/thinking")),
                     _ => return,
                 };
-                self.drafts.write(&item(message, *block), kind, piece, None, &mut say);
+                self.drafts.write(&item(message, *block), kind, piece, None, out);
             }
             "message_delta" => {
                 if let (Some(turn), Some(reason)) = (&mut self.turn, event["delta"]["stop_reason"].as_str()) {
@@ -338,26 +337,25 @@ impl Claude {
             );
         }
         for block in message["content"].as_array().into_iter().flatten() {
-            let mut say = |payload: Payload| out.push(payload.into());
             match text(block, "/type") {
                 "text" => {
-                    if again && let Some(begun) = self.drafts.last_text_item() {
-                        name = begun;
+                    if again && let Some((begun, _)) = self.drafts.last_text() {
+                        name.clone_from(begun);
                     }
                     let words = text(block, "/text");
                     let stopped = self.turn.as_ref().is_some_and(|t| t.aborted);
-                    self.drafts.finish(&name, Kind::Text, words, parent, stopped, &mut say);
+                    self.drafts.finish(&name, Kind::Text, words, parent, stopped, out);
                     if let (Some(turn), None) = (&mut self.turn, parent) {
                         words.clone_into(&mut turn.final_text);
                     }
                 }
-                "thinking" => self.drafts.finish(&name, Kind::Reasoning, text(block, "/thinking"), parent, false, &mut say),
+                "thinking" => self.drafts.finish(&name, Kind::Reasoning, text(block, "/thinking"), parent, false, out),
                 "tool_use" => self.tool_use(block, parent, out),
                 _ => {}
             }
         }
         if again {
-            self.drafts.cut(&mut |payload| out.push(payload.into()));
+            self.drafts.cut(out);
             self.streaming = None;
         }
         if let (Some(turn), Some(reason)) = (&mut self.turn, message["stop_reason"].as_str()) {
@@ -454,7 +452,7 @@ impl Claude {
             error.native = Some(json!({ "error": word, "result": m["result"], "api_error_status": m["api_error_status"], "errors": m["errors"] }));
             out.push(error.into());
         }
-        self.drafts.cut(&mut |payload| out.push(payload.into()));
+        self.drafts.cut(out);
         let reason = match m["stop_reason"].as_str().or(turn.stop_reason.as_deref()) {
             _ if aborted => TurnEndReason::Interrupted,
             _ if limit => TurnEndReason::MaxSteps,
@@ -610,7 +608,7 @@ impl Translator for Claude {
     }
 
     fn close(&mut self, out: &mut Vec<Action>) {
-        self.drafts.cut(&mut |payload| out.push(payload.into()));
+        self.drafts.cut(out);
         if let Some(turn) = self.turn.take() {
             let reason = if turn.aborted { TurnEndReason::Interrupted } else { TurnEndReason::Error };
             out.push(TurnEnd { turn: 0, reason, usage: Usage::default(), duration_ms: 0, final_text: turn.final_text }.into());

@@ -22,8 +22,8 @@ use crate::adapter::draft::{Drafts, Kind};
 use crate::adapter::handed::Handed;
 use crate::adapter::inbox::Input;
 use crate::event::{
-    ChangeKind, ErrorCode, ErrorEvent, FileChange, Payload, PermissionRequest, PermissionResolved, PlanItem, PlanUpdate, Retry, ToolOutput, ToolResult,
-    ToolUse, TurnEnd, TurnEndReason, Unparsed, Usage, Warning,
+    ChangeKind, ErrorCode, ErrorEvent, FileChange, PermissionRequest, PermissionResolved, PlanItem, PlanUpdate, Retry, ToolOutput, ToolResult, ToolUse,
+    TurnEnd, TurnEndReason, Unparsed, Usage, Warning,
 };
 
 pub static RUNTIME: Runtime = Runtime {
@@ -340,15 +340,15 @@ impl Codex {
     }
 
     fn write(&mut self, kind: Kind, p: &Value, out: &mut Vec<Action>) {
-        self.drafts.write(text(p, "/itemId"), kind, text(p, "/delta"), None, &mut |payload: Payload| out.push(payload.into()));
+        self.drafts.write(text(p, "/itemId"), kind, text(p, "/delta"), None, out);
     }
 
     /// What was being written is not written any further.
     fn cut(&mut self, out: &mut Vec<Action>) {
-        if let (Some(turn), Some(words)) = (&mut self.turn, self.drafts.last_text()) {
-            words.clone_into(&mut turn.final_text);
+        if let (Some(turn), Some((_, draft))) = (&mut self.turn, self.drafts.last_text()) {
+            draft.text.clone_into(&mut turn.final_text);
         }
-        self.drafts.cut(&mut |payload| out.push(payload.into()));
+        self.drafts.cut(out);
     }
 
     fn item_started(&mut self, item: &Value, out: &mut Vec<Action>) -> bool {
@@ -394,11 +394,10 @@ impl Codex {
 
     fn item_completed(&mut self, item: &Value, out: &mut Vec<Action>) -> bool {
         let id = text(item, "/id");
-        let mut say = |payload: Payload| out.push(payload.into());
         match text(item, "/type") {
             "agentMessage" => {
                 let words = text(item, "/text");
-                self.drafts.finish(id, Kind::Text, words, None, false, &mut say);
+                self.drafts.finish(id, Kind::Text, words, None, false, out);
                 if let Some(turn) = &mut self.turn {
                     words.clone_into(&mut turn.final_text);
                 }
@@ -406,7 +405,7 @@ impl Codex {
             "reasoning" => {
                 let parts = |key: &str| item[key].as_array().into_iter().flatten().filter_map(Value::as_str).collect::<Vec<_>>().join("\n\n");
                 let words = [parts("summary"), parts("content"), text(item, "/text").to_owned()].into_iter().find(|s| !s.is_empty()).unwrap_or_default();
-                self.drafts.finish(id, Kind::Reasoning, &words, None, false, &mut say);
+                self.drafts.finish(id, Kind::Reasoning, &words, None, false, out);
             }
             "contextCompaction" => out.push(Warning { message: "the conversation was compacted: the model sees a summary of what came before".into() }.into()),
             "error" => out.push(Warning { message: text(item, "/message").to_owned() }.into()),

@@ -26,7 +26,7 @@ use crate::adapter::draft::{Drafts, Kind};
 use crate::adapter::handed::Handed;
 use crate::adapter::inbox::Input;
 use crate::event::{
-    ChangeKind, ErrorCode, ErrorEvent, FileChange, Payload, PermissionRequest, PermissionResolved, PlanItem, PlanUpdate, Retry, ToolResult, ToolUse, TurnEnd,
+    ChangeKind, ErrorCode, ErrorEvent, FileChange, PermissionRequest, PermissionResolved, PlanItem, PlanUpdate, Retry, ToolResult, ToolUse, TurnEnd,
     TurnEndReason, Unparsed, Usage, Warning,
 };
 
@@ -419,9 +419,8 @@ impl Gemini {
         if std::mem::take(&mut turn.tools_said) {
             out.push(Action::Step);
         }
-        let mut say = |payload: Payload| out.push(payload.into());
         if turn.kind != Some(kind) {
-            self.drafts.finish_all(&mut say);
+            self.drafts.finish_all(out);
             turn.kind = Some(kind);
             turn.items += 1;
             if kind == Kind::Text {
@@ -431,12 +430,12 @@ impl Gemini {
         if kind == Kind::Text {
             turn.final_text.push_str(piece);
         }
-        self.drafts.write(&format!("{}:{}", turn.name, turn.items), kind, piece, None, &mut say);
+        self.drafts.write(&format!("{}:{}", turn.name, turn.items), kind, piece, None, out);
     }
 
     /// What was written is written: something else begins.
     fn written(&mut self, out: &mut Vec<Action>) {
-        self.drafts.finish_all(&mut |payload| out.push(payload.into()));
+        self.drafts.finish_all(out);
         if let Some(turn) = &mut self.turn {
             turn.kind = None;
         }
@@ -538,11 +537,10 @@ impl Gemini {
 
     fn end_turn(&mut self, reason: TurnEndReason, out: &mut Vec<Action>) {
         let cut = matches!(reason, TurnEndReason::Interrupted | TurnEndReason::Error);
-        let mut say = |payload: Payload| out.push(payload.into());
         if cut {
-            self.drafts.cut(&mut say)
+            self.drafts.cut(out)
         } else {
-            self.drafts.finish_all(&mut say)
+            self.drafts.finish_all(out)
         }
         let permissions = std::mem::take(&mut self.permissions);
         out.extend(permissions.into_keys().map(|request_id| PermissionResolved { request_id, decision: "cancelled".into(), by: "runtime".into() }.into()));
@@ -699,7 +697,7 @@ impl Translator for Gemini {
             code => code,
         };
         let retry_after_ms = why.split_once("Retrying after ").and_then(|(_, rest)| rest.split_once("ms")).and_then(|(ms, _)| ms.parse().ok());
-        self.drafts.cut(&mut |payload| out.push(payload.into()));
+        self.drafts.cut(out);
         let message = cause::words(why.trim_end());
         out.push(Retry { attempt, code, retry_after_ms, message, parent_tool_use_id: None }.into());
     }
@@ -792,7 +790,7 @@ impl Translator for Gemini {
             self.tool_result(&id, String::new(), true, None, out);
         }
         self.go_on(out);
-        self.drafts.cut(&mut |payload| out.push(payload.into()));
+        self.drafts.cut(out);
         if let Some(turn) = self.turn.take() {
             let reason = turn.ending.unwrap_or(if turn.aborted { TurnEndReason::Interrupted } else { TurnEndReason::Error });
             out.push(TurnEnd { turn: 0, reason, usage: turn.usage, duration_ms: 0, final_text: turn.final_text }.into());

@@ -22,11 +22,11 @@ use serde_json::{Map, Value, json};
 
 use super::{Action, Call, Capabilities, Decision, Launch, Mcp, Permissions, Phase, Reply, Runtime, Setting, Tag, Translator, Wiring, private_file, text};
 use crate::adapter::cause;
+use crate::adapter::draft::{Drafts, Kind};
 use crate::adapter::inbox::Input;
 use crate::event::{
-    AssistantDelta, AssistantMessage, ChangeKind, ErrorCode, ErrorEvent, FileChange, InputMode, InputSource, PermissionRequest, PermissionResolved, PlanItem,
-    PlanUpdate, QuestionRequest, QuestionResolved, Reasoning, ReasoningDelta, Retry, ToolOutput, ToolResult, ToolUse, TurnEnd, TurnEndReason, TurnStart,
-    Unparsed, Usage, UserMessage, Warning,
+    ChangeKind, ErrorCode, ErrorEvent, FileChange, InputMode, InputSource, PermissionRequest, PermissionResolved, PlanItem, PlanUpdate, QuestionRequest,
+    QuestionResolved, Retry, ToolOutput, ToolResult, ToolUse, TurnEnd, TurnEndReason, TurnStart, Unparsed, Usage, UserMessage, Warning,
 };
 
 pub static RUNTIME: Runtime = Runtime {
@@ -221,19 +221,6 @@ struct Message {
     complete: bool,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Text,
-    Reasoning,
-}
-
-#[derive(Debug)]
-struct Writing {
-    kind: Kind,
-    text: String,
-    parent: Option<String>,
-}
-
 #[derive(Debug, Default)]
 struct Tool {
     id: String,
@@ -282,7 +269,7 @@ pub struct Opencode {
     /// Inputs that no turn has started for: message's id, input's id.
     waiting: Vec<(String, String)>,
     messages: HashMap<String, Message>,
-    writing: HashMap<String, Writing>,
+    drafts: Drafts,
     tools: HashMap<String, Tool>,
     /// Messages of turns that were stopped: what still comes of them belongs to no other turn.
     ended: HashSet<String>,
@@ -548,15 +535,7 @@ impl Opencode {
 
     /// What was being written is not written any further: by whom `of` says, or by anybody.
     fn orphan(&mut self, of: Option<&Option<String>>, out: &mut Vec<Action>) {
-        let mut parts: Vec<(String, Writing)> = self.writing.extract_if(|_, part| of.is_none_or(|parent| part.parent == *parent)).collect();
-        parts.sort_by(|a, b| a.0.cmp(&b.0));
-        for (id, part) in parts {
-            self.done.insert(id.clone());
-            if !part.text.is_empty() {
-                let text = part.text.clone();
-                out.push(whole(&id, part, text, true));
-            }
-        }
+        self.done.extend(self.drafts.cut_those(|draft| of.is_none_or(|parent| draft.parent == *parent), out));
     }
 
     fn error(&mut self, error: &Value, parent: Option<String>, out: &mut Vec<Action>) {
@@ -645,36 +624,23 @@ impl Opencode {
         }
         let full = text(part, "/text");
         if part["time"]["end"].is_null() {
-            self.writing.entry(id.to_owned()).or_insert_with(|| Writing { kind, text: full.to_owned(), parent });
-            return;
+            return self.drafts.begin(id, kind, full, parent.as_deref());
         }
         self.done.insert(id.to_owned());
-        let writing = self.writing.remove(id).unwrap_or(Writing { kind, text: String::new(), parent });
+        let parent = self.drafts.get(id).map_or(parent, |draft| draft.parent.clone());
         // Written to its end, or until it was stopped: the end is stamped either way.
         let stopped = kind == Kind::Text && self.turn.as_ref().is_some_and(|t| t.aborted && t.draining);
-        if let (Kind::Text, None, Some(turn)) = (kind, &writing.parent, &mut self.turn) {
+        if let (Kind::Text, None, Some(turn)) = (kind, &parent, &mut self.turn) {
             full.clone_into(&mut turn.final_text);
         }
-        if !full.is_empty() {
-            out.push(whole(id, writing, full.to_owned(), stopped));
-        }
+        self.drafts.finish(id, kind, full, parent.as_deref(), stopped, out);
     }
 
     fn delta(&mut self, delta: &Delta<'_>, out: &mut Vec<Action>) -> bool {
         if self.whose(&delta.session).is_none() || self.done.contains(delta.part.as_ref()) {
             return true;
         }
-        let Some(part) = self.writing.get_mut(delta.part.as_ref()) else { return false };
-        if delta.delta.is_empty() {
-            return true;
-        }
-        part.text.push_str(&delta.delta);
-        let (item_id, text, parent_tool_use_id) = (delta.part.to_string(), delta.delta.to_string(), part.parent.clone());
-        out.push(match part.kind {
-            Kind::Text => AssistantDelta { item_id, text, parent_tool_use_id }.into(),
-            Kind::Reasoning => ReasoningDelta { item_id, text, parent_tool_use_id }.into(),
-        });
-        true
+        self.drafts.append(&delta.part, &delta.delta, out)
     }
 
     fn tool(&mut self, id: &str, part: &Value, parent: Option<String>, out: &mut Vec<Action>) {
@@ -809,7 +775,7 @@ impl Opencode {
 
     fn end_if_drained(&mut self, out: &mut Vec<Action>) {
         let running = self.tools.values().any(|t| t.used);
-        let complete = self.writing.is_empty() && !running && self.messages.values().all(|m| m.user || m.complete);
+        let complete = self.drafts.is_empty() && !running && self.messages.values().all(|m| m.user || m.complete);
         if self.turn.as_ref().is_some_and(|t| t.draining && !t.stopped()) && complete {
             self.end_turn(out);
         }
@@ -1099,14 +1065,6 @@ fn file_change(tool: &Tool, state: &Value, parent: Option<String>) -> Option<Fil
     let kind = if state["metadata"]["exists"] == false { ChangeKind::Add } else { ChangeKind::Modify };
     let diff = Some(text(state, "/metadata/diff").to_owned()).filter(|d| !d.is_empty());
     Some(FileChange { path, kind, diff, tool_use_id: Some(tool.id.clone()), parent_tool_use_id: parent })
-}
-
-fn whole(id: &str, part: Writing, text: String, truncated: bool) -> Action {
-    let (item_id, parent_tool_use_id) = (id.to_owned(), part.parent);
-    match part.kind {
-        Kind::Text => AssistantMessage { item_id, text, truncated, parent_tool_use_id }.into(),
-        Kind::Reasoning => Reasoning { item_id, text, truncated, parent_tool_use_id }.into(),
-    }
 }
 
 /// A tool's name as every runtime has it.

@@ -18,7 +18,7 @@ use crate::adapter::cause;
 use crate::adapter::draft::{Drafts, Kind};
 use crate::adapter::handed::Handed;
 use crate::adapter::inbox::Input;
-use crate::event::{ChangeKind, ErrorEvent, FileChange, Payload, Retry, ToolOutput, ToolResult, ToolUse, TurnEnd, TurnEndReason, Unparsed, Usage, Warning};
+use crate::event::{ChangeKind, ErrorEvent, FileChange, Retry, ToolOutput, ToolResult, ToolUse, TurnEnd, TurnEndReason, Unparsed, Usage, Warning};
 
 pub static RUNTIME: Runtime = Runtime {
     id: "pi",
@@ -258,28 +258,27 @@ impl Pi {
 
     fn update(&mut self, event: &Value, out: &mut Vec<Action>) {
         let item = format!("{}:{}", self.message, event["contentIndex"]);
-        let mut say = |payload: Payload| out.push(payload.into());
         match text(event, "/type") {
-            "text_delta" => self.drafts.write(&item, Kind::Text, text(event, "/delta"), None, &mut say),
-            "thinking_delta" => self.drafts.write(&item, Kind::Reasoning, text(event, "/delta"), None, &mut say),
+            "text_delta" => self.drafts.write(&item, Kind::Text, text(event, "/delta"), None, out),
+            "thinking_delta" => self.drafts.write(&item, Kind::Reasoning, text(event, "/delta"), None, out),
             "text_end" => {
                 let words = text(event, "/content");
-                self.drafts.finish(&item, Kind::Text, words, None, false, &mut say);
+                self.drafts.finish(&item, Kind::Text, words, None, false, out);
                 if let Some(turn) = &mut self.turn {
                     words.clone_into(&mut turn.final_text);
                 }
             }
-            "thinking_end" => self.drafts.finish(&item, Kind::Reasoning, text(event, "/content"), None, false, &mut say),
+            "thinking_end" => self.drafts.finish(&item, Kind::Reasoning, text(event, "/content"), None, false, out),
             _ => {}
         }
     }
 
     /// What was being written is not written any further.
     fn cut(&mut self, out: &mut Vec<Action>) {
-        if let (Some(turn), Some(words)) = (&mut self.turn, self.drafts.last_text()) {
-            words.clone_into(&mut turn.final_text);
+        if let (Some(turn), Some((_, draft))) = (&mut self.turn, self.drafts.last_text()) {
+            draft.text.clone_into(&mut turn.final_text);
         }
-        self.drafts.cut(&mut |payload| out.push(payload.into()));
+        self.drafts.cut(out);
     }
 
     fn message_over(&mut self, message: &Value, out: &mut Vec<Action>) {
