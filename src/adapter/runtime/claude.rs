@@ -18,14 +18,17 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
-use super::{Action, Capabilities, Decision, Launch, Mcp, Permissions, Phase, Record, Reply, Runtime, Setting, Tag, Translator, Wiring, private_file, text};
+use super::{
+    Action, Capabilities, DENIED, Decision, Launch, Mcp, Permissions, Phase, Record, Reply, Runtime, Setting, Tag, Translator, Wiring, hex, parsed,
+    permission_options, plan, private_file, text, text_of,
+};
 use crate::adapter::cause;
 use crate::adapter::draft::{Drafts, Kind};
 use crate::adapter::handed::Handed;
 use crate::adapter::inbox::Input;
 use crate::event::{
-    ChangeKind, ErrorCode, ErrorEvent, FileChange, PermissionRequest, PermissionResolved, PlanItem, PlanUpdate, Retry, ToolResult, ToolUse, TurnEnd,
-    TurnEndReason, Unparsed, Usage, Warning,
+    ChangeKind, ErrorCode, ErrorEvent, FileChange, PermissionRequest, PermissionResolved, Retry, ToolResult, ToolUse, TurnEnd, TurnEndReason, Unparsed, Usage,
+    Warning,
 };
 
 pub static RUNTIME: Runtime = Runtime {
@@ -368,9 +371,7 @@ impl Claude {
         let (id, native_name) = (text(block, "/id").to_owned(), text(block, "/name").to_owned());
         let input = block["input"].clone();
         if native_name == "TodoWrite" {
-            let items = input["todos"].as_array().into_iter().flatten();
-            let items = items.map(|t| PlanItem { text: text(t, "/content").into(), status: text(t, "/status").into() }).collect();
-            out.push(PlanUpdate { items }.into());
+            out.push(plan(&input["todos"]));
         }
         let parent = parent.map(str::to_owned);
         self.tools.insert(id.clone(), Tool { name: native_name.clone(), input: input.clone(), parent: parent.clone() });
@@ -423,10 +424,7 @@ impl Claude {
         if let (Some(turn), None) = (&mut self.turn, &tool.parent) {
             turn.tools_said = true;
         }
-        let output = match &block["content"] {
-            Value::String(text) => text.clone(),
-            blocks => blocks.as_array().into_iter().flatten().filter_map(|b| b["text"].as_str()).collect::<Vec<_>>().join("\n"),
-        };
+        let output = text_of(&block["content"]);
         let is_error = block["is_error"] == true;
         let exit_code =
             (tool.name == "Bash").then(|| if is_error { output.strip_prefix("Exit code ")?.lines().next()?.trim().parse().ok() } else { Some(0) }).flatten();
@@ -504,7 +502,7 @@ impl Claude {
                 tool_use_id: Some(id).filter(|id| !id.is_empty()),
                 name: canonical(text(request, "/tool_name")),
                 input,
-                options: ["allow", "allow_always", "deny"].map(str::to_owned).to_vec(),
+                options: permission_options(),
                 parent_tool_use_id: parent,
             }
             .into(),
@@ -531,7 +529,7 @@ impl Translator for Claude {
     }
 
     fn read(&mut self, native: &[u8], out: &mut Vec<Action>) {
-        let message = serde_json::from_slice::<Value>(native).unwrap_or_else(|_| Value::String(String::from_utf8_lossy(native).into_owned()));
+        let message = parsed(native);
         if !self.message(&message, out) {
             out.push(Unparsed { native: message }.into());
         }
@@ -548,8 +546,7 @@ impl Translator for Claude {
     }
 
     fn native_id(&self, now: i64, random: [u8; 14]) -> String {
-        let hex: String = random.iter().chain(&now.to_le_bytes()[..2]).map(|b| format!("{b:02x}")).collect();
-        uuid(&hex)
+        uuid(&hex(&[&random[..], &now.to_le_bytes()[..2]].concat()))
     }
 
     fn deliver(&mut self, input: &Input, native_id: &str, out: &mut Vec<Action>) {
@@ -577,8 +574,8 @@ impl Translator for Claude {
     }
 
     fn answer(&mut self, request_id: &str, decision: &Decision, by: &str, out: &mut Vec<Action>) -> bool {
-        let (said, response) = match (decision, self.asked.get(request_id)) {
-            (Decision::Allow, Some((input, _))) => ("allow", json!({ "behavior": "allow", "updatedInput": input })),
+        let response = match (decision, self.asked.get(request_id)) {
+            (Decision::Allow, Some((input, _))) => json!({ "behavior": "allow", "updatedInput": input }),
             (Decision::AllowAlways, Some((input, suggested))) => {
                 let rules = suggested.as_array().into_iter().flatten().filter(|s| s["type"] == "addRules");
                 let rules: Vec<Value> = rules
@@ -588,16 +585,16 @@ impl Translator for Claude {
                         rule
                     })
                     .collect();
-                ("allow_always", json!({ "behavior": "allow", "updatedInput": input, "updatedPermissions": rules }))
+                json!({ "behavior": "allow", "updatedInput": input, "updatedPermissions": rules })
             }
             (Decision::Deny { message }, Some(_)) => {
-                ("deny", json!({ "behavior": "deny", "message": message.as_deref().unwrap_or("the user denied this"), "interrupt": false }))
+                json!({ "behavior": "deny", "message": message.as_deref().unwrap_or(DENIED), "interrupt": false })
             }
             _ => return false,
         };
         self.asked.remove(request_id);
         out.push(Action::Send(json!({ "type": "control_response", "response": { "subtype": "success", "request_id": request_id, "response": response } })));
-        out.push(PermissionResolved { request_id: request_id.to_owned(), decision: said.to_owned(), by: by.to_owned() }.into());
+        out.push(PermissionResolved { request_id: request_id.to_owned(), decision: decision.name().to_owned(), by: by.to_owned() }.into());
         true
     }
 

@@ -16,7 +16,10 @@ use std::io;
 
 use serde_json::{Value, json};
 
-use super::{Action, Capabilities, Decision, Launch, Mcp, Permissions, Phase, Runtime, Setting, Translator, Wiring, private_file, text};
+use super::{
+    Action, COMPACTED, Capabilities, Decision, Launch, Mcp, Permissions, Phase, Runtime, Setting, Translator, Wiring, hex, parsed, permission_options,
+    private_file, text, text_of,
+};
 use crate::adapter::cause;
 use crate::adapter::draft::{Drafts, Kind};
 use crate::adapter::handed::Handed;
@@ -357,7 +360,7 @@ impl Codex {
             "userMessage" => {
                 // What it was told to steer while it wrote cut what it wrote.
                 self.cut(out);
-                let (client, said) = (text(item, "/clientId"), content(item));
+                let (client, said) = (text(item, "/clientId"), text_of(&item["content"]));
                 if !self.handed.acknowledge(|native, input| if client.is_empty() { input.text == said } else { native == client }, out) {
                     self.handed.foreign(id, &said, out);
                 }
@@ -407,7 +410,7 @@ impl Codex {
                 let words = [parts("summary"), parts("content"), text(item, "/text").to_owned()].into_iter().find(|s| !s.is_empty()).unwrap_or_default();
                 self.drafts.finish(id, Kind::Reasoning, &words, None, false, out);
             }
-            "contextCompaction" => out.push(Warning { message: "the conversation was compacted: the model sees a summary of what came before".into() }.into()),
+            "contextCompaction" => out.push(Warning { message: COMPACTED.into() }.into()),
             "error" => out.push(Warning { message: text(item, "/message").to_owned() }.into()),
             "userMessage" | "plan" | "hookPrompt" | "enteredReviewMode" | "exitedReviewMode" => {}
             "" => return false,
@@ -531,7 +534,7 @@ impl Codex {
         };
         let request_id = format!("{item}:{number}");
         self.permissions.insert(request_id.clone(), number.clone());
-        let options = ["allow", "allow_always", "deny"].map(str::to_owned).to_vec();
+        let options = permission_options();
         out.push(PermissionRequest { request_id, tool_use_id: Some(item.to_owned()), name: name.to_owned(), input, options, parent_tool_use_id: None }.into());
         true
     }
@@ -577,17 +580,14 @@ impl Translator for Codex {
     }
 
     fn read(&mut self, native: &[u8], out: &mut Vec<Action>) {
-        let message = serde_json::from_slice::<Value>(native).unwrap_or_else(|_| Value::String(String::from_utf8_lossy(native).into_owned()));
+        let message = parsed(native);
         if !self.message(&message, out) {
             out.push(Unparsed { native: message }.into());
         }
     }
 
     fn native_id(&self, _now: i64, random: [u8; 14]) -> String {
-        random.iter().fold("in-".to_owned(), |mut id, b| {
-            let _ = write!(id, "{b:02x}");
-            id
-        })
+        format!("in-{}", hex(&random))
     }
 
     fn deliver(&mut self, input: &Input, native_id: &str, out: &mut Vec<Action>) {
@@ -624,15 +624,15 @@ impl Translator for Codex {
     }
 
     fn answer(&mut self, request_id: &str, decision: &Decision, by: &str, out: &mut Vec<Action>) -> bool {
-        let (said, native) = match decision {
-            Decision::Allow => ("allow", "accept"),
-            Decision::AllowAlways => ("allow_always", "acceptForSession"),
-            Decision::Deny { .. } => ("deny", "decline"),
+        let native = match decision {
+            Decision::Allow => "accept",
+            Decision::AllowAlways => "acceptForSession",
+            Decision::Deny { .. } => "decline",
             Decision::Answers(_) | Decision::RejectQuestion => return false,
         };
         let Some(number) = self.permissions.remove(request_id) else { return false };
         out.push(Action::Send(json!({ "id": number, "result": { "decision": native } })));
-        out.push(PermissionResolved { request_id: request_id.to_owned(), decision: said.to_owned(), by: by.to_owned() }.into());
+        out.push(PermissionResolved { request_id: request_id.to_owned(), decision: decision.name().to_owned(), by: by.to_owned() }.into());
         true
     }
 
@@ -705,11 +705,6 @@ fn counts(usage: &Value) -> Usage {
         reasoning: n("reasoningOutputTokens"),
         cost_usd: None,
     }
-}
-
-/// The text of a user's message.
-fn content(item: &Value) -> String {
-    item["content"].as_array().into_iter().flatten().filter_map(|c| c["text"].as_str()).collect::<Vec<_>>().join("\n")
 }
 
 /// The command within `/bin/bash -lc '…'`.

@@ -18,16 +18,16 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use super::{
-    Action, Capabilities, Decision, Launch, Mcp, Permissions, Phase, Record, Reply, Runtime, Setting, Tag, Translator, Wiring, private_file, sent_at, text,
-    timed_id,
+    Action, Capabilities, Decision, Launch, Mcp, Permissions, Phase, Record, Reply, Runtime, Setting, Tag, Translator, Wiring, parsed, permission_options,
+    plan, private_file, sent_at, text, timed_id,
 };
 use crate::adapter::cause;
 use crate::adapter::draft::{Drafts, Kind};
 use crate::adapter::handed::Handed;
 use crate::adapter::inbox::Input;
 use crate::event::{
-    ChangeKind, ErrorCode, ErrorEvent, FileChange, PermissionRequest, PermissionResolved, PlanItem, PlanUpdate, Retry, ToolResult, ToolUse, TurnEnd,
-    TurnEndReason, Unparsed, Usage, Warning,
+    ChangeKind, ErrorCode, ErrorEvent, FileChange, PermissionRequest, PermissionResolved, Retry, ToolResult, ToolUse, TurnEnd, TurnEndReason, Unparsed, Usage,
+    Warning,
 };
 
 pub static RUNTIME: Runtime = Runtime {
@@ -394,11 +394,7 @@ impl Gemini {
                     self.tool_over(u, out);
                 }
             }
-            "plan" => {
-                let items = u["entries"].as_array().into_iter().flatten();
-                let items = items.map(|e| PlanItem { text: text(e, "/content").into(), status: text(e, "/status").into() }).collect();
-                out.push(PlanUpdate { items }.into());
-            }
+            "plan" => out.push(plan(&u["entries"])),
             _ => return false,
         }
         true
@@ -599,8 +595,7 @@ impl Gemini {
         let native = id.split_once("__").map_or(id, |(name, _)| name);
         let input = if call["kind"] == "execute" { json!({ "command": call["title"] }) } else { json!({ "title": call["title"], "content": call["content"] }) };
         let has = |kind: &str| p["options"].as_array().into_iter().flatten().any(|o| o["kind"] == kind);
-        let options = [("allow", true), ("allow_always", has("allow_always")), ("deny", true)];
-        let options = options.iter().filter(|(_, there)| *there).map(|(name, _)| (*name).to_owned()).collect();
+        let options = permission_options().into_iter().filter(|name| name != "allow_always" || has(name)).collect();
         let name = self.canonical(native);
         out.push(PermissionRequest { request_id, tool_use_id: Some(id.to_owned()), name, input, options, parent_tool_use_id: None }.into());
     }
@@ -678,7 +673,7 @@ impl Translator for Gemini {
     }
 
     fn read(&mut self, native: &[u8], out: &mut Vec<Action>) {
-        let message = serde_json::from_slice::<Value>(native).unwrap_or_else(|_| Value::String(String::from_utf8_lossy(native).into_owned()));
+        let message = parsed(native);
         if self.looks_for_output() {
             self.held.push_back(message);
         } else {
@@ -761,17 +756,17 @@ impl Translator for Gemini {
     }
 
     fn answer(&mut self, request_id: &str, decision: &Decision, by: &str, out: &mut Vec<Action>) -> bool {
-        let (said, kind) = match decision {
-            Decision::Allow => ("allow", "allow_once"),
-            Decision::AllowAlways => ("allow_always", "allow_always"),
-            Decision::Deny { .. } => ("deny", "reject_once"),
+        let kind = match decision {
+            Decision::Allow => "allow_once",
+            Decision::AllowAlways => "allow_always",
+            Decision::Deny { .. } => "reject_once",
             Decision::Answers(_) | Decision::RejectQuestion => return false,
         };
         let Some((number, options)) = self.permissions.remove(request_id) else { return false };
         let option = options.as_array().into_iter().flatten().find(|o| o["kind"] == kind).map(|o| o["optionId"].clone());
         let outcome = option.map_or_else(|| json!({ "outcome": "cancelled" }), |id| json!({ "outcome": "selected", "optionId": id }));
         out.push(Action::Send(json!({ "jsonrpc": "2.0", "id": number, "result": { "outcome": outcome } })));
-        out.push(PermissionResolved { request_id: request_id.to_owned(), decision: said.to_owned(), by: by.to_owned() }.into());
+        out.push(PermissionResolved { request_id: request_id.to_owned(), decision: decision.name().to_owned(), by: by.to_owned() }.into());
         true
     }
 

@@ -22,7 +22,7 @@ use serde_json::Value;
 
 use crate::adapter::inbox::Input;
 use crate::base::token::hex;
-use crate::event::{InputMode, Payload, UserMessage};
+use crate::event::{InputMode, Payload, PlanItem, PlanUpdate, UserMessage};
 
 /// A CLI, as the registry lists it.
 #[derive(Debug)]
@@ -296,6 +296,19 @@ pub enum Decision {
     RejectQuestion,
 }
 
+impl Decision {
+    /// As the stream has it; only permissions' are there.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Decision::Allow => "allow",
+            Decision::AllowAlways => "allow_always",
+            Decision::Deny { .. } => "deny",
+            Decision::Answers(_) => "answered",
+            Decision::RejectQuestion => "rejected",
+        }
+    }
+}
+
 /// What one CLI's format means.
 pub trait Translator: Send {
     /// The CLI is up: make a session, or go on with one.
@@ -363,6 +376,36 @@ fn timed_id(now: i64, random: [u8; 14]) -> String {
 fn sent_at(native_id: &str) -> Option<i64> {
     i64::from_str_radix(native_id.split_once('-')?.0, 16).ok()
 }
+
+/// A native message: JSON, or what stands where some should.
+fn parsed(native: &[u8]) -> Value {
+    serde_json::from_slice(native).unwrap_or_else(|_| Value::String(String::from_utf8_lossy(native).into_owned()))
+}
+
+/// What a message or a tool says: its content is a text, or blocks, of which some have one.
+fn text_of(content: &Value) -> String {
+    match content {
+        Value::String(text) => text.clone(),
+        blocks => blocks.as_array().into_iter().flatten().filter_map(|b| b["text"].as_str()).collect::<Vec<_>>().join("\n"),
+    }
+}
+
+/// A plan whose steps have a `content` and a `status`.
+fn plan(steps: &Value) -> Action {
+    let step = |s: &Value| PlanItem { text: text(s, "/content").into(), status: text(s, "/status").into() };
+    PlanUpdate { items: steps.as_array().into_iter().flatten().map(step).collect() }.into()
+}
+
+/// What a tool's permission can be answered with.
+fn permission_options() -> Vec<String> {
+    ["allow", "allow_always", "deny"].map(str::to_owned).to_vec()
+}
+
+/// What a CLI is told of a refusal that came without a reason.
+const DENIED: &str = "the user denied this";
+
+/// What is said when a CLI has compacted its history.
+const COMPACTED: &str = "the conversation was compacted: the model sees a summary of what came before";
 
 /// The text at a JSON pointer; empty where there is none.
 fn text<'a>(value: &'a Value, pointer: &str) -> &'a str {

@@ -20,13 +20,16 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
-use super::{Action, Call, Capabilities, Decision, Launch, Mcp, Permissions, Phase, Reply, Runtime, Setting, Tag, Translator, Wiring, private_file, text};
+use super::{
+    Action, COMPACTED, Call, Capabilities, DENIED, Decision, Launch, Mcp, Permissions, Phase, Reply, Runtime, Setting, Tag, Translator, Wiring, parsed,
+    permission_options, plan, private_file, text,
+};
 use crate::adapter::cause;
 use crate::adapter::draft::{Drafts, Kind};
 use crate::adapter::inbox::Input;
 use crate::event::{
-    ChangeKind, ErrorCode, ErrorEvent, FileChange, InputMode, InputSource, PermissionRequest, PermissionResolved, PlanItem, PlanUpdate, QuestionRequest,
-    QuestionResolved, Retry, ToolOutput, ToolResult, ToolUse, TurnEnd, TurnEndReason, TurnStart, Unparsed, Usage, UserMessage, Warning,
+    ChangeKind, ErrorCode, ErrorEvent, FileChange, InputMode, InputSource, PermissionRequest, PermissionResolved, QuestionRequest, QuestionResolved, Retry,
+    ToolOutput, ToolResult, ToolUse, TurnEnd, TurnEndReason, TurnStart, Unparsed, Usage, UserMessage, Warning,
 };
 
 pub static RUNTIME: Runtime = Runtime {
@@ -376,13 +379,9 @@ impl Opencode {
             "permission.replied" => self.permission_replied(p, out),
             "question.asked" => self.question_asked(p, parent, out),
             "question.replied" | "question.rejected" => self.question_over(p, out),
-            "todo.updated" if parent.is_none() => {
-                let items = p["todos"].as_array().into_iter().flatten();
-                let items = items.map(|t| PlanItem { text: text(t, "/content").into(), status: text(t, "/status").into() }).collect();
-                out.push(PlanUpdate { items }.into());
-            }
+            "todo.updated" if parent.is_none() => out.push(plan(&p["todos"])),
             "todo.updated" => {}
-            "session.compacted" => out.push(Warning { message: "the conversation was compacted: the model sees a summary of what came before".into() }.into()),
+            "session.compacted" => out.push(Warning { message: COMPACTED.into() }.into()),
             _ => return false,
         }
         true
@@ -731,7 +730,7 @@ impl Opencode {
                 tool_use_id: Some(call.to_owned()).filter(|c| !c.is_empty()),
                 name: canonical(text(p, "/permission"), &self.mcp),
                 input: input.unwrap_or_else(|| json!({ "patterns": p["patterns"] })),
-                options: ["allow", "allow_always", "deny"].map(str::to_owned).to_vec(),
+                options: permission_options(),
                 parent_tool_use_id: parent,
             }
             .into(),
@@ -873,8 +872,7 @@ impl Translator for Opencode {
             _ => false,
         };
         if !known {
-            let native = serde_json::from_slice(native).unwrap_or_else(|_| Value::String(String::from_utf8_lossy(native).into_owned()));
-            out.push(Unparsed { native }.into());
+            out.push(Unparsed { native: parsed(native) }.into());
         }
     }
 
@@ -988,16 +986,16 @@ impl Translator for Opencode {
             _ => return false,
         }
         let permission = |reply: &str, message: Option<&str>| (format!("/permission/{request_id}/reply"), json!({ "reply": reply, "message": message }));
-        let (said, (path, body)) = match decision {
-            Decision::Allow => ("allow", permission("once", None)),
-            Decision::AllowAlways => ("allow_always", permission("always", None)),
+        let (path, body) = match decision {
+            Decision::Allow => permission("once", None),
+            Decision::AllowAlways => permission("always", None),
             // Without a message opencode would end the turn.
-            Decision::Deny { message } => ("deny", permission("reject", Some(message.as_deref().unwrap_or("the user denied this")))),
-            Decision::Answers(answers) => ("", (format!("/question/{request_id}/reply"), json!({ "answers": answers }))),
-            Decision::RejectQuestion => ("", (format!("/question/{request_id}/reject"), json!({}))),
+            Decision::Deny { message } => permission("reject", Some(message.as_deref().unwrap_or(DENIED))),
+            Decision::Answers(answers) => (format!("/question/{request_id}/reply"), json!({ "answers": answers })),
+            Decision::RejectQuestion => (format!("/question/{request_id}/reject"), json!({})),
         };
-        if !said.is_empty() {
-            self.decided.insert(request_id.to_owned(), (said.to_owned(), by.to_owned()));
+        if !about_question {
+            self.decided.insert(request_id.to_owned(), (decision.name().to_owned(), by.to_owned()));
         }
         out.push(self.post(Tag::Answer(request_id.to_owned()), &path, body));
         true

@@ -13,7 +13,9 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
-use super::{Action, Capabilities, Decision, Launch, Phase, Runtime, Setting, Translator, Wiring, private_file, sent_at, text, timed_id};
+use super::{
+    Action, COMPACTED, Capabilities, Decision, Launch, Phase, Runtime, Setting, Translator, Wiring, parsed, private_file, sent_at, text, text_of, timed_id,
+};
 use crate::adapter::cause;
 use crate::adapter::draft::{Drafts, Kind};
 use crate::adapter::handed::Handed;
@@ -191,7 +193,7 @@ impl Pi {
             }
             "compaction_end" => {
                 if !m["result"].is_null() {
-                    out.push(Warning { message: "the conversation was compacted: the model sees a summary of what came before".into() }.into());
+                    out.push(Warning { message: COMPACTED.into() }.into());
                 }
                 if let Some(turn) = self.turn.as_mut().filter(|_| m["reason"] == "overflow") {
                     if m["willRetry"] == true {
@@ -246,7 +248,7 @@ impl Pi {
 
     fn message_started(&mut self, message: &Value, out: &mut Vec<Action>) {
         if message["role"] == "user" {
-            let said = said(message);
+            let said = text_of(&message["content"]);
             // It may be another text than was sent: what extensions and templates made of it.
             if !self.handed.acknowledge(|_, _| true, out) {
                 self.handed.foreign(&format!("user-{}", message["timestamp"]), &said, out);
@@ -315,7 +317,7 @@ impl Pi {
     /// All of the output, each time.
     fn tool_output(&mut self, m: &Value, out: &mut Vec<Action>) {
         let Some(seen) = self.tools.get_mut(text(m, "/toolCallId")) else { return };
-        let now = content(&m["partialResult"]);
+        let now = text_of(&m["partialResult"]["content"]);
         // A long one becomes a window of its end: what it has then is told with the result.
         if let Some(news) = now.strip_prefix(seen.as_str()).filter(|n| !n.is_empty()) {
             out.push(ToolOutput { tool_use_id: text(m, "/toolCallId").into(), text: news.into(), parent_tool_use_id: None }.into());
@@ -329,7 +331,7 @@ impl Pi {
         if self.tools.remove(&id).is_none() {
             return;
         }
-        let (output, is_error) = (content(&m["result"]), m["isError"] == true);
+        let (output, is_error) = (text_of(&m["result"]["content"]), m["isError"] == true);
         let exit_code = match output.rsplit_once("Command exited with code ") {
             _ if name != "bash" => None,
             Some((_, code)) if is_error => code.trim().parse().ok(),
@@ -392,7 +394,7 @@ impl Translator for Pi {
     }
 
     fn read(&mut self, native: &[u8], out: &mut Vec<Action>) {
-        let message = serde_json::from_slice::<Value>(native).unwrap_or_else(|_| Value::String(String::from_utf8_lossy(native).into_owned()));
+        let message = parsed(native);
         if !self.message(&message, out) {
             out.push(Unparsed { native: message }.into());
         }
@@ -466,13 +468,4 @@ fn split(said: &str) -> (Option<u16>, &str) {
         Some((status, body)) if status.len() == 3 => (status.parse().ok(), body),
         _ => (None, said),
     }
-}
-
-/// The text of a message, or of a result.
-fn content(value: &Value) -> String {
-    value["content"].as_array().into_iter().flatten().filter_map(|c| c["text"].as_str()).collect::<Vec<_>>().join("\n")
-}
-
-fn said(message: &Value) -> String {
-    message["content"].as_str().map_or_else(|| content(message), str::to_owned)
 }
