@@ -132,11 +132,6 @@ impl Handed {
         }
     }
 
-    /// The CLI is gone: what it was given is looked for, or given, again.
-    pub fn close() -> Handed {
-        Handed { going: true, ..Handed::default() }
-    }
-
     fn take(&mut self, input_id: &str) -> Option<(String, Input)> {
         let at = self.inputs.iter().position(|(_, input)| input.input_id == input_id)?;
         Some(self.inputs.remove(at))

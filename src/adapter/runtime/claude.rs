@@ -611,7 +611,7 @@ impl Translator for Claude {
             out.push(TurnEnd { turn: 0, reason, usage: Usage::default(), duration_ms: 0, final_text: turn.final_text }.into());
         }
         // Inputs that were handed over are looked for when it is up again.
-        *self = Claude { dir: std::mem::take(&mut self.dir), handed: Handed::close(), ..Claude::default() };
+        *self = Claude { dir: std::mem::take(&mut self.dir), ..Claude::default() };
     }
 
     fn phase(&self) -> Phase {

@@ -649,7 +649,6 @@ impl Translator for Codex {
             model: std::mem::take(&mut self.model),
             workdir: std::mem::take(&mut self.workdir),
             used: std::mem::take(&mut self.used),
-            handed: Handed::close(),
             ..Codex::default()
         };
     }

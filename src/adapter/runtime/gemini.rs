@@ -796,7 +796,6 @@ impl Translator for Gemini {
             mcp: std::mem::take(&mut self.mcp),
             used: std::mem::take(&mut self.used),
             turns: self.turns,
-            handed: Handed::close(),
             ..Gemini::default()
         };
     }

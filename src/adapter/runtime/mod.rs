@@ -81,16 +81,6 @@ pub enum Tier {
     FullAgent,
 }
 
-impl Tier {
-    pub fn name(self) -> &'static str {
-        match self {
-            Tier::Batch => "Batch",
-            Tier::Interactive => "Interactive",
-            Tier::FullAgent => "Full-Agent",
-        }
-    }
-}
-
 impl Capabilities {
     pub fn tier(&self) -> Tier {
         match (self.interrupt && self.resume && self.deltas, self.permissions && self.mcp) {

@@ -450,7 +450,7 @@ impl Translator for Pi {
 
     fn close(&mut self, out: &mut Vec<Action>) {
         self.end_turn(out);
-        *self = Pi { used: std::mem::take(&mut self.used), handed: Handed::close(), ..Pi::default() };
+        *self = Pi { used: std::mem::take(&mut self.used), ..Pi::default() };
     }
 
     fn phase(&self) -> Phase {
