@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use super::journal::Retention;
 use super::process;
-use super::runtime::{Mcp, Permissions, Runtime, registry};
+use super::runtime::{Env, Mcp, Permissions, Runtime, registry};
 use crate::base::settings::{Problems, Section, parse_yaml};
 use crate::base::token::Token;
 
@@ -104,9 +104,6 @@ pub struct Flags {
     pub clean_env: bool,
 }
 
-/// Reads one variable of the environment.
-pub type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
-
 /// Reads the file, if there is one.
 ///
 /// # Errors
@@ -150,7 +147,7 @@ fn config(value: Value, flags: &Flags, env: Env<'_>, problems: &Problems) -> Opt
     let mut root = Section::new("", value, problems);
     let (chosen, batch, mut agents) = agents(&mut root, &mut warnings);
     let resume = resumed(flags, problems);
-    let name = flags.runtime.clone().or(resume.as_ref().map(|(runtime, _)| runtime.clone())).or(chosen).unwrap_or_else(|| "opencode".into());
+    let name = flags.runtime.clone().or(resume.as_ref().map(|(runtime, _)| runtime.clone())).or(chosen).unwrap_or_else(|| registry::ALL[0].id.into());
     let agent = agents.remove(&name).unwrap_or_default();
     let id = agent.adapter.clone().unwrap_or_else(|| name.clone());
     let runtime = registry::find(&id).unwrap_or_else(|| {
@@ -426,13 +423,6 @@ fn sidecar(root: &mut Section, flags: &Flags, env: Env<'_>) -> (String, String) 
 /// Flag, environment, tier, the runtime's, its default: the first that says something.
 fn with_model(mut config: Config, agent: &Agent, flags: &Flags, env: Env<'_>, problems: &Problems) -> Option<Config> {
     let runtime = config.runtime;
-    let in_env = match runtime.id {
-        "codex" => env("OPENAI_MODEL").map(|m| if m.contains('/') { m } else { format!("openai/{m}") }),
-        _ => env("OPENCODE_MODEL").map(|m| match env("OPENCODE_PROVIDER") {
-            Some(provider) if !m.contains('/') => format!("{provider}/{m}"),
-            _ => m,
-        }),
-    };
     let tier = match &flags.tier {
         Some(tier) => {
             let model = agent.tiers.get(tier);
@@ -444,7 +434,13 @@ fn with_model(mut config: Config, agent: &Agent, flags: &Flags, env: Env<'_>, pr
         }
         None => None,
     };
-    let model = flags.model.clone().or(in_env).or(tier).or_else(|| agent.model.clone()).unwrap_or_else(|| runtime.default_model.to_owned());
+    let model = flags
+        .model
+        .clone()
+        .or_else(|| (runtime.model_in_env)(env))
+        .or(tier)
+        .or_else(|| agent.model.clone())
+        .unwrap_or_else(|| runtime.default_model.to_owned());
     config.native_model = agent.map.get(&model).cloned().unwrap_or_else(|| model.clone());
     let reachable = config.native_model.split_once('/').is_some_and(|(provider, name)| runtime.providers.contains(&provider) && !name.is_empty());
     if !reachable {
@@ -524,6 +520,10 @@ session: {idle_timeout: 5m, max_steps: 7, permissions: ask}
         assert_eq!(model(&flags(None, Some("heavy")), &[("OPENCODE_MODEL", "gpt-5"), ("OPENCODE_PROVIDER", "openai")]), "openai/gpt-5");
         assert_eq!(model(&flags(None, Some("heavy")), &[]), "anthropic/claude-opus-4-5");
         assert_eq!(with("", &Flags::default(), &[]).unwrap().native_model, "anthropic/claude-sonnet-4-5");
+        let codex = Flags { runtime: Some("codex".into()), ..Flags::default() };
+        let vars = [("OPENAI_MODEL", "gpt-6"), ("OPENCODE_MODEL", "x/y")];
+        assert_eq!(with("", &codex, &vars).unwrap().native_model, "openai/gpt-6");
+        assert_eq!(with("", &codex, &vars[1..]).unwrap().native_model, "openai/gpt-5.5");
     }
 
     #[test]

@@ -14,6 +14,7 @@ use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{Exit, Signals, fail};
+use crate::adapter::runtime::registry;
 use crate::adapter::transport::Http;
 use crate::cli;
 
@@ -156,7 +157,7 @@ fn adapter(args: &cli::Up, layout: &Layout, workdir: &Path) -> Result<Child, Str
         }
     }
     if let Some(program) = &args.program {
-        let runtime = session.runtime.unwrap_or_else(|| "opencode".into());
+        let runtime = session.runtime.unwrap_or_else(|| registry::ALL[0].id.into());
         let program = std::path::absolute(program).map_err(|e| e.to_string())?;
         let config = layout.dir.join("adapter.yaml");
         let yaml = serde_json::json!({ "agents": { "agentRuntimes": { runtime: { "program": program } } } });

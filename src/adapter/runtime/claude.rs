@@ -19,8 +19,8 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use super::{
-    Action, Capabilities, DENIED, Decision, Launch, Mcp, Permissions, Phase, Record, Reply, Runtime, Setting, Tag, Translator, Wiring, hex, parsed,
-    permission_options, plan, private_file, text, text_of,
+    Action, Capabilities, DENIED, Decision, Launch, Mcp, Permissions, Phase, Record, Reply, Runtime, Setting, Tag, Translator, Wiring, hex, model_of_platform,
+    parsed, permission_options, plan, private_file, text, text_of,
 };
 use crate::adapter::cause;
 use crate::adapter::draft::{Drafts, Kind};
@@ -39,6 +39,7 @@ pub static RUNTIME: Runtime = Runtime {
     verified: "2.1.197",
     protocol: "2.",
     default_model: "anthropic/claude-sonnet-4-5",
+    model_in_env: model_of_platform,
     providers: &["anthropic"],
     capabilities: Capabilities {
         steer: true,

@@ -37,6 +37,7 @@ pub static RUNTIME: Runtime = Runtime {
     verified: "0.169.0",
     protocol: "0.",
     default_model: "openai/gpt-5.5",
+    model_in_env: |env| env("OPENAI_MODEL").map(|model| if model.contains('/') { model } else { format!("openai/{model}") }),
     providers: &["openai"],
     capabilities: Capabilities {
         steer: true,

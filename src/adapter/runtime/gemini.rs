@@ -18,8 +18,8 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use super::{
-    Action, Capabilities, Decision, Launch, Mcp, Permissions, Phase, Record, Reply, Runtime, Setting, Tag, Translator, Wiring, parsed, permission_options,
-    plan, private_file, sent_at, text, timed_id,
+    Action, Capabilities, Decision, Launch, Mcp, Permissions, Phase, Record, Reply, Runtime, Setting, Tag, Translator, Wiring, model_of_platform, parsed,
+    permission_options, plan, private_file, sent_at, text, timed_id,
 };
 use crate::adapter::cause;
 use crate::adapter::draft::{Drafts, Kind};
@@ -38,6 +38,7 @@ pub static RUNTIME: Runtime = Runtime {
     verified: "0.61.0",
     protocol: "0.",
     default_model: "google/gemini-2.5-pro",
+    model_in_env: model_of_platform,
     providers: &["google"],
     capabilities: Capabilities {
         steer: false,

@@ -24,6 +24,9 @@ use crate::adapter::inbox::Input;
 use crate::base::token::hex;
 use crate::event::{InputMode, Payload, PlanItem, PlanUpdate, UserMessage};
 
+/// Reads one variable of the environment.
+pub type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
+
 /// A CLI, as the registry lists it.
 #[derive(Debug)]
 pub struct Runtime {
@@ -39,6 +42,8 @@ pub struct Runtime {
     /// The first part of the versions whose protocol is the recorded one.
     pub protocol: &'static str,
     pub default_model: &'static str,
+    /// Finds the model in the environment that a platform sets.
+    pub model_in_env: fn(Env<'_>) -> Option<String>,
     /// Providers that it can be pointed at the sidecar for.
     pub providers: &'static [&'static str],
     pub capabilities: Capabilities,
@@ -339,6 +344,15 @@ pub enum Phase {
     /// The turn was stopped, or has failed, and not all of it has been said: what is handed
     /// over now could be taken for a part of it.
     Settling,
+}
+
+/// `OPENCODE_MODEL`, of `OPENCODE_PROVIDER` where it names none: what platforms set, whichever CLI runs.
+fn model_of_platform(env: Env<'_>) -> Option<String> {
+    let model = env("OPENCODE_MODEL")?;
+    Some(match env("OPENCODE_PROVIDER") {
+        Some(provider) if !model.contains('/') => format!("{provider}/{model}"),
+        _ => model,
+    })
 }
 
 /// Writes a file that a CLI reads, whatever stands in its place: nobody else can read it, and no

@@ -21,8 +21,8 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 use super::{
-    Action, COMPACTED, Call, Capabilities, DENIED, Decision, Launch, Mcp, Permissions, Phase, Reply, Runtime, Setting, Tag, Translator, Wiring, parsed,
-    permission_options, plan, private_file, text,
+    Action, COMPACTED, Call, Capabilities, DENIED, Decision, Launch, Mcp, Permissions, Phase, Reply, Runtime, Setting, Tag, Translator, Wiring,
+    model_of_platform, parsed, permission_options, plan, private_file, text,
 };
 use crate::adapter::cause;
 use crate::adapter::draft::{Drafts, Kind};
@@ -40,6 +40,7 @@ pub static RUNTIME: Runtime = Runtime {
     verified: "1.18.33",
     protocol: "1.",
     default_model: "anthropic/claude-sonnet-4-5",
+    model_in_env: model_of_platform,
     providers: &["anthropic", "openai", "google", "openrouter", "groq", "mistral", "xai", "deepseek", "togetherai", "fireworks-ai", "cerebras", "ollama"],
     capabilities: Capabilities {
         steer: true,

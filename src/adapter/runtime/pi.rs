@@ -14,7 +14,8 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use super::{
-    Action, COMPACTED, Capabilities, Decision, Launch, Phase, Runtime, Setting, Translator, Wiring, parsed, private_file, sent_at, text, text_of, timed_id,
+    Action, COMPACTED, Capabilities, Decision, Launch, Phase, Runtime, Setting, Translator, Wiring, model_of_platform, parsed, private_file, sent_at, text,
+    text_of, timed_id,
 };
 use crate::adapter::cause;
 use crate::adapter::draft::{Drafts, Kind};
@@ -30,6 +31,7 @@ pub static RUNTIME: Runtime = Runtime {
     verified: "0.73.1",
     protocol: "0.",
     default_model: "anthropic/claude-sonnet-4-5",
+    model_in_env: model_of_platform,
     providers: &["anthropic", "openai", "google"],
     capabilities: Capabilities {
         steer: true,

@@ -2,6 +2,7 @@
 
 use super::{Runtime, claude, codex, gemini, opencode, pi};
 
+/// The first runs where nothing names another.
 pub static ALL: [&Runtime; 5] = [&opencode::RUNTIME, &claude::RUNTIME, &codex::RUNTIME, &gemini::RUNTIME, &pi::RUNTIME];
 
 pub fn find(id: &str) -> Option<&'static Runtime> {
