@@ -98,9 +98,9 @@ pub struct Adapter {
     pub clean_env: bool,
 }
 
-/// What a session is to do; also what `up` takes.
+/// Which CLI is to run, and with which model.
 #[derive(Debug, Clone, clap::Args)]
-pub struct SessionFlags {
+pub struct AgentFlags {
     /// The CLI to run
     #[arg(long, value_name = "NAME")]
     pub runtime: Option<String>,
@@ -110,6 +110,13 @@ pub struct SessionFlags {
     /// One of the runtime's tiers in the configuration
     #[arg(long, value_name = "TIER")]
     pub tier: Option<String>,
+}
+
+/// What a session is to do; also what `up` takes.
+#[derive(Debug, Clone, clap::Args)]
+pub struct SessionFlags {
+    #[command(flatten)]
+    pub agent: AgentFlags,
     /// A first input
     #[arg(long, value_name = "TEXT")]
     pub prompt: Option<String>,
@@ -129,15 +136,8 @@ pub struct Run {
     /// Go on with an earlier run, by the token that it printed
     #[arg(long, value_name = "TOKEN")]
     pub resume: Option<String>,
-    /// The CLI to run
-    #[arg(long, value_name = "NAME")]
-    pub runtime: Option<String>,
-    /// The model, as `provider/model`
-    #[arg(long, value_name = "MODEL")]
-    pub model: Option<String>,
-    /// One of the runtime's tiers in the configuration
-    #[arg(long, value_name = "TIER")]
-    pub tier: Option<String>,
+    #[command(flatten)]
+    pub agent: AgentFlags,
     /// Whether tools that need a permission run or do not run: allow, deny
     #[arg(long, value_name = "POLICY")]
     pub permissions: Option<String>,

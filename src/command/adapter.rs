@@ -45,9 +45,9 @@ pub fn run(args: &cli::Adapter) -> Exit {
 fn flags(args: &cli::Adapter) -> Flags {
     let session = args.session.clone();
     Flags {
-        runtime: session.runtime,
-        model: session.model,
-        tier: session.tier,
+        runtime: session.agent.runtime,
+        model: session.agent.model,
+        tier: session.agent.tier,
         prompt: session.prompt,
         permissions: session.permissions,
         resume: args.resume.clone(),

@@ -102,9 +102,9 @@ fn task(given: &str) -> io::Result<String> {
 
 fn flags(args: &cli::Run, task: String, dir: &Path) -> Flags {
     Flags {
-        runtime: args.runtime.clone(),
-        model: args.model.clone(),
-        tier: args.tier.clone(),
+        runtime: args.agent.runtime.clone(),
+        model: args.agent.model.clone(),
+        tier: args.agent.tier.clone(),
         prompt: Some(task),
         resume: args.resume.clone(),
         session_id: Some(format!("ses_{}", random_hex())),

@@ -146,9 +146,9 @@ fn adapter(args: &cli::Up, layout: &Layout, workdir: &Path) -> Result<Child, Str
         ("--workdir", Some(workdir.display().to_string())),
         ("--journal", Some(layout.dir.join("session").display().to_string())),
         ("--sidecar", Some(sidecar)),
-        ("--runtime", session.runtime.clone()),
-        ("--model", session.model),
-        ("--tier", session.tier),
+        ("--runtime", session.agent.runtime.clone()),
+        ("--model", session.agent.model),
+        ("--tier", session.agent.tier),
         ("--permissions", session.permissions),
     ];
     for (name, value) in options {
@@ -157,7 +157,7 @@ fn adapter(args: &cli::Up, layout: &Layout, workdir: &Path) -> Result<Child, Str
         }
     }
     if let Some(program) = &args.program {
-        let runtime = session.runtime.unwrap_or_else(|| registry::ALL[0].id.into());
+        let runtime = session.agent.runtime.unwrap_or_else(|| registry::ALL[0].id.into());
         let program = std::path::absolute(program).map_err(|e| e.to_string())?;
         let config = layout.dir.join("adapter.yaml");
         let yaml = serde_json::json!({ "agents": { "agentRuntimes": { runtime: { "program": program } } } });
