@@ -23,6 +23,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 
+/// Longest that anything may take before the run fails instead of hanging.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 fn main() {
     let quick = std::env::args().any(|a| a == "quick");
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(bench(quick));
@@ -119,12 +122,25 @@ impl Adapter {
         let log = std::fs::File::create(dir.path().join("log")).unwrap();
         let child = command.env_clear().env("PATH", std::env::var_os("PATH").unwrap()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
         let adapter = Adapter { child, stream, _dir: dir };
-        let began = Instant::now();
-        while !adapter.status().await.is_some_and(|s| s["state"] == "idle") {
-            assert!(began.elapsed() < Duration::from_secs(20), "{}", std::fs::read_to_string(adapter._dir.path().join("log")).unwrap());
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        adapter.until(|s| s["state"] == "idle").await;
         adapter
+    }
+
+    /// Waits until its status is so, looking every millisecond.
+    async fn until(&self, holds: impl Fn(&Value) -> bool) {
+        let began = Instant::now();
+        while !self.status().await.is_some_and(|s| holds(&s)) {
+            assert!(began.elapsed() < PATIENCE, "{}", std::fs::read_to_string(self._dir.path().join("log")).unwrap());
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    async fn until_sequence(&self, least: u64) {
+        self.until(|s| s["sequence"].as_u64().unwrap() >= least).await;
+    }
+
+    async fn sequence(&self) -> u64 {
+        self.status().await.unwrap()["sequence"].as_u64().unwrap()
     }
 
     async fn status(&self) -> Option<Value> {
@@ -225,12 +241,12 @@ async fn latencies(quick: bool) {
             let cli = Cli::start().await;
             let adapter = Adapter::start(&cli, json!({}), false).await;
             cli.begin();
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            adapter.until(|s| s["state"] == "busy").await;
             let (before, epoch, seen) = (adapter.pss(), Instant::now(), Arc::new(Seen::default()));
             for _ in 0..count {
                 subscribe(adapter.stream, 0, seen.clone(), epoch).await;
             }
-            tokio::time::sleep(Duration::from_millis(500)).await;
+            adapter.until(|s| s["subscribers"] == count).await;
             let events = rate * if quick { 1 } else { 5 };
             let cpu = adapter.cpu();
             let mut tick = tokio::time::interval(Duration::from_micros(1_000_000 / rate));
@@ -274,7 +290,7 @@ async fn hindrance(quick: bool) {
                 subscribe(adapter.stream, 0, seen.clone(), epoch).await;
             }
         }
-        let first = adapter.status().await.unwrap()["sequence"].as_u64().unwrap();
+        let first = adapter.sequence().await;
         let batch: Bytes = delta("word ").repeat(burst as usize).into();
         // 1,000 events a second, which is more than any CLI says.
         let mut tick = tokio::time::interval(Duration::from_millis(burst));
@@ -283,9 +299,7 @@ async fn hindrance(quick: bool) {
             tick.tick().await;
             cli.say(batch.clone());
         }
-        while adapter.status().await.unwrap()["sequence"].as_u64().unwrap() < first + bursts * burst {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        adapter.until_sequence(first + bursts * burst).await;
         seconds.push(began.elapsed().as_secs_f64());
     }
     let (without, with) = (seconds[0] + seconds[2], seconds[1] + seconds[3]);
@@ -307,20 +321,16 @@ async fn throughput(quick: bool) {
         cli.begin();
         let text = "x".repeat(24);
         let batch: Bytes = delta(&text).repeat(100).into();
-        let first = adapter.status().await.unwrap()["sequence"].as_u64().unwrap();
+        let first = adapter.sequence().await;
         let began = Instant::now();
         for i in 0..events / 100 {
             cli.say(batch.clone());
             // What is on its way stays bounded.
             if i % 50 == 49 {
-                while adapter.status().await.unwrap()["sequence"].as_u64().unwrap() + 20_000 < first + (i + 1) * 100 {
-                    tokio::time::sleep(Duration::from_millis(1)).await;
-                }
+                adapter.until_sequence((first + (i + 1) * 100).saturating_sub(20_000)).await;
             }
         }
-        while adapter.status().await.unwrap()["sequence"].as_u64().unwrap() < first + events {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        adapter.until_sequence(first + events).await;
         let rate = events as f64 / began.elapsed().as_secs_f64();
         let mut stream = TcpStream::connect(adapter.stream).await.unwrap();
         stream.write_all(format!("GET /stream HTTP/1.1\r\nHost: {}\r\n\r\n", adapter.stream).as_bytes()).await.unwrap();
@@ -345,7 +355,7 @@ async fn throughput(quick: bool) {
 async fn long_line() {
     let cli = Cli::start().await;
     let adapter = Adapter::start(&cli, json!({}), false).await;
-    let head = adapter.status().await.unwrap()["sequence"].as_u64().unwrap();
+    let head = adapter.sequence().await;
     let piece = Bytes::from(vec![b'x'; 1 << 20]);
     let began = Instant::now();
     cli.say("data: \"");
@@ -354,8 +364,6 @@ async fn long_line() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     cli.say("\"\n\n");
-    while adapter.status().await.unwrap()["sequence"].as_u64().unwrap() == head {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    adapter.until_sequence(head + 1).await;
     println!("A line of 100 MB: {} ms, the adapter's largest size {:.1} MiB.", began.elapsed().as_millis(), adapter.kib("status", "VmHWM:") as f64 / 1024.0);
 }

@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::fake;
-use crate::kit::{Got, Upstream, find, message, request, sidecar, until, within};
+use crate::kit::{Got, SmallDisk, Upstream, find, message, request, sidecar, until, until_async, within};
 
 const BIN: &str = env!("CARGO_BIN_EXE_outrigger");
 
@@ -98,12 +98,8 @@ impl Pod {
 
     /// Posts until it is taken, whatever becomes of the adapter meanwhile.
     async fn say(&self, id: &str, text: &str) {
-        within("an input", async {
-            while attempt(self.input, &json!({ "text": text, "input_id": id, "mode": "queue" })).await != Some(202) {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        })
-        .await;
+        let body = json!({ "text": text, "input_id": id, "mode": "queue" });
+        until_async("an input", async || attempt(self.input, &body).await == Some(202)).await;
     }
 
     /// What stands in the journal's files.
@@ -541,12 +537,7 @@ async fn the_stream_resumes_filters_and_refuses() {
         .unwrap();
         last
     });
-    within("the subscriber", async {
-        while subscribers().await <= before {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    })
-    .await;
+    until_async("the subscriber", async || subscribers().await > before).await;
     pod.signal(rustix::process::Signal::TERM);
     assert_eq!(pod.exit().await, Some(0));
     assert!(within("the end of the stream", last).await.unwrap().contains("session.end"));
@@ -757,35 +748,14 @@ async fn subscribers_that_never_read_hold_nobody_up() {
 async fn a_full_disk_holds_the_cli_back_and_loses_nothing() {
     let mut pod = Pod::new(json!({ "session": { "raw": false } })).await;
     let mount = pod.path("journal");
-    std::fs::create_dir(&mount).unwrap();
-    let mounted = Command::new("mount")
-        .args(["-t", "tmpfs", "-o", "size=512k", "tmpfs", mount.to_str().unwrap()])
-        .stderr(Stdio::null())
-        .status()
-        .is_ok_and(|s| s.success());
-    if !mounted {
-        eprintln!("SKIPPED: a full disk under the journal (needs root to mount a tmpfs)");
-        return;
-    }
-    struct Unmount(PathBuf);
-    impl Drop for Unmount {
-        fn drop(&mut self) {
-            let _ = Command::new("umount").args(["-l", self.0.to_str().unwrap()]).status();
-        }
-    }
-    let _unmount = Unmount(mount.clone());
+    let Some(_disk) = SmallDisk::mount(&mount, 512, "a full disk under the journal") else { return };
     pod.start();
     pod.wait("a session", |e| e["type"] == "session.start").await;
     let ballast = mount.join("ballast");
     std::fs::write(&ballast, vec![0; 400_000]).unwrap();
     pod.say("a", "n=2000").await;
     let health = async || request(pod.stream, "GET", "/health", &[], b"").await;
-    within("the trouble", async {
-        while health().await.status != 503 {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    })
-    .await;
+    until_async("the trouble", async || health().await.status == 503).await;
     assert!(health().await.text().contains("cannot be written"));
     assert_eq!(pod.events().iter().filter(|e| e["type"] == "turn.end").count(), 0);
     std::fs::remove_file(&ballast).unwrap();

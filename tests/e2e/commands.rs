@@ -225,23 +225,7 @@ async fn a_full_disk_under_the_audit_file_closes_the_door() {
     let up = Upstream::always(message()).await;
     let dir = sidecar(&up).lay_out();
     let mount = dir.path().join("small");
-    std::fs::create_dir(&mount).unwrap();
-    let mounted = Command::new("mount")
-        .args(["-t", "tmpfs", "-o", "size=64k", "tmpfs", mount.to_str().unwrap()])
-        .stderr(Stdio::null())
-        .status()
-        .is_ok_and(|s| s.success());
-    if !mounted {
-        eprintln!("SKIPPED: a full disk under the audit file (needs root to mount a tmpfs)");
-        return;
-    }
-    struct Unmount(std::path::PathBuf);
-    impl Drop for Unmount {
-        fn drop(&mut self) {
-            let _ = Command::new("umount").args(["-l", self.0.to_str().unwrap()]).status();
-        }
-    }
-    let _unmount = Unmount(mount.clone());
+    let Some(_disk) = SmallDisk::mount(&mount, 64, "a full disk under the audit file") else { return };
     let file = dir.path().join("sidecar.yaml");
     let yaml = std::fs::read_to_string(&file).unwrap().replace(&format!("{}/audit.jsonl", dir.path().display()), &format!("{}/audit.jsonl", mount.display()));
     std::fs::write(&file, yaml).unwrap();

@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -25,12 +26,41 @@ pub async fn within<T>(what: &str, f: impl Future<Output = T>) -> T {
 
 /// Waits until a condition holds, looking every few milliseconds.
 pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    until_async(what, async || holds()).await;
+}
+
+/// The same of one that has to be asked for.
+pub async fn until_async(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     within(what, async {
-        while !holds() {
+        while !holds().await {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     })
     .await;
+}
+
+/// A disk that is soon full, until it is dropped.
+pub struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    /// Makes the directory and mounts a tmpfs of so many KiB on it; `None`, loudly, where that
+    /// is not permitted: `what` is skipped then.
+    pub fn mount(at: &Path, kib: u32, what: &str) -> Option<SmallDisk> {
+        std::fs::create_dir(at).unwrap();
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", &format!("size={kib}k"), "tmpfs"]).arg(at).stderr(Stdio::null());
+        if !mount.status().is_ok_and(|s| s.success()) {
+            eprintln!("SKIPPED: {what} (needs root to mount a tmpfs)");
+            return None;
+        }
+        Some(SmallDisk(at.to_owned()))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
 }
 
 /// A request as the upstream saw it.
