@@ -29,7 +29,7 @@ pub fn run(args: &cli::Adapter) -> Exit {
         return Exit::Ok;
     }
     let hardened = harden::this_process();
-    logging::start(tracing::Level::INFO, false);
+    let _log = logging::start(tracing::Level::INFO, false);
     for weakness in hardened {
         tracing::warn!("{weakness}");
     }

@@ -49,7 +49,7 @@ pub fn run(args: &cli::Run) -> Exit {
     }
     (config.oneshot, config.raw) = (true, false);
     harden::this_process();
-    logging::start(tracing::Level::ERROR, false);
+    let _log = logging::start(tracing::Level::ERROR, false);
     process::adopt_orphans();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     match runtime {

@@ -16,7 +16,7 @@ pub fn run(args: &cli::Sidecar) -> Exit {
     if args.check {
         return Exit::Ok;
     }
-    logging::start(config.log.level, config.log.format == LogFormat::Json);
+    let _log = logging::start(config.log.level, config.log.format == LogFormat::Json);
     for weakness in hardened {
         tracing::warn!("{weakness}");
     }
