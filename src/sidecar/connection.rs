@@ -7,7 +7,7 @@
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
@@ -23,8 +23,9 @@ use tokio::net::TcpStream;
 use tokio::sync::{Notify, watch};
 use tokio::time::Sleep;
 
+use super::body::READ_BUFFER;
 use super::proxy::{self, Busy, BusyFlag, Shared};
-use super::refusal::{Client, Code, Denial};
+use super::refusal::{Client, Code, Denial, ERROR_HEADER};
 use super::route;
 use crate::base::framing::{Fault, Scanner, Verdict};
 
@@ -34,8 +35,12 @@ const HEAD_TIME: Duration = Duration::from_secs(10);
 const IDLE_TIME: Duration = Duration::from_secs(90);
 /// A client that reads nothing for so long is gone; its upstream request is cancelled.
 const WRITE_STALL: Duration = Duration::from_secs(60);
-/// Largest piece that hyper reads at once, and so a part of what a stream costs.
-const READ_BUFFER: usize = 64 * 1024;
+/// A client that reads nothing for so long makes room when others wait for a connection.
+const STALLED: Duration = Duration::from_secs(1);
+/// Requests in a row on one connection that are refused at full speed …
+const REFUSED_IN_A_ROW: u32 = 20;
+/// … before each further answer is held back for so long.
+const PENALTY: Duration = Duration::from_millis(100);
 /// Bytes of an unwanted body that are read away so that the client sees its refusal.
 const LINGER_BYTES: usize = 64 << 20;
 const LINGER_TIME: Duration = Duration::from_secs(2);
@@ -49,11 +54,74 @@ pub struct Handle {
     fault: Mutex<Option<(Fault, String)>>,
     /// A request or its answer said that it is the last: what comes behind it is none.
     last: AtomicBool,
+    since: Instant,
+    /// It has had a request answered.
+    served: AtomicBool,
+    /// Requests in a row that were refused.
+    refused: AtomicU32,
+    /// The answer to a refused request is being held back.
+    penalised: AtomicBool,
+    /// Milliseconds after `since` at which the client stopped reading; 0 while it reads.
+    stalled: AtomicU64,
+}
+
+/// How dispensable a connection is when others wait for a place; the least needed first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Rank {
+    /// Its client sends requests that are refused, one after the other.
+    Penalised,
+    /// It has not had a whole request yet.
+    Fresh,
+    /// It waits for its next request.
+    Idle,
+    /// Its client has not read for [`STALLED`].
+    Stalled,
 }
 
 impl Handle {
     pub fn new() -> Arc<Self> {
-        Arc::new(Handle { busy: Arc::default(), leave: Notify::new(), fault: Mutex::default(), last: AtomicBool::new(false) })
+        Arc::new(Handle {
+            busy: Arc::default(),
+            leave: Notify::new(),
+            fault: Mutex::default(),
+            last: AtomicBool::new(false),
+            since: Instant::now(),
+            served: AtomicBool::new(false),
+            refused: AtomicU32::new(0),
+            penalised: AtomicBool::new(false),
+            stalled: AtomicU64::new(0),
+        })
+    }
+
+    /// Whether it can go for others, and before which; `None` while it is being served.
+    pub fn rank(&self) -> Option<Rank> {
+        let stalled = || {
+            let at = self.stalled.load(Ordering::Relaxed);
+            at > 0 && self.since.elapsed() > Duration::from_millis(at) + STALLED
+        };
+        if self.penalised.load(Ordering::Relaxed) {
+            Some(Rank::Penalised)
+        } else if !self.busy.is_busy() {
+            Some(if self.served.load(Ordering::Relaxed) { Rank::Idle } else { Rank::Fresh })
+        } else {
+            stalled().then_some(Rank::Stalled)
+        }
+    }
+
+    /// Slows down a client whose requests are refused again and again.
+    async fn temper(&self, shared: &Shared, response: &Response<proxy::Answer>) {
+        self.served.store(true, Ordering::Relaxed);
+        if response.status().as_u16() < 400 || !response.headers().contains_key(ERROR_HEADER) {
+            self.refused.store(0, Ordering::Relaxed);
+            return;
+        }
+        let in_a_row = self.refused.fetch_add(1, Ordering::Relaxed);
+        if in_a_row < REFUSED_IN_A_ROW && shared.refusal_rate.check().is_ok() {
+            return;
+        }
+        self.penalised.store(true, Ordering::Relaxed);
+        tokio::time::sleep(PENALTY).await;
+        self.penalised.store(false, Ordering::Relaxed);
     }
 
     fn note(&self, headers: &HeaderMap) {
@@ -71,8 +139,13 @@ pub async fn serve(shared: Arc<Shared>, stream: TcpStream, handle: Arc<Handle>, 
         let busy = Busy::new(&handle.busy, &shared);
         handle.note(request.headers());
         let handle = handle.clone();
-        let answer = proxy::serve(shared.clone(), request, busy);
-        Box::pin(async move { answer.await.inspect(|response| handle.note(response.headers())) })
+        let (answer, shared) = (proxy::serve(shared.clone(), request, busy), shared.clone());
+        Box::pin(async move {
+            let response = answer.await?;
+            handle.temper(&shared, &response).await;
+            handle.note(response.headers());
+            Ok::<_, proxy::Unserved>(response)
+        })
     });
     let mut connection = http1::Builder::new().max_buf_size(READ_BUFFER).serve_connection(TokioIo::new(strict), service);
     let mut stopping = *stop.borrow();
@@ -257,8 +330,14 @@ impl Strict {
     fn wrote(&mut self, cx: &mut Context<'_>, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         match result {
             Poll::Pending if self.expired(cx, WRITE_STALL) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
-            Poll::Pending => Poll::Pending,
+            Poll::Pending => {
+                if self.handle.stalled.load(Ordering::Relaxed) == 0 {
+                    self.handle.stalled.store((self.handle.since.elapsed().as_millis() as u64).max(1), Ordering::Relaxed);
+                }
+                Poll::Pending
+            }
             ready => {
+                self.handle.stalled.store(0, Ordering::Relaxed);
                 self.last = Instant::now();
                 ready
             }

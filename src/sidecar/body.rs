@@ -1,0 +1,558 @@
+//! The request's body, held whole in memory that all requests share.
+//!
+//! Part of step 3. Nothing is decided before the body is whole, and what was checked is what is
+//! forwarded: the client's own bytes, or, where they were compressed, what they decode to.
+//!
+//! Invariants:
+//! - Every byte that is held is counted, including the read buffer that a kept piece pins.
+//! - A body must keep coming: [`IDLE_TIME`] between two pieces, and a mean rate. When memory runs
+//!   short, the body that came slowest makes room; when connections run short, likewise.
+//! - Large bodies never take the last quarter of the memory, so that a small request is served
+//!   whatever the large ones do.
+//! - Decoding gives the thread back after each chunk, so that no body holds up other requests.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, Read};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use hyper::body::{Body as HttpBody, Bytes, Frame, Incoming, SizeHint};
+use hyper::header::{CONTENT_ENCODING, CONTENT_LENGTH, HeaderMap};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+
+use super::refusal::{Code, Denial};
+
+/// Largest body, compressed or decoded; Anthropic's own limit.
+pub const MAX_BODY: usize = 32 * 1024 * 1024;
+/// What all bodies, and the lists of models that are cut down, may hold together.
+const MEMORY: usize = 96 * 1024 * 1024;
+/// What the parts of bodies beyond [`SMALL_BODY`] may take of it.
+const LARGE_MEMORY: usize = MEMORY / 4 * 3;
+const SMALL_BODY: usize = 1024 * 1024;
+/// Longest time between two pieces of a body.
+const IDLE_TIME: Duration = Duration::from_secs(15);
+/// A body may take this long, and one second more for every KiB that has come …
+const BASE_TIME: Duration = Duration::from_secs(30);
+/// … but never longer than this.
+const MAX_TIME: Duration = Duration::from_secs(600);
+/// How long a request waits for memory that another was told to give back.
+const EVICTION_TIME: Duration = Duration::from_secs(1);
+/// A body is not slow before this.
+const GRACE: Duration = Duration::from_millis(100);
+/// The read buffer of a connection; a piece that is kept pins one, whatever its own size.
+pub(super) const READ_BUFFER: usize = 64 * 1024;
+/// Pieces below this are copied together, so that what is pinned is at most twice what is held.
+const KEPT_PIECE: usize = READ_BUFFER / 2;
+/// 8 MiB: what `zstd` itself decodes without being asked to.
+const ZSTD_WINDOW_LOG: u32 = 23;
+
+/// A body held whole, in the pieces in which it came.
+#[derive(Debug, Clone, Default)]
+pub struct BufferedBody {
+    pieces: Vec<Bytes>,
+    len: usize,
+    /// Its share of the memory, given back with the last copy.
+    _share: Option<Arc<Share>>,
+}
+
+impl BufferedBody {
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    pub fn pieces(&self) -> &[Bytes] {
+        &self.pieces
+    }
+
+    /// The body of the upstream request.
+    pub fn into_stream(self) -> BufferedBodyStream {
+        BufferedBodyStream { left: self.len as u64, pieces: self.pieces.into_iter(), _share: self._share }
+    }
+
+    #[cfg(test)]
+    pub(super) fn of(pieces: Vec<Bytes>) -> Self {
+        BufferedBody { len: pieces.iter().map(Bytes::len).sum(), pieces, _share: None }
+    }
+}
+
+/// Sends a [`BufferedBody`] piece by piece, without joining the pieces.
+#[derive(Debug)]
+pub struct BufferedBodyStream {
+    pieces: std::vec::IntoIter<Bytes>,
+    left: u64,
+    _share: Option<Arc<Share>>,
+}
+
+impl HttpBody for BufferedBodyStream {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        let next = self.pieces.next();
+        if let Some(piece) = &next {
+            self.left -= piece.len() as u64;
+        }
+        Poll::Ready(next.map(|piece| Ok(Frame::data(piece))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.left == 0
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.left)
+    }
+}
+
+/// The memory for bodies, and the bodies that are still coming.
+#[derive(Debug)]
+pub struct BodyMemory {
+    all: Arc<Semaphore>,
+    large: Arc<Semaphore>,
+    uploads: Mutex<Uploads>,
+}
+
+#[derive(Debug, Default)]
+struct Uploads {
+    next: u64,
+    open: BTreeMap<u64, Arc<Upload>>,
+}
+
+/// A body that is still coming.
+#[derive(Debug)]
+struct Upload {
+    since: Instant,
+    progress: Mutex<Progress>,
+    /// Told to make room for others.
+    evicted: Notify,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Progress {
+    held: usize,
+    last: Instant,
+    evicted: bool,
+}
+
+/// What one request holds of the memory.
+#[derive(Debug, Default)]
+pub struct Share {
+    all: Option<OwnedSemaphorePermit>,
+    large: Option<OwnedSemaphorePermit>,
+    bytes: usize,
+}
+
+impl Share {
+    fn add(&mut self, all: OwnedSemaphorePermit, large: Option<OwnedSemaphorePermit>, bytes: usize) {
+        let merge = |mine: &mut Option<OwnedSemaphorePermit>, more: OwnedSemaphorePermit| match mine {
+            Some(mine) => mine.merge(more),
+            None => *mine = Some(more),
+        };
+        merge(&mut self.all, all);
+        if let Some(large) = large {
+            merge(&mut self.large, large);
+        }
+        self.bytes += bytes;
+    }
+}
+
+/// Takes an upload off the list when its body is whole or given up.
+struct Listed<'a> {
+    memory: &'a BodyMemory,
+    id: u64,
+    upload: Arc<Upload>,
+}
+
+impl Drop for Listed<'_> {
+    fn drop(&mut self) {
+        lock(&self.memory.uploads).open.remove(&self.id);
+    }
+}
+
+impl Default for BodyMemory {
+    fn default() -> Self {
+        BodyMemory { all: Arc::new(Semaphore::new(MEMORY)), large: Arc::new(Semaphore::new(LARGE_MEMORY)), uploads: Mutex::default() }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl BodyMemory {
+    /// Bytes that are not held by anybody.
+    pub fn free(&self) -> usize {
+        self.all.available_permits()
+    }
+
+    /// Takes memory for `bytes` more. Bodies that come too slowly make room.
+    ///
+    /// # Errors
+    /// `busy` when nobody can make room.
+    pub async fn reserve(&self, share: &mut Share, bytes: usize) -> Result<(), Denial> {
+        self.reserve_for(share, bytes, None).await
+    }
+
+    async fn reserve_for(&self, share: &mut Share, bytes: usize, upload: Option<u64>) -> Result<(), Denial> {
+        let large = (share.bytes + bytes).saturating_sub(SMALL_BODY).min(bytes);
+        loop {
+            let part = if large > 0 { self.large.clone().try_acquire_many_owned(large as u32).ok().map(Some) } else { Some(None) };
+            if let Some(part) = part
+                && let Ok(whole) = self.all.clone().try_acquire_many_owned(bytes as u32)
+            {
+                share.add(whole, part, bytes);
+                return Ok(());
+            }
+            if !self.evict(upload, share.bytes) {
+                return Err(busy());
+            }
+            let (pool, wanted) = if large > 0 && self.large.available_permits() < large { (&self.large, large) } else { (&self.all, bytes) };
+            // Only waits until it is there: it is taken above, together with the other part.
+            if tokio::time::timeout(EVICTION_TIME, pool.acquire_many(wanted as u32)).await.is_err() {
+                return Err(busy());
+            }
+        }
+    }
+
+    /// Tells the body that has been waited for the longest to make room: one that stands still,
+    /// or, when all are coming, the one that holds most beyond a fair share. Returns whether
+    /// there was one.
+    fn evict(&self, but: Option<u64>, mine: usize) -> bool {
+        let uploads = lock(&self.uploads);
+        let now = Instant::now();
+        let fair = MEMORY / (uploads.open.len() + 1);
+        let candidates =
+            || uploads.open.iter().filter(|(id, _)| Some(**id) != but).map(|(_, u)| (u, *lock(&u.progress))).filter(|(_, p)| !p.evicted && p.held > 0);
+        let still = candidates().filter(|(_, p)| now - p.last > GRACE).max_by_key(|(_, p)| (now - p.last, p.held));
+        let greedy = || candidates().filter(|(_, p)| p.held > fair && p.held > mine).max_by_key(|(_, p)| p.held);
+        match still.or_else(greedy) {
+            Some((upload, _)) => {
+                upload.evict();
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Ends the upload with the lowest mean rate, to make room for another connection. Returns
+    /// whether there was one.
+    pub fn evict_slowest(&self) -> bool {
+        let uploads = lock(&self.uploads);
+        let now = Instant::now();
+        let rate = |u: &Upload, p: &Progress| (p.held as u128 * 1_000_000) / (now - u.since).as_micros().max(1);
+        let slowest =
+            uploads.open.values().map(|u| (u, *lock(&u.progress))).filter(|(u, p)| !p.evicted && now - u.since > GRACE).min_by_key(|(u, p)| rate(u, p));
+        match slowest {
+            Some((upload, _)) => {
+                upload.evict();
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn list(&self) -> Listed<'_> {
+        let now = Instant::now();
+        let upload = Arc::new(Upload { since: now, progress: Mutex::new(Progress { held: 0, last: now, evicted: false }), evicted: Notify::new() });
+        let mut uploads = lock(&self.uploads);
+        uploads.next += 1;
+        let id = uploads.next;
+        uploads.open.insert(id, upload.clone());
+        Listed { memory: self, id, upload }
+    }
+
+    /// Takes the whole body in, and undoes its compression.
+    ///
+    /// # Errors
+    /// `body_too_large`, `body_timeout`, `busy`, `unsupported_encoding`, `bad_request`.
+    pub async fn collect(&self, body: Incoming, headers: &HeaderMap) -> Result<BufferedBody, Denial> {
+        let announced = headers.get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse::<u64>().ok());
+        if announced.is_some_and(|n| n > MAX_BODY as u64) {
+            return Err(too_large());
+        }
+        let encoding = encoding(headers)?;
+        let held = self.gather(body).await?;
+        match encoding {
+            None => Ok(held),
+            Some(encoding) => self.decode(held, encoding).await,
+        }
+    }
+
+    async fn gather(&self, mut body: Incoming) -> Result<BufferedBody, Denial> {
+        let (mut pieces, mut small, mut len) = (Vec::new(), BytesMut::new(), 0usize);
+        let mut share = Share::default();
+        // A body that is there already is not an upload: nobody waits for it.
+        let mut listed: Option<Listed<'_>> = None;
+        loop {
+            let ready = std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut body).poll_frame(cx))).await;
+            let frame = match ready {
+                Poll::Ready(frame) => frame,
+                Poll::Pending => next_piece(&mut body, &listed.get_or_insert_with(|| self.list()).upload, len).await?,
+            };
+            let Some(frame) = frame else { break };
+            let frame = frame.map_err(|e| Denial::new(Code::BadRequest, "the request body is incomplete or malformed").cause(e))?;
+            let Ok(piece) = frame.into_data() else { continue };
+            len += piece.len();
+            if len > MAX_BODY {
+                return Err(too_large());
+            }
+            let whole = len == piece.len() && body.is_end_stream();
+            let cost = if whole || piece.len() >= KEPT_PIECE { READ_BUFFER } else { room(&small, piece.len()) };
+            if cost > 0 {
+                self.reserve_for(&mut share, cost, listed.as_ref().map(|l| l.id)).await?;
+            }
+            if whole || piece.len() >= KEPT_PIECE {
+                pieces.extend((!small.is_empty()).then(|| small.split().freeze()));
+                small = BytesMut::new();
+                pieces.extend((!piece.is_empty()).then_some(piece));
+            } else {
+                if small.len() + piece.len() > READ_BUFFER {
+                    pieces.push(std::mem::take(&mut small).freeze());
+                }
+                small.reserve(if small.is_empty() { READ_BUFFER } else { 0 });
+                small.extend_from_slice(&piece);
+            }
+            if let Some(listed) = &listed {
+                listed.upload.progressed(share.bytes);
+            }
+        }
+        pieces.extend((!small.is_empty()).then(|| small.freeze()));
+        Ok(BufferedBody { pieces, len, _share: Some(Arc::new(share)) })
+    }
+
+    /// Decodes one gzip member or one zstd frame, with nothing before or after it.
+    async fn decode(&self, held: BufferedBody, encoding: Encoding) -> Result<BufferedBody, Denial> {
+        let broken = |e: &dyn std::fmt::Display| Denial::new(Code::BadRequest, "the compressed request body is broken").cause(e);
+        let mut input = Pieces::new(&held.pieces);
+        let mut out = Decoded::default();
+        match encoding {
+            Encoding::Gzip => {
+                let mut decoder = flate2::bufread::GzDecoder::new(&mut input);
+                self.decode_from(&mut decoder, &mut out).await?;
+            }
+            Encoding::Zstd => {
+                // A skippable frame or a dictionary is nothing that a client of an API sends.
+                if !held.pieces.first().is_some_and(|p| p.starts_with(&[0x28, 0xb5, 0x2f, 0xfd])) {
+                    return Err(broken(&"no zstd frame"));
+                }
+                let mut decoder = zstd::stream::read::Decoder::with_buffer(&mut input).map_err(|e| broken(&e))?.single_frame();
+                decoder.window_log_max(ZSTD_WINDOW_LOG).map_err(|e| broken(&e))?;
+                self.decode_from(&mut decoder, &mut out).await?;
+            }
+        }
+        if input.fill_buf().is_ok_and(|rest| !rest.is_empty()) {
+            return Err(broken(&"bytes after the compressed data"));
+        }
+        Ok(BufferedBody { len: out.len, pieces: out.pieces, _share: Some(Arc::new(out.share)) })
+    }
+
+    async fn decode_from(&self, decoder: &mut (impl Read + Send), out: &mut Decoded) -> Result<(), Denial> {
+        loop {
+            self.reserve(&mut out.share, READ_BUFFER).await?;
+            let mut chunk = Vec::with_capacity(READ_BUFFER);
+            let read = decoder.by_ref().take(READ_BUFFER as u64).read_to_end(&mut chunk);
+            read.map_err(|e| Denial::new(Code::BadRequest, "the compressed request body is broken").cause(e))?;
+            out.len += chunk.len();
+            if out.len > MAX_BODY {
+                return Err(too_large());
+            }
+            if chunk.is_empty() {
+                return Ok(());
+            }
+            out.pieces.push(chunk.into());
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+#[derive(Default)]
+struct Decoded {
+    pieces: Vec<Bytes>,
+    len: usize,
+    share: Share,
+}
+
+impl Upload {
+    fn evict(&self) {
+        lock(&self.progress).evicted = true;
+        self.evicted.notify_one();
+    }
+
+    fn progressed(&self, held: usize) {
+        let mut progress = lock(&self.progress);
+        progress.held = held;
+        progress.last = Instant::now();
+    }
+}
+
+/// The memory that joining a piece of this size to the others takes.
+fn room(small: &BytesMut, piece: usize) -> usize {
+    if small.is_empty() || small.len() + piece > READ_BUFFER { READ_BUFFER } else { 0 }
+}
+
+/// Waits for the next piece of a body, as long as others do not need its place.
+async fn next_piece(body: &mut Incoming, upload: &Upload, len: usize) -> Result<Option<Result<Frame<Bytes>, hyper::Error>>, Denial> {
+    let mean = (upload.since + BASE_TIME + Duration::from_secs(len as u64 / 1024)).min(upload.since + MAX_TIME);
+    let deadline = mean.min(Instant::now() + IDLE_TIME);
+    let frame = std::future::poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx));
+    tokio::select! {
+        biased;
+        () = upload.evicted.notified() => Err(Denial::new(
+            Code::BodyTimeout,
+            format!("the request body came too slowly while other requests waited for its place ({len} bytes in {} s)", upload.since.elapsed().as_secs()),
+        )),
+        frame = tokio::time::timeout_at(deadline.into(), frame) => frame.map_err(|_| Denial::new(
+            Code::BodyTimeout,
+            format!("only {len} bytes of the request body arrived within {} s", upload.since.elapsed().as_secs()),
+        )),
+    }
+}
+
+fn busy() -> Denial {
+    let mut busy = Denial::new(Code::Busy, "the bodies of other requests hold all the memory set aside for them").hint("send it again in a second");
+    busy.retry_after = Some(Duration::from_secs(1));
+    busy
+}
+
+fn too_large() -> Denial {
+    Denial::new(Code::BodyTooLarge, format!("the request body is larger than {} MiB", MAX_BODY >> 20))
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Encoding {
+    Gzip,
+    Zstd,
+}
+
+fn encoding(headers: &HeaderMap) -> Result<Option<Encoding>, Denial> {
+    let Some(value) = headers.get(CONTENT_ENCODING) else { return Ok(None) };
+    match value.as_bytes() {
+        b"identity" => Ok(None),
+        b"gzip" => Ok(Some(Encoding::Gzip)),
+        b"zstd" => Ok(Some(Encoding::Zstd)),
+        other => Err(Denial::new(Code::UnsupportedEncoding, format!("content-encoding `{}` is not one of `gzip`, `zstd`, `identity`", other.escape_ascii()))
+            .hint("send the body uncompressed")),
+    }
+}
+
+/// Reads the pieces of a body as if they were one.
+struct Pieces<'a> {
+    rest: &'a [Bytes],
+    at: usize,
+}
+
+impl<'a> Pieces<'a> {
+    fn new(rest: &'a [Bytes]) -> Self {
+        Pieces { rest, at: 0 }
+    }
+}
+
+impl BufRead for Pieces<'_> {
+    fn fill_buf(&mut self) -> std::io::Result<&[u8]> {
+        while let Some((first, rest)) = self.rest.split_first() {
+            if self.at < first.len() {
+                return Ok(&first[self.at..]);
+            }
+            (self.rest, self.at) = (rest, 0);
+        }
+        Ok(&[])
+    }
+
+    fn consume(&mut self, n: usize) {
+        self.at += n;
+    }
+}
+
+impl Read for Pieces<'_> {
+    fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
+        let piece = self.fill_buf()?;
+        let n = piece.len().min(out.len());
+        out[..n].copy_from_slice(&piece[..n]);
+        self.consume(n);
+        Ok(n)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn decode(bytes: Vec<u8>, encoding: Encoding) -> Result<Vec<u8>, Code> {
+        let memory = BodyMemory::default();
+        let pieces = bytes.chunks(1000).map(Bytes::copy_from_slice).collect();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let done = runtime.block_on(memory.decode(BufferedBody::of(pieces), encoding));
+        let done = done.map(|body| body.pieces.concat()).map_err(|d| d.code);
+        assert_eq!(memory.free(), MEMORY, "everything is given back");
+        done
+    }
+
+    #[test]
+    fn a_bomb_stops_at_the_size_that_a_body_may_have() {
+        let zstd = zstd::encode_all(vec![b' '; MAX_BODY + 1].as_slice(), 19).unwrap();
+        assert!(zstd.len() < 10_000);
+        assert_eq!(decode(zstd, Encoding::Zstd).unwrap_err(), Code::BodyTooLarge);
+    }
+
+    #[test]
+    fn a_log_that_compresses_well_is_no_bomb() {
+        let log = "[INFO] the same line, again and again\n".repeat(80_000).into_bytes();
+        assert_eq!(decode(zstd::encode_all(log.as_slice(), 3).unwrap(), Encoding::Zstd).unwrap(), log);
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+        std::io::Write::write_all(&mut gzip, &log).unwrap();
+        let gzip = gzip.finish().unwrap();
+        assert!(log.len() > 200 * gzip.len());
+        assert_eq!(decode(gzip, Encoding::Gzip).unwrap(), log);
+    }
+
+    #[test]
+    fn one_frame_is_decoded_and_nothing_behind_it() {
+        let mut frames = zstd::encode_all(&b"{}"[..], 3).unwrap();
+        assert_eq!(decode(frames.clone(), Encoding::Zstd).unwrap(), b"{}");
+        frames.extend(zstd::encode_all(&b"{}"[..], 3).unwrap());
+        assert_eq!(decode(frames, Encoding::Zstd).unwrap_err(), Code::BadRequest);
+    }
+
+    #[tokio::test]
+    async fn large_bodies_leave_room_for_small_ones() {
+        let memory = BodyMemory::default();
+        let mut hogs = Vec::new();
+        loop {
+            let mut share = Share::default();
+            if memory.reserve(&mut share, MAX_BODY).await.is_err() {
+                break;
+            }
+            hogs.push(share);
+        }
+        assert!(hogs.len() >= 2);
+        let mut small = Share::default();
+        memory.reserve(&mut small, SMALL_BODY).await.unwrap();
+        drop((hogs, small));
+        assert_eq!(memory.free(), MEMORY);
+    }
+
+    #[tokio::test]
+    async fn the_body_that_stands_still_makes_room() {
+        let memory = BodyMemory::default();
+        let (mut hog, mut other) = (Share::default(), Share::default());
+        memory.reserve(&mut hog, MAX_BODY).await.unwrap();
+        memory.reserve(&mut other, MAX_BODY).await.unwrap();
+        let listed = memory.list();
+        listed.upload.progressed(MAX_BODY);
+        tokio::time::sleep(GRACE * 2).await;
+        let evicted = async {
+            listed.upload.evicted.notified().await;
+            drop(hog);
+        };
+        let mut share = Share::default();
+        let (taken, ()) = tokio::join!(memory.reserve(&mut share, MAX_BODY), evicted);
+        taken.unwrap();
+    }
+}
