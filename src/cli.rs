@@ -47,6 +47,11 @@ pub enum Command {
     ///
     /// Example: outrigger healthcheck --address 127.0.0.1:9091
     Healthcheck(Healthcheck),
+    /// Work with the sidecar's audit file
+    ///
+    /// Example: outrigger audit verify /var/lib/outrigger/audit.jsonl
+    #[command(subcommand)]
+    Audit(Audit),
 }
 
 #[derive(Debug, clap::Args)]
@@ -213,6 +218,27 @@ pub struct Rehearse {
     /// Append one JSON line a request to this file
     #[arg(long, value_name = "FILE")]
     pub log: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Subcommand)]
+pub enum Audit {
+    /// Follow the chain of records through the file and its rotations, and name the first break
+    ///
+    /// Example: outrigger audit verify /var/lib/outrigger/audit.jsonl --public-key audit.pub.pem
+    Verify(AuditVerify),
+}
+
+#[derive(Debug, clap::Args)]
+pub struct AuditVerify {
+    /// The audit file; its rotated files are found beside it
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// The public key (PEM) that checkpoints must be signed with
+    #[arg(long, value_name = "FILE")]
+    pub public_key: Option<PathBuf>,
+    /// Print the result as JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, clap::Args)]

@@ -22,6 +22,7 @@ fn main() -> ExitCode {
         Command::Up(args) => command::up::run(&args),
         Command::Schema(args) => command::schema::run(&args),
         Command::Rehearse(args) => command::rehearse::run(&args),
+        Command::Audit(args) => command::audit::run(&args),
         Command::Healthcheck(args) => command::healthcheck::run(&args),
     };
     exit.into()

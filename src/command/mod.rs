@@ -1,6 +1,7 @@
 //! Composition roots: a configuration in, an exit code out. One file a subcommand.
 
 pub mod adapter;
+pub mod audit;
 pub mod healthcheck;
 pub mod rehearse;
 pub mod run;
