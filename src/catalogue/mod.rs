@@ -1,10 +1,12 @@
-//! What models cost.
+//! What models cost, and how much they can read and write.
 //!
 //! The table is a trimmed snapshot (source, date and licence in its head; `update.py` makes
-//! it), sorted, and searched as text: nothing is parsed at start, nothing is kept in memory.
-//! An operator's file in the same format overrides it line by line.
+//! it). It is read once, when the first price is asked for. An operator's file in the same
+//! format overrides it line by line.
 
+use std::collections::HashMap;
 use std::path::Path;
+use std::sync::LazyLock;
 
 static TABLE: &str = include_str!("prices.tsv");
 
@@ -20,6 +22,18 @@ pub struct Price {
     pub above: Option<Above>,
     pub priority_factor: Option<f64>,
     pub flex_factor: Option<f64>,
+    /// The most input tokens that fit its context.
+    pub max_input: Option<u64>,
+    /// The most tokens of one reply.
+    pub max_output: Option<u64>,
+    /// What fast mode costs, as a factor of everything.
+    pub fast_factor: Option<f64>,
+    /// What processing in the United States only costs, as a factor of everything.
+    pub us_factor: Option<f64>,
+    /// USD per search that the provider makes for the model.
+    pub search: Option<f64>,
+    pub image_input: Option<f64>,
+    pub image_output: Option<f64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -41,7 +55,23 @@ pub const UNKNOWN: Price = Price {
     above: None,
     priority_factor: None,
     flex_factor: None,
+    max_input: None,
+    max_output: None,
+    fast_factor: None,
+    us_factor: None,
+    search: None,
+    image_input: None,
+    image_output: None,
 };
+
+/// The factor of fast mode for a model whose own is not known: the dearest there has been.
+const FAST_FACTOR: f64 = 6.0;
+const US_FACTOR: f64 = 1.1;
+/// A search whose price is not known costs as much as the dearest.
+const SEARCH: f64 = 0.035;
+/// An image that a provider's tool makes, where its tokens are not reported: the dearest of
+/// OpenAI's at high quality.
+const IMAGE: f64 = 0.25;
 
 /// Token counts of one inference; `None` is unknown and costs nothing here.
 #[derive(Debug, Clone, Copy, Default)]
@@ -52,11 +82,26 @@ pub struct Tokens {
     pub cache_write: u64,
     pub cache_write_1h: u64,
     pub output: u64,
+    /// Of `output`, those of images.
+    pub image_output: u64,
+    /// Searches that the provider made.
+    pub searches: u64,
+    /// Images that a tool of the provider made.
+    pub images: u64,
+}
+
+/// What makes the same tokens cost more or less.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Mode<'a> {
+    /// The service tier (`priority`, `flex`, else the standard).
+    pub tier: Option<&'a str>,
+    pub fast: bool,
+    pub us_only: bool,
 }
 
 impl Price {
-    /// USD for these tokens at this service tier (`priority`, `flex`, else the standard).
-    pub fn cost(&self, t: Tokens, tier: Option<&str>) -> f64 {
+    /// USD for these tokens.
+    pub fn cost(&self, t: Tokens, mode: Mode<'_>) -> f64 {
         let long = self.above.filter(|a| t.input + t.cache_read + t.cache_write > a.tokens);
         let (input, output, read, write) = match long {
             Some(a) => (a.input, a.output, a.cache_read.or(self.cache_read), a.cache_write.or(self.cache_write)),
@@ -64,23 +109,41 @@ impl Price {
         };
         let write = write.unwrap_or(input);
         let hour = t.cache_write_1h.min(t.cache_write);
+        let images = t.image_output.min(t.output);
         let usd = t.input as f64 * input
             + t.cache_read as f64 * read.unwrap_or(input)
             + (t.cache_write - hour) as f64 * write
             + hour as f64 * self.cache_write_1h.unwrap_or(write)
-            + t.output as f64 * output;
-        let factor = match tier {
+            + (t.output - images) as f64 * output
+            + images as f64 * self.image_output.unwrap_or(output);
+        let apart = t.searches as f64 * self.search.unwrap_or(SEARCH) + t.images as f64 * IMAGE;
+        usd * self.factor(mode) / 1e6 + apart
+    }
+
+    /// The most that a request can cost: all input at the dearest input price.
+    pub fn most(&self, input: u64, output: u64, mode: Mode<'_>) -> f64 {
+        let dear = |a: f64, b: Option<f64>| a.max(b.unwrap_or(a));
+        let above = self.above.filter(|a| input > a.tokens);
+        let per_input = dear(dear(dear(self.input, self.cache_write), self.cache_write_1h), above.map(|a| dear(a.input, a.cache_write)));
+        let per_output = dear(dear(self.output, self.image_output), above.map(|a| a.output));
+        (input as f64 * per_input + output as f64 * per_output) * self.factor(mode).max(1.0) / 1e6
+    }
+
+    fn factor(&self, mode: Mode<'_>) -> f64 {
+        let tier = match mode.tier {
             Some("priority") => self.priority_factor.unwrap_or(1.0),
             Some("flex") => self.flex_factor.unwrap_or(1.0),
             _ => 1.0,
         };
-        usd * factor / 1e6
+        let fast = if mode.fast { self.fast_factor.unwrap_or(FAST_FACTOR) } else { 1.0 };
+        let us = if mode.us_only { self.us_factor.unwrap_or(US_FACTOR) } else { 1.0 };
+        tier * fast * us
     }
 }
 
 /// The operator's own prices, before the built-in ones.
 #[derive(Debug, Default, Clone)]
-pub struct Overrides(Vec<(String, Price)>);
+pub struct Overrides(Table<String>);
 
 impl Overrides {
     /// Reads a file in the format of `prices.tsv`: tab-separated, `#` begins a comment.
@@ -89,10 +152,13 @@ impl Overrides {
     /// One text per broken line, with its number.
     pub fn load(path: &Path) -> Result<Self, Vec<String>> {
         let text = std::fs::read_to_string(path).map_err(|e| vec![format!("cannot read `{}`: {e}", path.display())])?;
-        let (mut rows, mut problems) = (Vec::new(), Vec::new());
+        let (mut rows, mut problems) = (Table::default(), Vec::new());
         for (i, line) in text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty() && !l.starts_with('#')) {
             match parse(line) {
-                Some(row) => rows.push(row),
+                Some((provider, model, price)) => {
+                    let models: &mut HashMap<String, Price> = rows.entry(provider.to_owned()).or_default();
+                    models.insert(model.to_owned(), price);
+                }
                 None => problems.push(format!("line {}: `{line}` is not `provider<TAB>model<TAB>input<TAB>output…` in USD per 1,000,000 tokens", i + 1)),
             }
         }
@@ -101,16 +167,28 @@ impl Overrides {
 
     /// The price of a model, or of the model that its dated id is a snapshot of.
     pub fn price(&self, provider: &str, model: &str) -> Option<Price> {
+        let (ours, built_in) = (self.0.get(provider), BUILT_IN.get(provider));
         let mut model = model;
         loop {
-            let key = format!("{provider}\t{model}");
-            if let Some(p) = self.0.iter().find(|(k, _)| *k == key).map(|(_, p)| *p).or_else(|| built_in(&key)) {
-                return Some(p);
+            if let Some(p) = ours.and_then(|m| m.get(model)).or_else(|| built_in?.get(model)) {
+                return Some(*p);
             }
             model = undated(model)?;
         }
     }
 }
+
+/// Prices by provider and model.
+type Table<K> = HashMap<K, HashMap<K, Price>>;
+
+static BUILT_IN: LazyLock<Table<&'static str>> = LazyLock::new(|| {
+    let mut table = Table::default();
+    for (provider, model, price) in TABLE.lines().filter(|l| !l.starts_with('#')).filter_map(parse) {
+        let models: &mut HashMap<&'static str, Price> = table.entry(provider).or_default();
+        models.insert(model, price);
+    }
+    table
+});
 
 /// `claude-x-20250929` and `gpt-x-2026-04-23` without their date.
 fn undated(model: &str) -> Option<&str> {
@@ -120,26 +198,7 @@ fn undated(model: &str) -> Option<&str> {
     (tail.starts_with('-') && digits == 8).then(|| &model[..date])
 }
 
-fn built_in(key: &str) -> Option<Price> {
-    let start = TABLE.find("\nanthropic\t")? + 1;
-    let rows = &TABLE[start..];
-    let (mut low, mut high) = (0, rows.len());
-    while low < high {
-        let mid = low + (high - low) / 2;
-        let begin = rows[..mid].rfind('\n').map_or(0, |i| i + 1);
-        let line = rows[begin..].split('\n').next()?;
-        // Only the row that is found is parsed.
-        let row_key = &line[..line.match_indices('\t').nth(1)?.0];
-        match row_key.cmp(key) {
-            std::cmp::Ordering::Equal => return parse(line).map(|(_, price)| price),
-            std::cmp::Ordering::Less => low = begin + line.len() + 1,
-            std::cmp::Ordering::Greater => high = begin,
-        }
-    }
-    None
-}
-
-fn parse(line: &str) -> Option<(String, Price)> {
+fn parse(line: &str) -> Option<(&str, &str, Price)> {
     let f: Vec<&str> = line.split('\t').collect();
     if f.len() < 4 || f[0].is_empty() || f[1].is_empty() {
         return None;
@@ -170,8 +229,15 @@ fn parse(line: &str) -> Option<(String, Price)> {
         above,
         priority_factor: number(12)?,
         flex_factor: number(13)?,
+        max_input: number(14)?.map(|n| n as u64),
+        max_output: number(15)?.map(|n| n as u64),
+        fast_factor: number(16)?,
+        us_factor: number(17)?,
+        search: number(18)?,
+        image_input: number(19)?,
+        image_output: number(20)?,
     };
-    Some((format!("{}\t{}", f[0], f[1]), price))
+    Some((f[0], f[1], price))
 }
 
 #[cfg(test)]
@@ -196,12 +262,25 @@ mod tests {
         let none = Overrides::default();
         let p = none.price("openai", "gpt-5.5-2026-04-23").unwrap();
         let t = |input| Tokens { input, output: 1_000_000, ..Tokens::default() };
-        assert!((p.cost(t(0), None) - 30.0).abs() < 1e-9);
-        assert!((p.cost(t(1_000_000), None) - 55.0).abs() < 1e-9, "10 in, 45 out above 272k");
-        assert!((p.cost(t(0), Some("priority")) - 75.0).abs() < 1e-9);
+        assert!((p.cost(t(0), Mode::default()) - 30.0).abs() < 1e-9);
+        assert!((p.cost(t(1_000_000), Mode::default()) - 55.0).abs() < 1e-9, "10 in, 45 out above 272k");
+        assert!((p.cost(t(0), Mode { tier: Some("priority"), ..Mode::default() }) - 75.0).abs() < 1e-9);
         let c = none.price("anthropic", "claude-sonnet-4-5-20250929").unwrap();
-        let cost = c.cost(Tokens { cache_write: 2_000_000, cache_write_1h: 1_000_000, cache_read: 1_000_000, ..Tokens::default() }, None);
+        let cost = c.cost(Tokens { cache_write: 2_000_000, cache_write_1h: 1_000_000, cache_read: 1_000_000, ..Tokens::default() }, Mode::default());
         assert!((cost - (3.75 + 6.0 + 0.3)).abs() < 1e-9, "{cost}");
+    }
+
+    #[test]
+    fn fast_modes_searches_and_images_have_their_price() {
+        let p = Overrides::default().price("anthropic", "claude-opus-5-5").unwrap();
+        let t = Tokens { output: 1_000_000, searches: 100, ..Tokens::default() };
+        assert!((p.cost(t, Mode::default()) - 21.0).abs() < 1e-9, "20 for the tokens and 1 for the searches");
+        let fast = Mode { fast: true, us_only: true, ..Mode::default() };
+        assert!((p.cost(t, fast) - (20.0 * 2.0 * 1.1 + 1.0)).abs() < 1e-9, "twice, and a tenth more within the US");
+        assert!(
+            p.most(1_000_000, 0, Mode::default()) >= p.cost(Tokens { cache_write: 1_000_000, cache_write_1h: 1_000_000, ..Tokens::default() }, Mode::default())
+        );
+        assert_eq!((p.max_input, p.max_output), (Some(1_000_000), Some(128_000)));
     }
 
     #[test]
