@@ -1,21 +1,26 @@
 //! Step 5 of a request: how often, how many at once, how much.
 //!
-//! Rates are charged on admission (GCRA on the monotonic clock), budgets by what the reply
-//! reports. A request that is let in holds back an estimate of its input until it is over,
-//! so that a burst cannot spend one remainder many times. What was spent survives reloads
-//! (limiters are kept by the grant's text) and restarts (the state file).
+//! Rates are charged on admission (GCRA on the monotonic clock). Of a budget, all that a request
+//! can spend is held back on admission, and settled by what it did spend ([`super::billing`]).
+//!
+//! Invariants:
+//! - A request is let in beside others only when what all of them hold fits the budget. One that
+//!   runs alone may use what is left, however little: so a budget is exceeded by one request at
+//!   most.
+//! - What was spent survives reloads (limiters are kept by the grant's text) and restarts (the
+//!   ledger).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::num::NonZeroU32;
-use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use governor::clock::{Clock, DefaultClock};
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
-use serde::{Deserialize, Serialize};
 
+use super::ledger::{Counts, DAY, State, grant_id};
+use super::record::Charge;
 use super::refusal::{Code, Denial};
 use super::scope::Permit;
 
@@ -35,8 +40,10 @@ impl Limits {
     }
 }
 
+/// The limits of one grant, and what was spent of them.
 #[derive(Debug, Default)]
 pub struct Limiter {
+    id: Arc<str>,
     limits: Limits,
     rate: Option<DefaultDirectRateLimiter>,
     spent: Arc<Spent>,
@@ -46,41 +53,54 @@ pub struct Limiter {
 #[derive(Debug, Default)]
 struct Spent {
     active: AtomicU32,
-    counts: Mutex<Counts>,
+    budget: Mutex<Budget>,
 }
 
-#[derive(Debug, Default, Clone, Copy, Serialize, Deserialize)]
-struct Counts {
-    /// The day that `tokens` belongs to, in UTC days since 1970.
-    day: i64,
-    tokens: u64,
-    usd: f64,
-    /// Held back for requests in flight.
-    #[serde(skip)]
-    pending: Estimate,
-}
-
-/// What a request is taken to cost before its reply says more.
 #[derive(Debug, Default, Clone, Copy)]
-pub struct Estimate {
-    pub tokens: u64,
-    pub usd: f64,
+struct Budget {
+    spent: Counts,
+    /// What requests in flight hold, and how many of them hold something.
+    held: Hold,
+    holders: u32,
 }
 
-const DAY: i64 = 86_400;
+/// The most that a request can cost.
+#[derive(Debug, Default, Clone, Copy, PartialEq)]
+pub struct Hold {
+    pub tokens: u64,
+    /// In 10⁻⁹ USD, so that what is added and taken away again leaves nothing.
+    pub nano_usd: u64,
+}
 
-/// Every limiter there has been, by its grant, and where their counts are kept.
+impl Hold {
+    pub fn new(tokens: u64, usd: f64) -> Hold {
+        Hold { tokens, nano_usd: (usd * 1e9).ceil() as u64 }
+    }
+
+    pub fn usd(&self) -> f64 {
+        self.nano_usd as f64 / 1e9
+    }
+
+    fn is_empty(&self) -> bool {
+        self.tokens == 0 && self.nano_usd == 0
+    }
+}
+
+/// How much of a budget is used, for metrics.
+#[derive(Debug, Clone, Copy)]
+pub struct Usage {
+    pub limits: Limits,
+    pub spent: Counts,
+    pub held: Hold,
+}
+
+/// Every limiter there has been, by its grant.
 #[derive(Debug, Default)]
 pub struct Ledger {
     session: String,
-    limiters: Mutex<HashMap<String, Arc<Limiter>>>,
-    changed: AtomicBool,
-}
-
-#[derive(Debug, Default, Serialize, Deserialize)]
-struct State {
-    session_id: String,
-    grants: BTreeMap<String, Counts>,
+    /// What grants had spent before this process.
+    before: HashMap<Arc<str>, Counts>,
+    limiters: Mutex<HashMap<Arc<str>, Arc<Limiter>>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -89,36 +109,17 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Ledger {
-    /// The counts of this session, as far as `state` remembers them. Without a session id
-    /// of the operator's, the one in the file goes on, or a new one begins.
-    ///
-    /// # Errors
-    /// When the file is there but cannot be read: starting over would forget what was spent.
-    pub fn open(state: Option<&Path>, session: Option<&str>) -> Result<Ledger, String> {
-        let stored = match state.map(std::fs::read) {
-            Some(Ok(bytes)) => Some(serde_json::from_slice::<State>(&bytes).map_err(|e| e.to_string())?),
-            Some(Err(e)) if e.kind() != std::io::ErrorKind::NotFound => return Err(e.to_string()),
-            _ => None,
-        };
-        let stored = stored.unwrap_or_default();
+    /// The counts of this session, as far as `state` remembers them. Without a session id of the
+    /// operator's, the one in the state goes on, or a new one begins.
+    pub fn new(state: &State, session: Option<&str>) -> Ledger {
         let session = match session {
             Some(s) => s.to_owned(),
-            None if !stored.session_id.is_empty() => stored.session_id.clone(),
+            None if !state.session_id.is_empty() => state.session_id.clone(),
             None => format!("ses_{}", crate::base::token::random_hex()),
         };
-        let same = stored.session_id == session;
-        let limiters = stored
-            .grants
-            .into_iter()
-            .map(|(key, mut counts)| {
-                if !same {
-                    counts.usd = 0.0;
-                }
-                let spent = Arc::new(Spent { active: AtomicU32::new(0), counts: Mutex::new(counts) });
-                (key, Arc::new(Limiter { limits: Limits::default(), rate: None, spent }))
-            })
-            .collect();
-        Ok(Ledger { session, limiters: Mutex::new(limiters), changed: AtomicBool::new(!same) })
+        let mut state = state.clone();
+        state.enter(&session);
+        Ledger { session, before: state.grants.into_iter().collect(), limiters: Mutex::default() }
     }
 
     pub fn session(&self) -> &str {
@@ -127,69 +128,50 @@ impl Ledger {
 
     /// The limiter of a grant, with the counts it had under earlier limits.
     pub fn limiter(&self, grant: &str, limits: &Limits) -> Arc<Limiter> {
+        let id = grant_id(grant);
         let mut all = lock(&self.limiters);
-        let known = all.get(grant);
+        let known = all.get(&id);
         if let Some(limiter) = known.filter(|l| l.limits == *limits) {
             return limiter.clone();
         }
-        let spent = known.map(|l| l.spent.clone()).unwrap_or_default();
+        let spent = known.map(|l| l.spent.clone()).unwrap_or_else(|| {
+            let spent = self.before.get(&id).copied().unwrap_or_default();
+            Arc::new(Spent { active: AtomicU32::new(0), budget: Mutex::new(Budget { spent, ..Budget::default() }) })
+        });
         let rate = limits.requests_per_minute.and_then(NonZeroU32::new).map(|n| RateLimiter::direct(Quota::per_minute(n)));
-        let limiter = Arc::new(Limiter { limits: *limits, rate, spent });
-        all.insert(grant.to_owned(), limiter.clone());
+        let limiter = Arc::new(Limiter { id: id.clone(), limits: *limits, rate, spent });
+        all.insert(id, limiter.clone());
         limiter
-    }
-
-    /// The counts to write to the state file, if they changed since the last call.
-    pub fn unsaved(&self) -> Option<Vec<u8>> {
-        if !self.changed.swap(false, Ordering::AcqRel) {
-            return None;
-        }
-        let grants = lock(&self.limiters).iter().map(|(k, l)| (k.clone(), *lock(&l.spent.counts))).collect();
-        serde_json::to_vec(&State { session_id: self.session.clone(), grants }).ok()
-    }
-
-    pub fn is_unsaved(&self) -> bool {
-        self.changed.load(Ordering::Acquire)
-    }
-
-    /// Writing the state file failed: try again later.
-    pub fn save_failed(&self) {
-        self.changed.store(true, Ordering::Release);
     }
 }
 
-/// Proof that a request was let in; gives back its place when dropped.
+/// Proof that a request was let in; gives back its place when it is finished or dropped.
 #[derive(Debug)]
 pub struct Admission {
-    ledger: Arc<Ledger>,
     limiters: Vec<Arc<Limiter>>,
-    held: Estimate,
-    /// Charged on drop, when nobody said what the request really cost.
-    owed: Estimate,
+    held: Hold,
+    /// What it is charged when nobody says what it really cost.
+    owed: Hold,
+    charged: Option<Charge>,
 }
 
 /// Lets a request in, or says when to come back.
 ///
 /// # Errors
 /// `busy`, `budget_exhausted`, `rate_limited`. Nothing is charged for a refused request.
-pub fn admit(permit: &Permit, ledger: &Arc<Ledger>, held: Estimate) -> Result<Admission, Denial> {
-    let mut admission = Admission { ledger: ledger.clone(), limiters: Vec::new(), held, owed: Estimate::default() };
+pub fn admit(permit: &Permit, held: Hold) -> Result<Admission, Denial> {
+    let mut admission = Admission { limiters: Vec::new(), held, owed: Hold::default(), charged: None };
     let grants: Vec<_> = permit.grants().filter(|g| g.limits != Limits::default()).collect();
     for grant in &grants {
         let limiter = &grant.limiter;
+        limiter.hold(&grant.to_string(), held)?;
         let active = limiter.spent.active.fetch_add(1, Ordering::AcqRel);
-        {
-            let mut counts = lock(&limiter.spent.counts);
-            counts.pending.tokens += held.tokens;
-            counts.pending.usd += held.usd;
-        }
         admission.limiters.push(limiter.clone());
         if let Some(most) = grant.limits.concurrent.filter(|most| active >= *most) {
-            let mut busy = Denial::new(Code::Busy, format!("grant `{grant}` allows {most} requests at a time, and so many are running"));
+            let mut busy = Denial::new(Code::Busy, format!("grant `{grant}` allows {}, and {active} are running", counted(most, "concurrent request")));
             busy.retry_after = Some(Duration::from_secs(1));
             return Err(busy);
         }
-        limiter.within_budget(&grant.to_string(), held)?;
     }
     for grant in &grants {
         if let (Some(rate), Some(most)) = (&grant.limiter.rate, grant.limits.requests_per_minute)
@@ -197,7 +179,8 @@ pub fn admit(permit: &Permit, ledger: &Arc<Ledger>, held: Estimate) -> Result<Ad
         {
             let wait = not_yet.wait_time_from(DefaultClock::default().now()).max(Duration::from_millis(1));
             let seconds = wait.as_secs_f64().ceil();
-            let mut limited = Denial::new(Code::RateLimited, format!("grant `{grant}` allows {most} requests a minute. Please try again in {seconds}s"));
+            let mut limited =
+                Denial::new(Code::RateLimited, format!("grant `{grant}` allows {} per minute. Please try again in {seconds}s", counted(most, "request")));
             limited.retry_after = Some(wait);
             return Err(limited);
         }
@@ -205,40 +188,102 @@ pub fn admit(permit: &Permit, ledger: &Arc<Ledger>, held: Estimate) -> Result<Ad
     Ok(admission)
 }
 
+/// `1 request`, `2 requests`.
+fn counted(n: u32, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
+/// An amount of money: as many decimals as it needs, two at least.
+fn money(usd: f64) -> String {
+    let text = format!("{usd:.6}");
+    let end = text.trim_end_matches('0').len().max(text.len() - 4);
+    text[..end].to_owned()
+}
+
 impl Limiter {
-    fn within_budget(&self, grant: &str, held: Estimate) -> Result<(), Denial> {
-        let mut counts = lock(&self.spent.counts);
-        let now = jiff::Timestamp::now().as_second();
-        counts.roll(now);
-        // What this request itself holds back does not count against it.
-        let pending = Estimate { tokens: counts.pending.tokens.saturating_sub(held.tokens), usd: (counts.pending.usd - held.usd).max(0.0) };
-        if let Some(most) = self.limits.tokens_per_day.filter(|most| counts.tokens.saturating_add(pending.tokens) >= *most) {
-            let resets = (now / DAY + 1) * DAY;
-            let when = jiff::Timestamp::from_second(resets).map(|t| t.to_string()).unwrap_or_default();
-            let mut d = Denial::new(Code::BudgetExhausted, format!("grant `{grant}` allows {most} tokens a day; {} are spent (resets {when})", counts.tokens));
-            d.resets_at = Some(resets);
-            return Err(d.hint("ask an operator for more `tokensPerDay`, or go on tomorrow"));
+    /// Holds back the most that a request can cost.
+    fn hold(&self, grant: &str, hold: Hold) -> Result<(), Denial> {
+        if !self.limits.has_budget() {
+            return Ok(());
         }
-        if let Some(most) = self.limits.usd_per_session.filter(|most| counts.usd + pending.usd >= *most) {
-            let d = Denial::new(Code::BudgetExhausted, format!("grant `{grant}` allows {most} USD a session; {:.2} are spent", counts.usd));
-            return Err(d.hint("ask an operator for more `usdPerSession`, or start a new session"));
+        let mut budget = lock(&self.spent.budget);
+        let now = jiff::Timestamp::now().as_second();
+        budget.spent.roll(now);
+        let (spent, held) = (budget.spent, budget.held);
+        let alone = budget.holders == 0;
+        let mut fits = true;
+        if let Some(most) = self.limits.tokens_per_day {
+            if spent.tokens >= most {
+                let resets = (now / DAY + 1) * DAY;
+                let when = jiff::Timestamp::from_second(resets).map(|t| t.to_string()).unwrap_or_default();
+                let mut d =
+                    Denial::new(Code::BudgetExhausted, format!("grant `{grant}` allows {most} tokens per day; {} are spent (resets {when})", spent.tokens));
+                d.resets_at = Some(resets);
+                return Err(d.hint("ask an operator for more `tokensPerDay`, or go on tomorrow"));
+            }
+            fits &= spent.tokens.saturating_add(held.tokens).saturating_add(hold.tokens) <= most;
+        }
+        if let Some(most) = self.limits.usd_per_session {
+            if spent.usd >= most {
+                let d = Denial::new(Code::BudgetExhausted, format!("grant `{grant}` allows {} USD per session; {} are spent", money(most), money(spent.usd)));
+                return Err(d.hint("ask an operator for more `usdPerSession`, or start a new session"));
+            }
+            fits &= spent.usd + held.usd() + hold.usd() <= most;
+        }
+        if !(fits || alone || hold.is_empty()) {
+            let mut d = Denial::new(Code::Busy, format!("the rest of the budget of grant `{grant}` is held for requests that are under way"))
+                .hint("send it again when they are done");
+            d.retry_after = Some(Duration::from_secs(1));
+            return Err(d);
+        }
+        if !hold.is_empty() {
+            budget.holders += 1;
+            budget.held.tokens = budget.held.tokens.saturating_add(hold.tokens);
+            budget.held.nano_usd = budget.held.nano_usd.saturating_add(hold.nano_usd);
         }
         Ok(())
     }
-}
 
-impl Counts {
-    fn roll(&mut self, now: i64) {
-        let day = now.div_euclid(DAY);
-        // A clock that jumps back must not give a spent day back.
-        if day > self.day {
-            self.day = day;
-            self.tokens = 0;
+    fn release(&self, hold: Hold) {
+        self.spent.active.fetch_sub(1, Ordering::AcqRel);
+        if !self.limits.has_budget() || hold.is_empty() {
+            return;
         }
+        let mut budget = lock(&self.spent.budget);
+        budget.holders = budget.holders.saturating_sub(1);
+        budget.held.tokens = budget.held.tokens.saturating_sub(hold.tokens);
+        budget.held.nano_usd = budget.held.nano_usd.saturating_sub(hold.nano_usd);
+    }
+
+    pub fn usage(&self) -> Usage {
+        let mut budget = lock(&self.spent.budget);
+        budget.spent.roll(jiff::Timestamp::now().as_second());
+        Usage { limits: self.limits, spent: budget.spent, held: budget.held }
     }
 }
 
 impl Admission {
+    fn payers(&self) -> impl Iterator<Item = &Arc<Limiter>> {
+        self.limiters.iter().filter(|l| l.limits.has_budget())
+    }
+
+    /// What it is charged if nothing more is heard of it; `None` where no budget pays.
+    pub fn held(&self) -> Option<Charge> {
+        let grants: Vec<Arc<str>> = self.payers().map(|l| l.id.clone()).collect();
+        let charge = Charge { tokens: self.held.tokens, usd: self.held.usd(), grants, at: jiff::Timestamp::now().as_second() };
+        (!charge.grants.is_empty()).then_some(charge)
+    }
+
+    /// How much of the tightest budget is used; `None` without a budget.
+    pub fn utilisation(&self) -> Option<Utilisation> {
+        let all = self.payers().map(|l| l.usage()).flat_map(|u| {
+            let tokens = u.limits.tokens_per_day.map(|most| (u.spent.tokens as f64 / most as f64, Some((u.spent.day + 1) * DAY)));
+            let usd = u.limits.usd_per_session.map(|most| (u.spent.usd / most, None));
+            [tokens, usd].into_iter().flatten()
+        });
+        all.max_by(|a, b| a.0.total_cmp(&b.0)).map(|(used, resets_at)| Utilisation { used, resets_at })
+    }
+
     /// From now on the provider may be working on it.
     pub fn owe(&mut self) {
         self.owed = self.held;
@@ -247,38 +292,65 @@ impl Admission {
     /// It failed: unless the provider may have worked on it all the same, nothing is owed.
     pub fn unless_worked_on(&mut self, code: Code) {
         if code != Code::UpstreamTimeout {
-            self.owed = Estimate::default();
+            self.owed = Hold::default();
         }
+    }
+
+    /// What was held back for it.
+    pub fn hold(&self) -> Hold {
+        self.held
     }
 
     /// The request is over and cost this much.
     pub fn charge(&mut self, tokens: u64, usd: f64) {
-        self.owed = Estimate::default();
-        if self.limiters.is_empty() || (tokens == 0 && usd == 0.0) {
+        self.owed = Hold::default();
+        if tokens == 0 && usd == 0.0 {
             return;
         }
-        let now = jiff::Timestamp::now().as_second();
-        for limiter in &self.limiters {
-            let mut counts = lock(&limiter.spent.counts);
-            counts.roll(now);
-            counts.tokens = counts.tokens.saturating_add(tokens);
-            counts.usd += usd;
+        let at = jiff::Timestamp::now().as_second();
+        let grants: Vec<Arc<str>> = self.payers().map(|l| l.id.clone()).collect();
+        if grants.is_empty() {
+            return;
         }
-        self.ledger.changed.store(true, Ordering::Release);
+        self.payers().for_each(|l| lock(&l.spent.budget).spent.add(at, tokens, usd));
+        self.charged = Some(Charge { tokens, usd, grants, at });
     }
+
+    #[cfg(test)]
+    pub fn of(limiter: &Arc<Limiter>, tokens: u64) -> Admission {
+        limiter.spent.active.fetch_add(1, Ordering::AcqRel);
+        limiter.hold("ai.x", Hold::new(tokens, 0.0)).unwrap();
+        Admission { limiters: vec![limiter.clone()], held: Hold::new(tokens, 0.0), owed: Hold::default(), charged: None }
+    }
+
+    /// Gives its place back. Returns what it was charged.
+    pub fn finish(mut self) -> Option<Charge> {
+        self.settle();
+        self.charged.take()
+    }
+
+    fn settle(&mut self) {
+        if !self.owed.is_empty() {
+            self.charge(self.owed.tokens, self.owed.usd());
+        }
+        for limiter in std::mem::take(&mut self.limiters) {
+            limiter.release(self.held);
+        }
+    }
+}
+
+/// How far the tightest budget of a request is used.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Utilisation {
+    /// 0 to 1, beyond it when exceeded.
+    pub used: f64,
+    /// When it starts over, in seconds since 1970; `None`: with the next session.
+    pub resets_at: Option<i64>,
 }
 
 impl Drop for Admission {
     fn drop(&mut self) {
-        if self.owed.tokens > 0 {
-            self.charge(self.owed.tokens, self.owed.usd);
-        }
-        for limiter in &self.limiters {
-            limiter.spent.active.fetch_sub(1, Ordering::AcqRel);
-            let mut counts = lock(&limiter.spent.counts);
-            counts.pending.tokens = counts.pending.tokens.saturating_sub(self.held.tokens);
-            counts.pending.usd = (counts.pending.usd - self.held.usd).max(0.0);
-        }
+        self.settle();
     }
 }
 
@@ -286,35 +358,76 @@ impl Drop for Admission {
 mod tests {
     use super::*;
 
-    #[test]
-    fn counts_survive_a_restart_and_a_change_of_limits() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("state.json");
-        let ledger = Ledger::open(Some(&file), None).unwrap();
-        let limits = Limits { tokens_per_day: Some(100), ..Limits::default() };
-        let limiter = ledger.limiter("ai.x", &limits);
-        let ledger = Arc::new(ledger);
-        Admission { ledger: ledger.clone(), limiters: vec![limiter], held: Estimate::default(), owed: Estimate::default() }.charge(100, 1.5);
-        std::fs::write(&file, ledger.unsaved().unwrap()).unwrap();
-        assert!(ledger.unsaved().is_none());
+    fn limiter(limits: Limits) -> Arc<Limiter> {
+        Ledger::new(&State::default(), Some("s")).limiter("ai.x", &limits)
+    }
 
-        let again = Ledger::open(Some(&file), None).unwrap();
-        assert_eq!(again.session(), ledger.session());
-        let more = Limits { tokens_per_day: Some(101), usd_per_session: Some(1.0), ..limits };
-        assert_eq!(again.limiter("ai.x", &limits).within_budget("ai.x", Estimate::default()).unwrap_err().code, Code::BudgetExhausted);
-        assert!(again.limiter("ai.x", &more).within_budget("ai.x", Estimate::default()).unwrap_err().message.contains("USD"));
-        let other = Ledger::open(Some(&file), Some("another")).unwrap();
-        assert!(other.limiter("ai.x", &more).within_budget("ai.x", Estimate::default()).is_ok(), "dollars are per session, and one token is left");
-        std::fs::write(&file, "{").unwrap();
-        assert!(Ledger::open(Some(&file), None).is_err());
+    fn admission(limiter: &Arc<Limiter>, held: Hold) -> Result<Admission, Code> {
+        limiter.hold("ai.x", held).map_err(|d| d.code)?;
+        limiter.spent.active.fetch_add(1, Ordering::AcqRel);
+        Ok(Admission { limiters: vec![limiter.clone()], held, owed: Hold::default(), charged: None })
     }
 
     #[test]
-    fn a_clock_that_jumps_back_gives_nothing_back() {
-        let mut c = Counts { day: 10, tokens: 5, usd: 0.0, pending: Estimate::default() };
-        c.roll(9 * DAY);
-        assert_eq!((c.day, c.tokens), (10, 5));
-        c.roll(11 * DAY);
-        assert_eq!((c.day, c.tokens), (11, 0));
+    fn a_burst_holds_no_more_than_the_budget() {
+        let limiter = limiter(Limits { tokens_per_day: Some(1000), ..Limits::default() });
+        let hold = Hold::new(400, 0.0);
+        let first = admission(&limiter, hold).unwrap();
+        let mut second = admission(&limiter, hold).unwrap();
+        assert_eq!(admission(&limiter, hold).unwrap_err(), Code::Busy, "the rest is held, not spent");
+        second.charge(400, 0.0);
+        drop((first, second));
+        let third = admission(&limiter, hold).unwrap();
+        assert_eq!(limiter.usage().held, hold);
+        drop(third);
+        assert_eq!((limiter.usage().held, limiter.usage().spent.tokens), (Hold::default(), 400));
+    }
+
+    #[test]
+    fn a_request_alone_may_use_what_is_left_and_is_the_last() {
+        let limiter = limiter(Limits { usd_per_session: Some(1.0), ..Limits::default() });
+        let hold = Hold::new(1_000_000, 30.0);
+        let mut alone = admission(&limiter, hold).unwrap();
+        assert_eq!(admission(&limiter, hold).unwrap_err(), Code::Busy);
+        alone.charge(1, 1.25);
+        assert_eq!(alone.finish().unwrap().usd, 1.25);
+        assert_eq!(admission(&limiter, hold).unwrap_err(), Code::BudgetExhausted);
+    }
+
+    #[test]
+    fn what_nobody_settles_is_charged_as_it_was_held() {
+        let limiter = limiter(Limits { tokens_per_day: Some(1000), ..Limits::default() });
+        let mut left = admission(&limiter, Hold::new(300, 0.1)).unwrap();
+        left.owe();
+        drop(left);
+        assert_eq!((limiter.usage().spent.tokens, limiter.usage().spent.usd), (300, 0.1));
+        let mut failed = admission(&limiter, Hold::new(300, 0.1)).unwrap();
+        failed.owe();
+        failed.unless_worked_on(Code::UpstreamUnreachable);
+        drop(failed);
+        assert_eq!(limiter.usage().spent.tokens, 300);
+    }
+
+    #[test]
+    fn counts_outlive_a_change_of_limits_and_a_restart() {
+        let mut state = State::default();
+        state.enter("s");
+        let at = jiff::Timestamp::now().as_second();
+        state.charge(&Charge { tokens: 100, usd: 1.5, grants: vec![grant_id("ai.x")], at });
+        let ledger = Ledger::new(&state, None);
+        assert_eq!(ledger.session(), "s");
+        let limits = Limits { tokens_per_day: Some(100), ..Limits::default() };
+        assert_eq!(ledger.limiter("ai.x", &limits).hold("ai.x", Hold::default()).unwrap_err().code, Code::BudgetExhausted);
+        let more = Limits { tokens_per_day: Some(101), usd_per_session: Some(1.0), ..limits };
+        assert!(ledger.limiter("ai.x", &more).hold("ai.x", Hold::default()).unwrap_err().message.contains("USD"));
+        let other = Ledger::new(&state, Some("another"));
+        assert!(other.limiter("ai.x", &more).hold("ai.x", Hold::default()).is_ok(), "dollars are per session, and one token is left");
+    }
+
+    #[test]
+    fn money_is_told_as_exactly_as_it_needs() {
+        for (usd, told) in [(5.0, "5.00"), (0.0005, "0.0005"), (1.25, "1.25"), (0.0, "0.00"), (12.3456789, "12.345679")] {
+            assert_eq!(money(usd), told);
+        }
     }
 }

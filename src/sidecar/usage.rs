@@ -40,6 +40,24 @@ pub enum Field {
     ToolPrompt,
     Cost,
     Tier,
+    /// `fast` where the reply was made in a fast mode.
+    Speed,
+    /// `us` where it was made in the United States only.
+    Geography,
+    /// How many searches the provider made.
+    Searches,
+    /// A search; they are counted.
+    Search,
+    /// The type of an item of the output: searches and pictures are billed apart.
+    OutputItem,
+    /// Tokens of pictures that a tool of the provider made.
+    PictureInput,
+    PictureOutput,
+    /// Of a list of counts by modality: which, and how many.
+    Modality,
+    ModalityCount,
+    /// The id of an object that the provider keeps, which later requests may refer to.
+    ObjectId,
     Type,
     Finished,
     Object,
@@ -74,6 +92,13 @@ pub struct Raw {
     pub tool_prompt: Option<u64>,
     pub cost_usd: Option<f64>,
     pub extras: Vec<Extra>,
+    pub searches: Option<u64>,
+    /// Pictures that a tool made, and their tokens where they are told.
+    pub pictures: u64,
+    pub picture_input: Option<u64>,
+    pub picture_output: Option<u64>,
+    /// Of `output`, the tokens of pictures.
+    pub image_output: Option<u64>,
 }
 
 /// An inference on another model within the same request, billed apart.
@@ -98,9 +123,30 @@ pub struct Usage {
     /// What the provider itself says it bills, in USD.
     pub cost_usd: Option<f64>,
     pub extra: Vec<Extra>,
+    /// Of `output`, the tokens of pictures.
+    pub image_output: Option<u64>,
+    /// Searches that the provider made, and pictures whose tokens it does not tell.
+    pub searches: u64,
+    pub pictures: u64,
+    pub fast: bool,
+    pub us_only: bool,
 }
 
 impl Usage {
+    /// What is billed beside the tokens, as every API tells it.
+    fn beside(mut self, raw: &Raw, walk: &Walk) -> Usage {
+        self.searches = raw.searches.unwrap_or(0);
+        self.image_output = raw.image_output;
+        (self.fast, self.us_only) = (walk.fast, walk.us_only);
+        match (raw.picture_input, raw.picture_output) {
+            (None, None) => self.pictures = raw.pictures,
+            (input, output) => {
+                self.extra.push(Extra { kind: PICTURES.into(), input, output, ..Extra::default() });
+            }
+        }
+        self
+    }
+
     pub fn known(self) -> Option<Usage> {
         let any = [self.input, self.cache_read, self.cache_write, self.output].iter().any(Option::is_some);
         any.then_some(self)
@@ -123,6 +169,8 @@ pub struct Report {
     /// The reply ended as its protocol ends.
     pub complete: bool,
     pub error: Option<ReplyError>,
+    /// Ids of objects that the provider keeps.
+    pub ids: Vec<String>,
 }
 
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -131,8 +179,12 @@ pub struct ReplyError {
     pub message: Option<String>,
 }
 
+/// The kind of the further inference that makes pictures.
+pub const PICTURES: &str = "image_generation";
 /// Further inferences within one reply; none has this many.
 const MAX_EXTRAS: usize = 64;
+/// Ids of one reply that are remembered.
+const MAX_IDS: usize = 256;
 /// No reply has so many tokens or costs so much; what says so is broken, and sums stay sane.
 const MAX_TOKENS: u64 = 1 << 40;
 const MAX_COST: f64 = 1e6;
@@ -178,6 +230,9 @@ struct Walk {
     raw: Raw,
     model: Option<String>,
     tier: Option<String>,
+    fast: bool,
+    us_only: bool,
+    ids: Vec<String>,
     ended: bool,
     error: ReplyError,
     /// Of the current document only.
@@ -192,6 +247,12 @@ struct Doc {
     object: Option<String>,
     flat: ReplyError,
     event: ReplyError,
+    /// Counted in this document.
+    searches: u64,
+    pictures: u64,
+    /// Of the entry of a list of counts by modality.
+    is_image: bool,
+    count: Option<u64>,
 }
 
 impl Meter {
@@ -205,6 +266,9 @@ impl Meter {
                 raw: Raw::default(),
                 model: None,
                 tier: None,
+                fast: false,
+                us_only: false,
+                ids: Vec::new(),
                 ended: false,
                 error: ReplyError::default(),
                 doc: Doc::default(),
@@ -259,8 +323,9 @@ impl Meter {
             Framing::Lines => self.end_document(),
         }
         let walk = self.walk;
-        let error = (walk.error != ReplyError::default()).then_some(walk.error);
-        Report { model: walk.model, usage: (walk.format.normal)(&walk.raw), tier: walk.tier, complete: walk.ended || (clean && whole), error }
+        let error = (walk.error != ReplyError::default()).then(|| walk.error.clone());
+        let usage = (walk.format.normal)(&walk.raw).map(|u| u.beside(&walk.raw, &walk));
+        Report { model: walk.model, usage, tier: walk.tier, complete: walk.ended || (clean && whole), error, ids: walk.ids }
     }
 
     fn piece(&mut self, piece: Piece<'_>) {
@@ -310,6 +375,7 @@ impl Walk {
             Event::Key(key) => return self.enter(key),
             Event::OpenObject => {
                 self.marks.push(self.path.len());
+                (self.doc.is_image, self.doc.count) = (false, None);
                 if self.path.strip_suffix("[]").is_some_and(|list| self.is(list, Field::Extras)) && self.raw.extras.len() < MAX_EXTRAS {
                     self.raw.extras.push(Extra::default());
                 }
@@ -360,6 +426,18 @@ impl Walk {
         match field {
             Field::Model if !s.is_empty() => set(&mut self.model),
             Field::Tier => set(&mut self.tier),
+            Field::Speed => self.fast |= s == "fast",
+            Field::Geography => self.us_only |= s == "us",
+            Field::Search => self.doc.searches += 1,
+            Field::OutputItem => {
+                self.doc.searches += u64::from(s == "web_search_call");
+                self.doc.pictures += u64::from(s == "image_generation_call");
+            }
+            Field::Modality => {
+                self.doc.is_image = s == "IMAGE";
+                self.modality();
+            }
+            Field::ObjectId if self.ids.len() < MAX_IDS && !self.ids.iter().any(|id| id == s) => self.ids.push(s.to_owned()),
             Field::Type => set(&mut self.doc.kind),
             Field::Object => set(&mut self.doc.object),
             Field::Finished => self.ended |= matches!(self.format.complete, Complete::Finished),
@@ -373,6 +451,13 @@ impl Walk {
             Field::ExtraKind => self.extra(|e| s.clone_into(&mut e.kind)),
             Field::ExtraModel => self.extra(|e| e.model = Some(s.to_owned())),
             _ => {}
+        }
+    }
+
+    /// An entry of a list by modality is known when both of its parts are.
+    fn modality(&mut self) {
+        if let (true, Some(n)) = (self.doc.is_image, self.doc.count) {
+            self.raw.image_output = Some(n);
         }
     }
 
@@ -405,6 +490,13 @@ impl Walk {
             Field::Output => raw.output = Some(n),
             Field::Reasoning => raw.reasoning = Some(n),
             Field::ToolPrompt => raw.tool_prompt = Some(n),
+            Field::Searches => raw.searches = Some(n),
+            Field::PictureInput => raw.picture_input = Some(n),
+            Field::PictureOutput => raw.picture_output = Some(n),
+            Field::ModalityCount => {
+                self.doc.count = Some(n);
+                self.modality();
+            }
             Field::ErrorCode => self.error_code(s),
             Field::ExtraInput => self.extra(|e| e.input = Some(n)),
             Field::ExtraCacheRead => self.extra(|e| e.cache_read = Some(n)),
@@ -422,6 +514,11 @@ impl Walk {
 
     fn end_document(&mut self) {
         let doc = std::mem::take(&mut self.doc);
+        // A later document repeats what an earlier one said.
+        if doc.searches > 0 {
+            self.raw.searches = self.raw.searches.max(Some(doc.searches));
+        }
+        self.raw.pictures = self.raw.pictures.max(doc.pictures);
         if let (Complete::Type(ends), Some(kind)) = (self.format.complete, &doc.kind) {
             self.ended |= ends.contains(&kind.as_str());
         }
