@@ -11,6 +11,7 @@ use hyper::header::{CONTENT_TYPE, HOST, HeaderMap, ORIGIN, UPGRADE};
 use hyper::http::request::Parts;
 
 use super::refusal::{Client, Code, Denial};
+use super::route;
 use crate::base::token::{Attempts, Token, bearer};
 
 /// Proof that a request came from a client and not from a page.
@@ -93,6 +94,7 @@ pub fn check(parts: &Parts, wall: &Wall) -> Result<Guarded, Denial> {
     }
     match parts.method {
         Method::GET | Method::HEAD => {}
+        Method::POST if route::takes_any_body(parts.uri.path()) => {}
         Method::POST => json(headers)?,
         _ => {
             let mut d = Denial::new(Code::RouteDenied, format!("method `{}` is not offered; allowed: `GET`, `HEAD`, `POST`", parts.method));

@@ -14,13 +14,15 @@ use hyper::http::request::Parts;
 use super::config::{Policy, ProviderConfig};
 use super::guard::Guarded;
 use super::model;
-use super::provider::registry::{self, Endpoint, Method as Verb, PROVIDERS, Provider};
+use super::provider::registry::{self, Endpoint, PROVIDERS, Provider, Verb};
 use super::refusal::{Code, Denial, Shape};
 
 #[derive(Debug)]
 pub enum Target {
     /// A look whether anybody is here (`HEAD /`): answered by us.
     Probe(Option<String>),
+    /// A client's own telemetry: taken and thrown away, since a refusal makes it complain.
+    Discard(Option<String>),
     Call(Route),
 }
 
@@ -79,6 +81,9 @@ pub fn resolve(policy: &Policy, parts: &Parts, _: &Guarded) -> Result<Target, De
             return Ok(Target::Probe(Some(name.to_owned())));
         }
     }
+    if let Some(target) = aside(policy, parts, &segments) {
+        return Ok(target);
+    }
     let verb = match parts.method {
         Method::GET => Verb::Get,
         Method::POST => Verb::Post,
@@ -107,6 +112,30 @@ pub fn resolve(policy: &Policy, parts: &Parts, _: &Guarded) -> Result<Target, De
     }
     let query = query(endpoint, parts.uri.query().unwrap_or_default())?;
     Ok(Target::Call(Route { provider, endpoint, model, query }))
+}
+
+/// Calls that Claude Code makes beside its requests: it looks whether its provider is there, and
+/// sends telemetry where that is switched on.
+fn aside(policy: &Policy, parts: &Parts, segments: &[&str]) -> Option<Target> {
+    let (mount, rest) = match known(policy, segments[0]) {
+        Some((name, _)) => (Some(name.to_owned()), &segments[1..]),
+        None => (None, segments),
+    };
+    match (&parts.method, rest) {
+        (&Method::HEAD | &Method::GET, ["api", "hello"]) => Some(Target::Probe(mount)),
+        (&Method::POST, rest) if is_telemetry(rest) => Some(Target::Discard(mount)),
+        _ => None,
+    }
+}
+
+fn is_telemetry(segments: &[&str]) -> bool {
+    matches!(segments, ["v1", "metrics" | "logs" | "traces"])
+}
+
+/// Is this path one of telemetry, whose body is not JSON?
+pub fn takes_any_body(path: &str) -> bool {
+    let segments: Vec<&str> = path.split('/').filter(|s| !s.is_empty()).collect();
+    segments.len() <= 3 && is_telemetry(&segments[segments.len().saturating_sub(2)..])
 }
 
 fn offers(config: Option<&Arc<ProviderConfig>>, endpoint: &Endpoint) -> bool {
@@ -218,11 +247,11 @@ fn query(endpoint: &Endpoint, query: &str) -> Result<String, Denial> {
         if endpoint.query_credentials.contains(&key) {
             continue;
         }
-        let listed = endpoint.query.iter().any(|q| *q == key || *q == pair);
-        if !listed {
+        let whole = endpoint.query.contains(&pair);
+        if !whole && !endpoint.query.contains(&key) {
             return refuse("is not offered here");
         }
-        if !value.bytes().all(|b| model::is_id_byte(b) || b"%=,".contains(&b)) {
+        if !whole && !value.bytes().all(|b| model::is_id_byte(b) || b"%=,".contains(&b)) {
             return refuse("holds a character that needs no place there");
         }
         kept.push(if kept.is_empty() { '?' } else { '&' });

@@ -8,29 +8,34 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::config::{Policy, ProviderConfig};
+use super::known_objects::KnownObjects;
 use super::limit::{Limiter, Limits};
-use super::model::Asked;
+use super::model::RequestFacts;
 use super::provider::registry::Feature;
 use super::refusal::{Code, Denial};
 
 /// `claude-*`: literal text with `*` for any run of characters.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Glob(String);
+pub struct Glob {
+    text: String,
+    /// The same, to label metrics with.
+    label: &'static str,
+}
 
 impl Glob {
     /// # Errors
     /// When it is empty or holds what no model id can hold.
     pub fn parse(text: &str) -> Result<Glob, String> {
-        let fine = |b: u8| b == b'*' || super::model::is_id_byte(b);
+        let fine = |b: u8| b"*#".contains(&b) || super::model::is_id_byte(b);
         if text.is_empty() || text.len() > 256 || !text.bytes().all(fine) {
-            return Err(format!("`{text}` is not a model glob of letters, digits, `._:/@+-` and `*`"));
+            return Err(format!("`{text}` is not a model glob of letters, digits, `._:/@+-~#` and `*`"));
         }
-        Ok(Glob(text.to_owned()))
+        Ok(Glob { text: text.to_owned(), label: super::metrics::label(text) })
     }
 
     /// Linear in the model's length for every pattern: only the last `*` is ever retried.
     pub fn matches(&self, model: &str) -> bool {
-        let (p, s) = (self.0.as_bytes(), model.as_bytes());
+        let (p, s) = (self.text.as_bytes(), model.as_bytes());
         let (mut i, mut j, mut star) = (0, 0, None);
         while j < s.len() {
             if p.get(i) == Some(&b'*') {
@@ -51,11 +56,11 @@ impl Glob {
     }
 
     pub fn as_str(&self) -> &str {
-        &self.0
+        &self.text
     }
 
     fn is_any(&self) -> bool {
-        self.0.bytes().all(|b| b == b'*')
+        self.text.bytes().all(|b| b == b'*')
     }
 }
 
@@ -146,6 +151,15 @@ impl Permit {
         self.grants.iter().filter_map(|&i| self.policy.grants.get(i))
     }
 
+    /// What metrics call the model: the pattern of the grant that covers it, so that no client can
+    /// make up a name.
+    pub fn model_label(&self, model: Option<&str>) -> Option<&'static str> {
+        let grant = self.grants().next()?;
+        let model = model?;
+        let pattern = grant.models.iter().find(|g| g.matches(model)).or(grant.glob.as_ref());
+        Some(pattern.map_or("*", |g| g.label))
+    }
+
     pub fn scope_matched(&self) -> Option<&str> {
         self.grants().next().map(|g| g.scope.as_str())
     }
@@ -167,14 +181,15 @@ impl Policy {
 ///
 /// # Errors
 /// `scope_denied`, naming what is granted and what would be needed.
-pub fn check(policy: &Arc<Policy>, provider: &str, asked: &Asked) -> Result<Permit, Denial> {
+pub fn check(policy: &Arc<Policy>, provider: &str, facts: &RequestFacts, known: &KnownObjects) -> Result<Permit, Denial> {
     let mut grants = Vec::new();
+    let features = features(facts, known);
     let config = policy.providers.get(provider);
-    for model in asked.models() {
+    for model in facts.models() {
         let opaque = config.is_some_and(|p| (p.def.opaque_models)(model));
         let covers = |g: &Grant| if opaque { g.is_unlimited() || g.names(model) } else { g.covers(model) };
         // Of several, one that allows what the request uses.
-        let allows = |g: &Grant| asked.features().all(|f| g.allow.contains(&f));
+        let allows = |g: &Grant| features.iter().all(|f| g.allow.contains(f));
         let covering = || policy.live_grants(provider).filter(|(_, g)| covers(g));
         let covering = covering().find(|(_, g)| allows(g)).or_else(|| covering().next());
         let Some((i, _)) = covering else { return Err(denied(policy, provider, Some(model))) };
@@ -182,13 +197,15 @@ pub fn check(policy: &Arc<Policy>, provider: &str, asked: &Asked) -> Result<Perm
             grants.push(i);
         }
     }
-    if asked.any_model() && !policy.live_grants(provider).any(|(_, g)| g.is_unlimited()) {
-        return Err(Denial::new(
-            Code::ScopeDenied,
-            format!("the request lets provider `{provider}` choose the model, and the grants name models; granted: {}", granted(policy)),
-        )
-        .hint(format!("name the model, or ask an operator to grant `ai.{provider}`"))
-        .needing(format!("ai.{provider}")));
+    if facts.any_model() {
+        // The grant that allows it is the one that pays.
+        let allows = |g: &Grant| features.iter().all(|f| g.allow.contains(f));
+        let unlimited = || policy.live_grants(provider).filter(|(_, g)| g.is_unlimited());
+        match unlimited().find(|(_, g)| allows(g)).or_else(|| unlimited().next()) {
+            Some((i, _)) if !grants.contains(&i) => grants.push(i),
+            Some(_) => {}
+            None => return Err(chosen(policy, provider)),
+        }
     }
     if grants.is_empty() {
         // An endpoint without a model (a list of models): any grant of the provider will do.
@@ -197,7 +214,7 @@ pub fn check(policy: &Arc<Policy>, provider: &str, asked: &Asked) -> Result<Perm
             None => return Err(denied(policy, provider, None)),
         }
     }
-    for feature in asked.features() {
+    for feature in features {
         if !grants.iter().all(|&i| policy.grants[i].allow.contains(&feature)) {
             let name = feature.name();
             return Err(Denial::new(Code::ScopeDenied, format!("the request uses `{name}` of provider `{provider}`, which no grant of this session allows"))
@@ -205,8 +222,24 @@ pub fn check(policy: &Arc<Policy>, provider: &str, asked: &Asked) -> Result<Perm
                 .needing(format!("ai.{provider} allow {name}")));
         }
     }
-    let Some(config) = config else { return Err(denied(policy, provider, asked.models().next())) };
+    let Some(config) = config else { return Err(denied(policy, provider, facts.models().next())) };
     Ok(Permit { policy: policy.clone(), provider: config.clone(), grants })
+}
+
+/// What the request uses beyond models. Objects that this sidecar's own replies named are free to
+/// be named again.
+fn features(facts: &RequestFacts, known: &KnownObjects) -> Vec<Feature> {
+    let mut features: Vec<Feature> = facts.features().collect();
+    if !features.contains(&Feature::StoredObjects) && facts.references().any(|id| !known.knows(id)) {
+        features.push(Feature::StoredObjects);
+    }
+    features
+}
+
+fn chosen(policy: &Policy, provider: &str) -> Denial {
+    Denial::new(Code::ScopeDenied, format!("the request lets provider `{provider}` choose the model, and the grants name models; granted: {}", granted(policy)))
+        .hint(format!("name the model, or ask an operator to grant `ai.{provider}`"))
+        .needing(format!("ai.{provider}"))
 }
 
 fn denied(policy: &Policy, provider: &str, model: Option<&str>) -> Denial {
@@ -266,7 +299,7 @@ mod tests {
     fn globs_agree_with_their_definition() {
         let mut pairs = 0;
         for p in words(b"ab*", 6).iter().filter(|p| !p.is_empty()) {
-            let glob = Glob(p.clone());
+            let glob = Glob::parse(p).unwrap();
             for s in words(b"ab", 7) {
                 assert_eq!(glob.matches(&s), naive(p.as_bytes(), s.as_bytes()), "{p} {s}");
                 pairs += 1;
@@ -303,7 +336,7 @@ mod tests {
         ] {
             assert!(parse(bad).is_err(), "{bad}");
         }
-        assert_eq!(parse("ai.openai:gpt-*").unwrap(), ("openai".into(), Some(Glob("gpt-*".into()))));
+        assert_eq!(parse("ai.openai:gpt-*").unwrap(), ("openai".into(), Some(Glob::parse("gpt-*").unwrap())));
         assert_eq!(parse("ai.my-own").unwrap(), ("my-own".into(), None));
     }
 }

@@ -15,8 +15,8 @@ use hyper::{Method, Request, Uri};
 use secrecy::ExposeSecret;
 use zeroize::Zeroizing;
 
-use super::model::{Held, Outgoing};
-use super::provider::registry::{Auth, Method as Verb};
+use super::body::{BufferedBody, BufferedBodyStream};
+use super::provider::registry::{Auth, Verb, is_listed};
 use super::refusal::{Code, Denial};
 use super::route::{self, Route};
 use super::scope::Permit;
@@ -25,12 +25,12 @@ use super::secret::{Secret, Store};
 /// A request that may leave. Only this file can make one.
 #[derive(Debug)]
 pub struct SignedRequest {
-    request: Request<Outgoing>,
+    request: Request<BufferedBodyStream>,
     secret: Option<Arc<Secret>>,
 }
 
 impl SignedRequest {
-    pub fn into_request(self) -> Request<Outgoing> {
+    pub fn into_request(self) -> Request<BufferedBodyStream> {
         self.request
     }
 
@@ -40,37 +40,31 @@ impl SignedRequest {
     }
 }
 
-/// Headers of the client that providers need: versions and betas, the SDK's account of
-/// itself, session correlation. In lower case.
+/// Headers of a client that go to every provider: the library's account of itself, and what
+/// joins the requests of a session. In lower case; `*` ends a prefix. What a provider needs
+/// beside them stands in its file.
 const FORWARDED: &[&str] = &[
     "accept",
     "user-agent",
-    "anthropic-version",
-    "anthropic-beta",
-    "anthropic-dangerous-direct-browser-access",
-    "openai-beta",
-    "originator",
+    "idempotency-key",
     "session-id",
     "session_id",
     "thread-id",
     "thread_id",
     "conversation_id",
-    "idempotency-key",
     "x-app",
     "x-client-request-id",
-    "x-goog-api-client",
-    "x-server-timeout",
     "x-session-affinity",
     "x-session-id",
-    "http-referer",
-    "x-title",
-    "x-openrouter-title",
+    "x-stainless-*",
 ];
-const FORWARDED_PREFIXES: &[&str] = &["x-stainless-", "x-claude-", "x-codex-", "x-openai-"];
+/// No header whose name holds one of these is forwarded, whatever list it is on.
+const CREDENTIALS: &[&str] = &["auth", "cookie", "credential", "key", "secret", "token"];
+const NO_CREDENTIAL: &[&str] = &["idempotency-key"];
 
 /// # Errors
 /// `secret_missing`.
-pub fn sign(route: &Route, permit: &Permit, client: &HeaderMap, body: Held, secrets: &Store) -> Result<SignedRequest, Denial> {
+pub fn sign(route: &Route, permit: &Permit, client: &HeaderMap, body: BufferedBody, secrets: &Store) -> Result<SignedRequest, Denial> {
     let provider = permit.provider();
     let secret = match &provider.secret {
         None => None,
@@ -84,7 +78,7 @@ pub fn sign(route: &Route, permit: &Permit, client: &HeaderMap, body: Held, secr
         })?),
     };
     let endpoint = route.endpoint();
-    let mut request = Request::new(body.into_outgoing());
+    let mut request = Request::new(body.into_stream());
     *request.method_mut() = match endpoint.method {
         Verb::Get => Method::GET,
         Verb::Post => Method::POST,
@@ -92,7 +86,7 @@ pub fn sign(route: &Route, permit: &Permit, client: &HeaderMap, body: Held, secr
     *request.uri_mut() = target(route, permit)?;
     let headers = request.headers_mut();
     for (name, value) in client {
-        if forwards(name) {
+        if forwards(name, provider.def.forwards) {
             headers.append(name, value.clone());
         }
     }
@@ -117,9 +111,9 @@ pub fn sign(route: &Route, permit: &Permit, client: &HeaderMap, body: Held, secr
     Ok(SignedRequest { request, secret })
 }
 
-fn forwards(name: &HeaderName) -> bool {
+fn forwards(name: &HeaderName, own: &[&str]) -> bool {
     let name = name.as_str();
-    FORWARDED.contains(&name) || FORWARDED_PREFIXES.iter().any(|p| name.starts_with(p))
+    (is_listed(FORWARDED, name) || is_listed(own, name)) && (NO_CREDENTIAL.contains(&name) || !CREDENTIALS.iter().any(|c| name.contains(c)))
 }
 
 fn scrub_all(headers: &mut HeaderMap, name: &'static str, scrub: fn(&str) -> Cow<'_, str>) {

@@ -3,8 +3,9 @@
 //! Formats: `@anthropic-ai/sdk` 1.11 (resources, errors, streaming) and the LLM gateway
 //! contract of Claude Code's documentation.
 
-use super::registry::{Auth, BASE, Body, Endpoint, Feature, Kind, Method, Model, NO_BODY, Provider, Stream, never, nobody};
-use crate::sidecar::refusal::{self, Answer, Code, Refusal, Shape};
+use super::registry::{Auth, BASE, Billing, BodyRules, Endpoint, Feature, ModelPlace, NO_BODY, Provider, StreamBy, Verb, never, nobody};
+use crate::sidecar::limit::Utilisation;
+use crate::sidecar::refusal::{self, Answer, Client, Code, Refusal, Shape};
 use crate::sidecar::usage::{Complete, Field, Format, Raw, Usage};
 use serde_json::json;
 use std::borrow::Cow;
@@ -17,70 +18,98 @@ pub static PROVIDER: Provider = Provider {
     endpoints: &[
         Endpoint {
             name: "messages",
-            paths: &["v1/messages"],
+            paths: &["v1/messages", "messages"],
             // `/messages`: the AI SDK takes `ANTHROPIC_BASE_URL` as ending in `/v1`.
             bare: &["v1/messages", "messages"],
             upstream: "v1/messages",
             query: &["beta=true"],
-            stream: Stream::Flag,
+            stream: StreamBy::Flag,
             body: &MESSAGES,
             usage: Some(&FORMAT),
             ..BASE
         },
         Endpoint {
             name: "count_tokens",
-            paths: &["v1/messages/count_tokens"],
-            bare: &["v1/messages/count_tokens"],
+            paths: &["v1/messages/count_tokens", "messages/count_tokens"],
+            bare: &["v1/messages/count_tokens", "messages/count_tokens"],
             upstream: "v1/messages/count_tokens",
-            kind: Kind::Free,
+            billing: Billing::Free,
             query: &["beta=true"],
             body: &MESSAGES,
             ..BASE
         },
         Endpoint {
             name: "models",
-            method: Method::Get,
-            paths: &["v1/models"],
+            method: Verb::Get,
+            paths: &["v1/models", "models"],
             bare: &["v1/models"],
             bare_needs: Some("anthropic-version"),
             upstream: "v1/models",
-            kind: Kind::Models,
+            billing: Billing::Models,
             query: &["limit", "after_id", "before_id", "beta=true"],
             body: &NO_BODY,
             ..BASE
         },
         Endpoint {
             name: "model",
-            method: Method::Get,
-            paths: &["v1/models/{id}"],
+            method: Verb::Get,
+            paths: &["v1/models/{id}", "models/{id}"],
             bare: &["v1/models/{id}"],
             bare_needs: Some("anthropic-version"),
             upstream: "v1/models/{id}",
-            kind: Kind::Free,
+            billing: Billing::Free,
             query: &["beta=true"],
             body: &NO_BODY,
             ..BASE
         },
     ],
     opaque_models: never,
+    // New headers come with any release of Claude Code.
+    forwards: FORWARDS,
+    returns: &["x-should-retry"],
+    // The provider's own id belongs to the workspace's account; ours leads to the audit.
+    own_request_id: Some("request-id"),
+    notices,
     scrub_header: Some(("anthropic-beta", without_oauth)),
     local: false,
 };
 
-pub(super) const MESSAGES: Body = Body {
-    model: Model::Body,
-    content: &["messages", "system", "metadata", "output_config", "output_format", "thinking", "context_management", "stop_sequences"],
-    content_but: &[],
+pub(super) const FORWARDS: &[&str] = &["anthropic-version", "anthropic-beta", "anthropic-dangerous-direct-browser-access", "x-claude-code-*"];
+
+/// What Claude Code's description of a gateway's replies calls for: how far the cap is used, and
+/// a threshold once it is passed.
+fn notices(budget: &Utilisation) -> Vec<(&'static str, String)> {
+    let threshold = [0.95, 0.75].into_iter().find(|t| budget.used >= *t);
+    let status = if threshold.is_some() { "allowed_warning" } else { "allowed" };
+    let mut headers = vec![
+        ("anthropic-ratelimit-unified-status", status.to_owned()),
+        ("anthropic-ratelimit-unified-representative-claim", "overage".into()),
+        ("anthropic-ratelimit-unified-overage-status", status.into()),
+        ("anthropic-ratelimit-unified-overage-utilization", format!("{:.2}", budget.used.min(1.0))),
+    ];
+    if let Some(threshold) = threshold {
+        headers.push(("anthropic-ratelimit-unified-overage-surpassed-threshold", threshold.to_string()));
+    }
+    if let Some(at) = budget.resets_at {
+        headers.push(("anthropic-ratelimit-unified-reset", at.to_string()));
+        headers.push(("anthropic-ratelimit-unified-overage-reset", at.to_string()));
+    }
+    headers
+}
+
+pub(super) const MESSAGES: BodyRules = BodyRules {
+    model: ModelPlace::Body,
+    content: &["messages", "system"],
+    opaque: &["metadata", "output_config", "output_format", "thinking", "context_management", "stop_sequences", "diagnostics", "safeguards", "tags"],
     restricted: &[
         ("mcp_servers", Feature::McpServers),
-        ("container", Feature::StoredObjects),
-        ("thread", Feature::StoredObjects),
         ("fallback_credit_token", Feature::StoredObjects),
         ("billing_policy", Feature::StoredObjects),
         ("user_profile_id", Feature::StoredObjects),
         ("workspace_id", Feature::StoredObjects),
     ],
     chooses: nobody,
+    item_references: false,
 };
 
 /// A client that was logged in announces its token's kind; ours is a key. Every other beta
@@ -116,6 +145,12 @@ pub(super) static FORMAT: Format = Format {
         ("usage.iterations[].cache_read_input_tokens", Field::ExtraCacheRead),
         ("usage.iterations[].cache_creation_input_tokens", Field::ExtraCacheWrite),
         ("usage.iterations[].output_tokens", Field::ExtraOutput),
+        ("usage.server_tool_use.web_search_requests", Field::Searches),
+        ("message.usage.server_tool_use.web_search_requests", Field::Searches),
+        ("usage.speed", Field::Speed),
+        ("message.usage.speed", Field::Speed),
+        ("usage.inference_geo", Field::Geography),
+        ("message.usage.inference_geo", Field::Geography),
         ("error.type", Field::ErrorType),
         ("error.message", Field::ErrorMessage),
     ],
@@ -136,6 +171,7 @@ fn normal(raw: &Raw) -> Option<Usage> {
         reasoning: raw.reasoning,
         cost_usd: None,
         extra: raw.extras.iter().filter(|e| billed_apart(&e.kind)).cloned().collect(),
+        ..Usage::default()
     }
     .known()
 }
@@ -144,8 +180,14 @@ const SHAPE: Shape = Shape { answer };
 
 fn answer(refusal: &Refusal<'_>) -> Answer {
     let (status, kind) = match refusal.code {
-        // Anthropic's own spend limit is a 400; a 429 is retried up to ten times by Claude Code.
-        Code::BudgetExhausted => (400, "invalid_request_error"),
+        // One request by each of 15 clients, with the text on the screen. A 429 is retried or waited
+        // for until the reset, and an `invalid_request_error` makes Claude Code drop fields and try
+        // again.
+        Code::BudgetExhausted => (400, "billing_error"),
+        // "A scope that is not granted is answered with 403" holds for everybody but these: Claude
+        // Code shows this type as it is, without a login prompt and without a fallback model, and
+        // the others lose the text of a 403.
+        Code::ScopeDenied | Code::SecretMissing if refusal.client != Client::Other => (400, "policy_blocked"),
         code => match code.status() {
             403 => (403, "permission_error"),
             404 | 405 => (code.status(), "not_found_error"),

@@ -5,7 +5,7 @@
 use super::openai;
 use crate::sidecar::usage::{Complete, Format, Raw, Usage};
 
-use super::registry::{Auth, BASE, Endpoint, Kind, Method, NO_BODY, Provider, Stream, never};
+use super::registry::{Auth, BASE, Billing, BodyRules, Endpoint, Feature, NO_BODY, Provider, StreamBy, Verb, never, no_notices};
 
 pub static GENERIC: Provider = BASE_PROVIDER;
 pub static GROQ: Provider = Provider { kind: "groq", base_url: Some("https://api.groq.com/openai/v1"), ..BASE_PROVIDER };
@@ -13,7 +13,7 @@ pub static MISTRAL: Provider = Provider { kind: "mistral", base_url: Some("https
 pub static XAI: Provider = Provider {
     kind: "xai",
     base_url: Some("https://api.x.ai/v1"),
-    endpoints: &[Endpoint { usage: Some(&XAI_FORMAT), ..CHAT }, RESPONSES, MODELS],
+    endpoints: &[Endpoint { usage: Some(&XAI_FORMAT), body: &XAI_CHAT, ..CHAT }, RESPONSES, MODELS],
     ..BASE_PROVIDER
 };
 pub static DEEPSEEK: Provider = Provider { kind: "deepseek", base_url: Some("https://api.deepseek.com"), ..BASE_PROVIDER };
@@ -28,6 +28,10 @@ const BASE_PROVIDER: Provider = Provider {
     shape: openai::SHAPE,
     endpoints: &[CHAT, RESPONSES, MODELS],
     opaque_models: never,
+    forwards: openai::FORWARDS,
+    returns: openai::RETURNS,
+    own_request_id: None,
+    notices: no_notices,
     scrub_header: None,
     local: false,
 };
@@ -36,7 +40,7 @@ const CHAT: Endpoint = Endpoint {
     name: "chat",
     paths: &["chat/completions", "v1/chat/completions"],
     upstream: "chat/completions",
-    stream: Stream::Flag,
+    stream: StreamBy::Flag,
     body: &openai::CHAT,
     usage: Some(&openai::CHAT_FORMAT),
     ..BASE
@@ -45,13 +49,16 @@ const RESPONSES: Endpoint = Endpoint {
     name: "responses",
     paths: &["responses", "v1/responses"],
     upstream: "responses",
-    stream: Stream::Flag,
-    body: &openai::RESPONSES,
+    stream: StreamBy::Flag,
+    body: &openai::OPEN_RESPONSES,
     usage: Some(&openai::RESPONSES_FORMAT),
     ..BASE
 };
 const MODELS: Endpoint =
-    Endpoint { name: "models", method: Method::Get, paths: &["models", "v1/models"], upstream: "models", kind: Kind::Models, body: &NO_BODY, ..BASE };
+    Endpoint { name: "models", method: Verb::Get, paths: &["models", "v1/models"], upstream: "models", billing: Billing::Models, body: &NO_BODY, ..BASE };
+
+/// A deferred reply is fetched by a later request, which nobody here would see.
+const XAI_CHAT: BodyRules = BodyRules { restricted: &[("deferred", Feature::Background)], ..openai::CHAT };
 
 /// xAI reports reasoning beside `completion_tokens`, and bills both.
 static XAI_FORMAT: Format = Format { fields: openai::CHAT_FIELDS, complete: Complete::Done, normal: with_reasoning };

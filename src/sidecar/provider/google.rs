@@ -2,7 +2,7 @@
 //!
 //! Formats: `@google/genai` 2.32 and the error handling of Gemini CLI.
 
-use super::registry::{Auth, BASE, Body, Endpoint, Feature, Kind, Method, Model, NO_BODY, Provider, Stream, never, nobody};
+use super::registry::{Auth, BASE, Billing, BodyRules, Endpoint, Feature, ModelPlace, NO_BODY, Provider, StreamBy, Verb, never, no_notices, nobody};
 use crate::sidecar::refusal::{self, Answer, Code, Refusal, Shape};
 use crate::sidecar::usage::{Complete, Field, Format, Raw, Usage};
 use serde_json::json;
@@ -29,51 +29,28 @@ pub static PROVIDER: Provider = Provider {
         },
         Endpoint { bare: &["v1beta/models/{model}:countTokens"], ..COUNT },
         Endpoint { paths: &["v1/models/{model}:countTokens"], bare: &["v1/models/{model}:countTokens"], upstream: "v1/models/{model}:countTokens", ..COUNT },
+        Endpoint { paths: &["v1beta/models/{model}:embedContent", "models/{model}:embedContent"], upstream: "v1beta/models/{model}:embedContent", ..EMBED },
+        Endpoint { paths: &["v1/models/{model}:embedContent"], upstream: "v1/models/{model}:embedContent", ..EMBED },
+        // What the official libraries send for `embedContent`.
         Endpoint {
-            paths: &["v1beta/models/{model}:embedContent"],
-            upstream: "v1beta/models/{model}:embedContent",
-            name: "embedContent",
-            optional: true,
-            query: &[],
-            ..GENERATE
+            paths: &["v1beta/models/{model}:batchEmbedContents", "models/{model}:batchEmbedContents"],
+            upstream: "v1beta/models/{model}:batchEmbedContents",
+            ..EMBED
         },
-        Endpoint {
-            name: "interactions",
-            optional: true,
-            paths: &["v1beta/interactions"],
-            upstream: "v1beta/interactions",
-            query: &["alt=sse"],
-            query_credentials: KEYS,
-            stream: Stream::Flag,
-            body: &INTERACTIONS,
-            usage: Some(&INTERACTIONS_FORMAT),
-            ..BASE
-        },
-        Endpoint {
-            name: "models",
-            method: Method::Get,
-            paths: &["v1beta/models"],
-            bare: &["v1beta/models"],
-            upstream: "v1beta/models",
-            kind: Kind::Models,
-            query: &["pageSize", "pageToken"],
-            query_credentials: KEYS,
-            body: &NO_BODY,
-            ..BASE
-        },
-        Endpoint {
-            name: "model",
-            method: Method::Get,
-            paths: &["v1beta/models/{model}"],
-            bare: &["v1beta/models/{model}"],
-            upstream: "v1beta/models/{model}",
-            kind: Kind::Free,
-            query_credentials: KEYS,
-            body: &NO_BODY,
-            ..BASE
-        },
+        Endpoint { paths: &["v1/models/{model}:batchEmbedContents"], upstream: "v1/models/{model}:batchEmbedContents", ..EMBED },
+        Endpoint { paths: &["v1beta/interactions"], upstream: "v1beta/interactions", ..INTERACT },
+        Endpoint { paths: &["v1/interactions"], upstream: "v1/interactions", ..INTERACT },
+        Endpoint { paths: &["v1beta/models", "models"], bare: &["v1beta/models"], upstream: "v1beta/models", ..LIST },
+        // `GET /v1/models` without a mount is OpenAI's or Anthropic's.
+        Endpoint { paths: &["v1/models"], upstream: "v1/models", ..LIST },
+        Endpoint { paths: &["v1beta/models/{model}", "models/{model}"], bare: &["v1beta/models/{model}"], upstream: "v1beta/models/{model}", ..MODEL },
+        Endpoint { paths: &["v1/models/{model}"], upstream: "v1/models/{model}", ..MODEL },
     ],
     opaque_models: never,
+    forwards: &["x-goog-api-client", "x-server-timeout"],
+    returns: &[],
+    own_request_id: None,
+    notices: no_notices,
     scrub_header: None,
     local: false,
 };
@@ -82,12 +59,47 @@ pub static PROVIDER: Provider = Provider {
 const KEYS: &[&str] = &["key", "access_token"];
 const V1BETA_GENERATE: &[&str] = &["v1beta/models/{model}:generateContent"];
 const V1BETA_STREAM: &[&str] = &["v1beta/models/{model}:streamGenerateContent"];
+/// Older libraries of Google's spell `alt` like this.
+const QUERY: &[&str] = &[
+    "alt=sse",
+    "alt=json",
+    "$alt=json;enum-encoding=int",
+    "$alt=sse;enum-encoding=int",
+    "%24alt=json%3Benum-encoding%3Dint",
+    "%24alt=sse%3Benum-encoding%3Dint",
+    "prettyPrint",
+];
+
+const EMBED: Endpoint = Endpoint { name: "embedContent", optional: true, query: &[], generates: false, ..GENERATE };
+
+const INTERACT: Endpoint = Endpoint {
+    name: "interactions",
+    optional: true,
+    query: &["alt=sse"],
+    query_credentials: KEYS,
+    stream: StreamBy::Flag,
+    body: &INTERACTIONS,
+    usage: Some(&INTERACTIONS_FORMAT),
+    ..BASE
+};
+
+const LIST: Endpoint = Endpoint {
+    name: "models",
+    method: Verb::Get,
+    billing: Billing::Models,
+    query: &["pageSize", "pageToken"],
+    query_credentials: KEYS,
+    body: &NO_BODY,
+    ..BASE
+};
+
+const MODEL: Endpoint = Endpoint { name: "model", method: Verb::Get, billing: Billing::Free, query_credentials: KEYS, body: &NO_BODY, ..BASE };
 
 const GENERATE: Endpoint = Endpoint {
     name: "generateContent",
-    paths: V1BETA_GENERATE,
+    paths: &["v1beta/models/{model}:generateContent", "models/{model}:generateContent"],
     upstream: "v1beta/models/{model}:generateContent",
-    query: &["alt=sse", "alt=json"],
+    query: QUERY,
     query_credentials: KEYS,
     body: &CONTENT,
     usage: Some(&FORMAT),
@@ -96,35 +108,42 @@ const GENERATE: Endpoint = Endpoint {
 
 const STREAM: Endpoint = Endpoint {
     name: "streamGenerateContent",
-    paths: V1BETA_STREAM,
+    paths: &["v1beta/models/{model}:streamGenerateContent", "models/{model}:streamGenerateContent"],
     upstream: "v1beta/models/{model}:streamGenerateContent",
-    stream: Stream::Always,
+    stream: StreamBy::Always,
     ..GENERATE
 };
 
 const COUNT: Endpoint = Endpoint {
     name: "countTokens",
-    paths: &["v1beta/models/{model}:countTokens"],
+    paths: &["v1beta/models/{model}:countTokens", "models/{model}:countTokens"],
     upstream: "v1beta/models/{model}:countTokens",
-    kind: Kind::Free,
+    billing: Billing::Free,
     usage: None,
     ..GENERATE
 };
 
-const CONTENT: Body = Body {
-    model: Model::Path,
-    content: &["contents", "systemInstruction", "system_instruction", "safetySettings", "safety_settings", "labels"],
-    content_but: &[],
+const CONTENT: BodyRules = BodyRules {
+    model: ModelPlace::Path,
+    content: &["contents", "systemInstruction", "system_instruction", "content"],
+    opaque: &["safetySettings", "safety_settings", "labels"],
     restricted: &[],
     chooses: nobody,
+    item_references: false,
 };
 
-const INTERACTIONS: Body = Body {
-    model: Model::Body,
-    content: &["input", "system_instruction", "systemInstruction", "response_format"],
-    content_but: &[],
-    restricted: &[("agent", Feature::StoredObjects), ("previous_interaction_id", Feature::StoredObjects), ("background", Feature::Background)],
+const INTERACTIONS: BodyRules = BodyRules {
+    model: ModelPlace::BodyOrAgent,
+    content: &["input", "system_instruction", "systemInstruction"],
+    opaque: &["labels"],
+    restricted: &[
+        ("agent", Feature::StoredObjects),
+        ("previous_interaction_id", Feature::StoredObjects),
+        ("environment", Feature::StoredObjects),
+        ("background", Feature::Background),
+    ],
     chooses: nobody,
+    item_references: false,
 };
 
 static INTERACTIONS_FORMAT: Format = Format {
@@ -156,6 +175,9 @@ static FORMAT: Format = Format {
         ("usageMetadata.thoughtsTokenCount", Field::Reasoning),
         ("usageMetadata.toolUsePromptTokenCount", Field::ToolPrompt),
         ("candidates[].finishReason", Field::Finished),
+        ("candidates[].groundingMetadata.webSearchQueries[]", Field::Search),
+        ("usageMetadata.candidatesTokensDetails[].modality", Field::Modality),
+        ("usageMetadata.candidatesTokensDetails[].tokenCount", Field::ModalityCount),
         ("error.status", Field::ErrorType),
         ("error.message", Field::ErrorMessage),
         // Without `alt=sse` a stream is one JSON array, sent in pieces.
@@ -185,7 +207,7 @@ fn normal(raw: &Raw) -> Option<Usage> {
         output: sum(raw.output, raw.reasoning),
         reasoning: raw.reasoning,
         cost_usd: None,
-        extra: Vec::new(),
+        ..Usage::default()
     }
     .known()
 }
@@ -194,7 +216,8 @@ const SHAPE: Shape = Shape { answer };
 
 fn answer(refusal: &Refusal<'_>) -> Answer {
     let (status, name) = match (refusal.code, refusal.code.status()) {
-        (Code::BudgetExhausted, _) => (429, "RESOURCE_EXHAUSTED"),
+        // A 429 is retried by the AI SDK, LangChain, opencode, Qwen Code and Kimi.
+        (Code::BudgetExhausted, _) => (400, "FAILED_PRECONDITION"),
         (Code::UpstreamUnreachable, _) => (503, "UNAVAILABLE"),
         (_, s @ (403 | 426)) => (s, "PERMISSION_DENIED"),
         (_, s @ (404 | 405)) => (s, "NOT_FOUND"),
@@ -205,11 +228,8 @@ fn answer(refusal: &Refusal<'_>) -> Answer {
     };
     let reason = refusal::local_code(refusal.code).to_uppercase();
     let mut details = vec![json!({ "@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": reason, "domain": "outrigger.local", "metadata": {} })];
-    if refusal.code == Code::BudgetExhausted {
-        // A `quotaId` with `PerDay` is what Gemini CLI takes as final.
-        details.push(json!({ "@type": "type.googleapis.com/google.rpc.QuotaFailure", "violations": [{ "subject": "outrigger", "description": "budget", "quotaId": "OutriggerBudgetPerDay" }] }));
-    } else if let Some(after) = refusal.retry_after {
-        details.push(json!({ "@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": format!("{}s", after.as_secs()) }));
+    if let Some(after) = refusal.retry_after {
+        details.push(json!({ "@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": format!("{}s", after.as_secs_f64().ceil()) }));
     }
     Answer::new(status, json!({ "error": { "code": status, "message": refusal.message, "status": name, "details": details } }))
 }

@@ -3,9 +3,9 @@
 //! A model whose id ends in `cloud` leaves the machine: a pattern does not cover it, only a
 //! grant of all of Ollama or one that names it.
 
-use super::registry::{Auth, BASE, Body, Endpoint, Kind, Method, Model, NO_BODY, Provider, Stream, nobody};
+use super::registry::{Auth, BASE, Billing, BodyRules, Endpoint, ModelPlace, NO_BODY, Provider, StreamBy, Verb, no_notices, nobody};
 use super::{anthropic, openai};
-use crate::sidecar::refusal::{Answer, Code, Refusal, Shape};
+use crate::sidecar::refusal::{Answer, Refusal, Shape};
 use crate::sidecar::usage::{Complete, Field, Format};
 use serde_json::json;
 
@@ -15,12 +15,20 @@ pub static PROVIDER: Provider = Provider {
     auth: Auth::OptionalBearer,
     shape: Shape { answer },
     endpoints: &[
-        Endpoint { name: "ollama.chat", paths: &["api/chat"], upstream: "api/chat", stream: Stream::UnlessFalse, body: &NATIVE, usage: Some(&FORMAT), ..BASE },
+        Endpoint {
+            name: "ollama.chat",
+            paths: &["api/chat"],
+            upstream: "api/chat",
+            stream: StreamBy::UnlessFalse,
+            body: &NATIVE,
+            usage: Some(&FORMAT),
+            ..BASE
+        },
         Endpoint {
             name: "ollama.generate",
             paths: &["api/generate"],
             upstream: "api/generate",
-            stream: Stream::UnlessFalse,
+            stream: StreamBy::UnlessFalse,
             body: &NATIVE,
             usage: Some(&FORMAT),
             ..BASE
@@ -29,7 +37,7 @@ pub static PROVIDER: Provider = Provider {
             name: "chat",
             paths: &["v1/chat/completions"],
             upstream: "v1/chat/completions",
-            stream: Stream::Flag,
+            stream: StreamBy::Flag,
             body: &openai::CHAT,
             usage: Some(&openai::CHAT_FORMAT),
             ..BASE
@@ -38,8 +46,8 @@ pub static PROVIDER: Provider = Provider {
             name: "responses",
             paths: &["v1/responses"],
             upstream: "v1/responses",
-            stream: Stream::Flag,
-            body: &openai::RESPONSES,
+            stream: StreamBy::Flag,
+            body: &openai::OPEN_RESPONSES,
             usage: Some(&openai::RESPONSES_FORMAT),
             ..BASE
         },
@@ -48,32 +56,39 @@ pub static PROVIDER: Provider = Provider {
             paths: &["v1/messages"],
             upstream: "v1/messages",
             query: &["beta=true"],
-            stream: Stream::Flag,
+            stream: StreamBy::Flag,
             body: &anthropic::MESSAGES,
             usage: Some(&anthropic::FORMAT),
             ..BASE
         },
-        Endpoint { name: "show", paths: &["api/show"], upstream: "api/show", kind: Kind::Free, body: &NATIVE, ..BASE },
-        Endpoint { name: "tags", method: Method::Get, paths: &["api/tags"], upstream: "api/tags", kind: Kind::Models, body: &NO_BODY, ..BASE },
-        Endpoint { name: "ps", method: Method::Get, paths: &["api/ps"], upstream: "api/ps", kind: Kind::Models, body: &NO_BODY, ..BASE },
-        Endpoint { name: "models", method: Method::Get, paths: &["v1/models"], upstream: "v1/models", kind: Kind::Models, body: &NO_BODY, ..BASE },
-        Endpoint { name: "version", method: Method::Get, paths: &["api/version"], upstream: "api/version", kind: Kind::Free, body: &NO_BODY, ..BASE },
+        Endpoint { name: "show", paths: &["api/show"], upstream: "api/show", billing: Billing::Free, body: &NATIVE, ..BASE },
+        Endpoint { name: "tags", method: Verb::Get, paths: &["api/tags"], upstream: "api/tags", billing: Billing::Models, body: &NO_BODY, ..BASE },
+        Endpoint { name: "ps", method: Verb::Get, paths: &["api/ps"], upstream: "api/ps", billing: Billing::Models, body: &NO_BODY, ..BASE },
+        Endpoint { name: "models", method: Verb::Get, paths: &["v1/models"], upstream: "v1/models", billing: Billing::Models, body: &NO_BODY, ..BASE },
+        Endpoint { name: "version", method: Verb::Get, paths: &["api/version"], upstream: "api/version", billing: Billing::Free, body: &NO_BODY, ..BASE },
     ],
     opaque_models: leaves_the_machine,
+    forwards: &["anthropic-version", "anthropic-beta", "openai-beta"],
+    returns: &[],
+    own_request_id: None,
+    notices: no_notices,
     scrub_header: None,
     local: true,
 };
 
 fn leaves_the_machine(model: &str) -> bool {
+    // Ollama itself looks at the ending without its case.
+    let model = model.to_ascii_lowercase();
     model.ends_with("-cloud") || model.ends_with(":cloud")
 }
 
-const NATIVE: Body = Body {
-    model: Model::Body,
-    content: &["messages", "prompt", "system", "template", "suffix", "images", "format", "options", "context", "raw"],
-    content_but: &[],
+const NATIVE: BodyRules = BodyRules {
+    model: ModelPlace::Body,
+    content: &[],
+    opaque: &["messages", "prompt", "system", "template", "suffix", "images", "format", "options", "context", "raw"],
     restricted: &[],
     chooses: nobody,
+    item_references: false,
 };
 
 static FORMAT: Format = Format {
@@ -89,6 +104,5 @@ static FORMAT: Format = Format {
 };
 
 fn answer(refusal: &Refusal<'_>) -> Answer {
-    let status = if refusal.code == Code::BudgetExhausted { 402 } else { refusal.code.status() };
-    Answer::new(status, json!({ "error": refusal.message }))
+    Answer::new(refusal.code.status(), json!({ "error": refusal.message }))
 }

@@ -2,7 +2,7 @@
 //!
 //! Formats: `openai` 6.49 (npm) and the sources of Codex for what it retries.
 
-use super::registry::{Auth, BASE, Body, Endpoint, Feature, Kind, Method, Model, NO_BODY, Provider, Stream, never, nobody};
+use super::registry::{Auth, BASE, Billing, BodyRules, Endpoint, Feature, ModelPlace, NO_BODY, Provider, StreamBy, Verb, never, no_notices, nobody};
 use crate::sidecar::refusal::{self, Answer, Client, Code, Refusal, Shape};
 use crate::sidecar::usage::{Complete, Field, Format, Raw, Usage};
 use serde_json::json;
@@ -15,18 +15,18 @@ pub static PROVIDER: Provider = Provider {
     endpoints: &[
         Endpoint {
             name: "responses",
-            paths: &["v1/responses"],
+            paths: &["v1/responses", "responses"],
             // Without `/v1`: what the SDK sends when the base URL is the bare host.
             bare: &["v1/responses", "responses"],
             upstream: "responses",
-            stream: Stream::Flag,
+            stream: StreamBy::Flag,
             body: &RESPONSES,
             usage: Some(&RESPONSES_FORMAT),
             ..BASE
         },
         Endpoint {
             name: "responses.compact",
-            paths: &["v1/responses/compact"],
+            paths: &["v1/responses/compact", "responses/compact"],
             bare: &["v1/responses/compact", "responses/compact"],
             upstream: "responses/compact",
             body: &RESPONSES,
@@ -35,19 +35,19 @@ pub static PROVIDER: Provider = Provider {
         },
         Endpoint {
             name: "input_tokens",
-            paths: &["v1/responses/input_tokens"],
+            paths: &["v1/responses/input_tokens", "responses/input_tokens"],
             bare: &["v1/responses/input_tokens", "responses/input_tokens"],
             upstream: "responses/input_tokens",
-            kind: Kind::Free,
+            billing: Billing::Free,
             body: &RESPONSES,
             ..BASE
         },
         Endpoint {
             name: "chat",
-            paths: &["v1/chat/completions"],
+            paths: &["v1/chat/completions", "chat/completions"],
             bare: &["v1/chat/completions", "chat/completions"],
             upstream: "chat/completions",
-            stream: Stream::Flag,
+            stream: StreamBy::Flag,
             body: &CHAT,
             usage: Some(&CHAT_FORMAT),
             ..BASE
@@ -55,56 +55,91 @@ pub static PROVIDER: Provider = Provider {
         Endpoint {
             name: "embeddings",
             optional: true,
-            paths: &["v1/embeddings"],
+            paths: &["v1/embeddings", "embeddings"],
             bare: &["v1/embeddings", "embeddings"],
             upstream: "embeddings",
             body: &EMBEDDINGS,
+            generates: false,
             usage: Some(&CHAT_FORMAT),
             ..BASE
         },
         Endpoint {
             name: "completions",
             optional: true,
-            paths: &["v1/completions"],
+            paths: &["v1/completions", "completions"],
             bare: &["v1/completions", "completions"],
             upstream: "completions",
-            stream: Stream::Flag,
+            stream: StreamBy::Flag,
             body: &COMPLETIONS,
             usage: Some(&CHAT_FORMAT),
             ..BASE
         },
         Endpoint {
             name: "models",
-            method: Method::Get,
-            paths: &["v1/models"],
+            method: Verb::Get,
+            paths: &["v1/models", "models"],
             bare: &["v1/models", "models"],
             upstream: "models",
-            kind: Kind::Models,
+            billing: Billing::Models,
             query: &["client_version"],
             body: &NO_BODY,
             ..BASE
         },
         Endpoint {
             name: "model",
-            method: Method::Get,
-            paths: &["v1/models/{id}"],
+            method: Verb::Get,
+            paths: &["v1/models/{id}", "models/{id}"],
             bare: &["v1/models/{id}", "models/{id}"],
             upstream: "models/{id}",
-            kind: Kind::Free,
+            billing: Billing::Free,
             body: &NO_BODY,
             ..BASE
         },
     ],
     opaque_models: never,
+    forwards: FORWARDS,
+    returns: RETURNS,
+    own_request_id: None,
+    notices: no_notices,
     scrub_header: None,
     local: false,
 };
 
-pub(super) const RESPONSES: Body = Body {
-    model: Model::Body,
-    content: &["instructions", "metadata", "client_metadata", "text", "reasoning", "include", "prompt_cache_key"],
+pub(super) const FORWARDS: &[&str] = &[
+    "openai-beta",
+    "originator",
+    "x-codex-beta-features",
+    "x-codex-installation-id",
+    "x-codex-parent-thread-id",
+    "x-codex-turn-metadata",
+    "x-codex-turn-state",
+    "x-codex-window-id",
+    "x-openai-internal-codex-responses-lite",
+    "x-openai-memgen-request",
+    "x-openai-subagent",
+];
+pub(super) const RETURNS: &[&str] = &[
+    "x-oai-request-id",
+    "openai-processing-ms",
+    "openai-version",
+    "openai-model",
+    "x-models-etag",
+    "x-reasoning-included",
+    "x-codex-turn-state",
+    "x-request-id",
+    "x-ratelimit-limit-requests",
+    "x-ratelimit-limit-tokens",
+    "x-ratelimit-remaining-requests",
+    "x-ratelimit-remaining-tokens",
+    "x-ratelimit-reset-requests",
+    "x-ratelimit-reset-tokens",
+];
+
+pub(super) const RESPONSES: BodyRules = BodyRules {
+    model: ModelPlace::Body,
     // "Responses lite" puts the tools into the first input item.
-    content_but: &[("input", "tools")],
+    content: &["input"],
+    opaque: &["instructions", "metadata", "client_metadata", "text", "reasoning", "include", "prompt_cache_key", "prompt_cache_options"],
     restricted: &[
         ("prompt", Feature::StoredObjects),
         ("conversation", Feature::StoredObjects),
@@ -112,18 +147,23 @@ pub(super) const RESPONSES: Body = Body {
         ("background", Feature::Background),
     ],
     chooses: nobody,
+    item_references: true,
 };
 
-pub(super) const CHAT: Body = Body {
-    model: Model::Body,
-    content: &["messages", "functions", "response_format", "metadata", "prediction", "stop", "logit_bias", "user"],
-    content_but: &[],
+/// The same of servers that keep nothing of OpenAI's: an id there is a name and no reference.
+pub(super) const OPEN_RESPONSES: BodyRules = BodyRules { item_references: false, ..RESPONSES };
+
+pub(super) const CHAT: BodyRules = BodyRules {
+    model: ModelPlace::Body,
+    content: &["messages"],
+    opaque: &["functions", "response_format", "metadata", "prediction", "stop", "logit_bias", "user"],
     restricted: &[],
     chooses: nobody,
+    item_references: false,
 };
 
-const EMBEDDINGS: Body = Body { content: &["input", "user"], ..CHAT };
-const COMPLETIONS: Body = Body { content: &["prompt", "suffix", "stop", "logit_bias", "user"], ..CHAT };
+const EMBEDDINGS: BodyRules = BodyRules { content: &[], opaque: &["input", "user"], ..CHAT };
+const COMPLETIONS: BodyRules = BodyRules { content: &[], opaque: &["prompt", "suffix", "stop", "logit_bias", "user"], ..CHAT };
 
 pub(super) static CHAT_FORMAT: Format = Format { fields: CHAT_FIELDS, complete: Complete::Done, normal };
 
@@ -166,6 +206,18 @@ pub(super) static RESPONSES_FORMAT: Format = Format {
         ("response.usage.input_tokens_details.cache_write_tokens", Field::CacheWrite),
         ("response.usage.output_tokens", Field::Output),
         ("response.usage.output_tokens_details.reasoning_tokens", Field::Reasoning),
+        ("output[].type", Field::OutputItem),
+        ("response.output[].type", Field::OutputItem),
+        ("tool_usage.image_gen.input_tokens", Field::PictureInput),
+        ("tool_usage.image_gen.output_tokens", Field::PictureOutput),
+        ("response.tool_usage.image_gen.input_tokens", Field::PictureInput),
+        ("response.tool_usage.image_gen.output_tokens", Field::PictureOutput),
+        ("output[].id", Field::ObjectId),
+        ("output[].container_id", Field::ObjectId),
+        ("response.output[].id", Field::ObjectId),
+        ("response.output[].container_id", Field::ObjectId),
+        ("item.id", Field::ObjectId),
+        ("item.container_id", Field::ObjectId),
         ("error.type", Field::ErrorType),
         ("error.code", Field::ErrorCode),
         ("error.message", Field::ErrorMessage),
@@ -190,7 +242,7 @@ pub(super) fn normal(raw: &Raw) -> Option<Usage> {
         output: raw.output,
         reasoning: raw.reasoning,
         cost_usd: raw.cost_usd,
-        extra: Vec::new(),
+        ..Usage::default()
     }
     .known()
 }
@@ -198,17 +250,11 @@ pub(super) fn normal(raw: &Raw) -> Option<Usage> {
 pub(super) const SHAPE: Shape = Shape { answer };
 
 fn answer(refusal: &Refusal<'_>) -> Answer {
-    let codex = refusal.client == Client::Codex;
     let (status, kind) = match (refusal.code, refusal.code.status()) {
-        (Code::BudgetExhausted, _) if codex => {
-            // The one 429 whose text and reset time Codex shows.
-            return Answer::new(429, json!({ "error": { "type": "usage_limit_reached", "message": refusal.message, "resets_at": refusal.resets_at } }));
-        }
-        // The AI SDK retries every 429 whatever the headers say.
-        (Code::BudgetExhausted, _) if refusal.client == Client::AiSdk => (403, "insufficient_quota"),
-        (Code::BudgetExhausted, _) => (429, "insufficient_quota"),
-        // Codex retries a 403 five times but shows a 400 at once.
-        (_, 403) if codex => (400, "invalid_request_error"),
+        // One request by each of 20 clients, with the text on the screen. A 429 is retried by the
+        // AI SDK, opencode, Qwen Code and aider, and Codex shows words of its own for it.
+        (Code::BudgetExhausted, _) => (400, "insufficient_quota"),
+        (_, 403) if refusal.client == Client::Shows400 => (400, "invalid_request_error"),
         (_, 403) => (403, "permission_error"),
         (_, 429) => (429, "rate_limit_error"),
         (_, s) if s >= 500 => (s, "server_error"),

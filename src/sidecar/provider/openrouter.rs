@@ -1,8 +1,8 @@
 //! OpenRouter: Chat Completions with a choice of models.
 
-use super::registry::{Auth, BASE, Body, Endpoint, Feature, Kind, Method, Model, NO_BODY, Named, Provider, Stream};
+use super::registry::{Auth, BASE, Billing, BodyRules, Endpoint, Feature, ModelPlace, NO_BODY, Provider, StreamBy, ToolName, Verb, no_notices};
 use super::{anthropic, openai};
-use crate::sidecar::refusal::{Answer, Code, Refusal, Shape};
+use crate::sidecar::refusal::{Answer, Refusal, Shape};
 use serde_json::json;
 
 pub static PROVIDER: Provider = Provider {
@@ -15,8 +15,8 @@ pub static PROVIDER: Provider = Provider {
             name: "chat",
             paths: &["chat/completions", "v1/chat/completions"],
             upstream: "chat/completions",
-            stream: Stream::Flag,
-            body: &Body { model: Model::BodyOrFirst, restricted: PRESET, chooses: runs_a_model, ..openai::CHAT },
+            stream: StreamBy::Flag,
+            body: &BodyRules { model: ModelPlace::BodyOrFirst, restricted: PRESET, chooses: runs_a_model, ..openai::CHAT },
             usage: Some(&openai::CHAT_FORMAT),
             ..BASE
         },
@@ -24,8 +24,8 @@ pub static PROVIDER: Provider = Provider {
             name: "responses",
             paths: &["responses", "v1/responses"],
             upstream: "responses",
-            stream: Stream::Flag,
-            body: &Body { model: Model::BodyOrFirst, restricted: RESPONSES_RESTRICTED, chooses: runs_a_model, ..openai::RESPONSES },
+            stream: StreamBy::Flag,
+            body: &BodyRules { model: ModelPlace::BodyOrFirst, restricted: RESPONSES_RESTRICTED, chooses: runs_a_model, ..openai::RESPONSES },
             usage: Some(&openai::RESPONSES_FORMAT),
             ..BASE
         },
@@ -34,14 +34,27 @@ pub static PROVIDER: Provider = Provider {
             paths: &["messages", "v1/messages"],
             upstream: "messages",
             query: &["beta=true"],
-            stream: Stream::Flag,
-            body: &Body { model: Model::BodyOrFirst, chooses: runs_a_model, ..anthropic::MESSAGES },
+            stream: StreamBy::Flag,
+            body: &BodyRules { model: ModelPlace::BodyOrFirst, chooses: runs_a_model, ..anthropic::MESSAGES },
             usage: Some(&anthropic::FORMAT),
             ..BASE
         },
-        Endpoint { name: "models", method: Method::Get, paths: &["models", "v1/models"], upstream: "models", kind: Kind::Models, body: &NO_BODY, ..BASE },
+        Endpoint {
+            name: "models",
+            method: Verb::Get,
+            paths: &["models", "v1/models"],
+            upstream: "models",
+            billing: Billing::Models,
+            query: &["supported_parameters"],
+            body: &NO_BODY,
+            ..BASE
+        },
     ],
     opaque_models: chooses,
+    forwards: &["http-referer", "x-title", "x-openrouter-title", "anthropic-version", "anthropic-beta", "openai-beta"],
+    returns: &["x-generation-id", "x-request-id"],
+    own_request_id: None,
+    notices: no_notices,
     scrub_header: None,
     local: false,
 };
@@ -59,24 +72,24 @@ const RESPONSES_RESTRICTED: &[(&str, Feature)] = &[
 /// OpenRouter's own tools and plugins can run further models (advisor, fusion, the auto
 /// router), by default some that the request does not name. Those known to run none are
 /// listed; any other is taken to.
-fn runs_a_model(named: Named<'_>) -> bool {
+fn runs_a_model(named: ToolName<'_>) -> bool {
     match named {
-        Named::Type(kind) => match kind.strip_prefix("openrouter:") {
+        ToolName::Type(kind) => match kind.strip_prefix("openrouter:") {
             Some(tool) => !matches!(tool, "web_search" | "web_fetch" | "datetime"),
             None => kind.starts_with("advisor_"),
         },
-        Named::Plugin(id) => !matches!(id, "web" | "file-parser" | "response-healing" | "context-compression"),
+        ToolName::Plugin(id) => !matches!(id, "web" | "file-parser" | "response-healing" | "context-compression"),
     }
 }
 
-/// The auto router, `~` aliases and stored presets pick the model on the other side.
+/// OpenRouter's own models (routers, and models under a cover name), `~` aliases and stored presets pick the model on the other side.
 fn chooses(model: &str) -> bool {
-    let bare = model.split(':').next().unwrap_or(model);
-    matches!(bare, "openrouter/auto" | "openrouter/fusion" | "auto") || model.contains("@preset/") || model.starts_with('~')
+    let bare = model.split(':').next().unwrap_or(model).to_ascii_lowercase();
+    bare == "auto" || bare.starts_with("openrouter/") || model.contains("@preset/") || model.starts_with('~')
 }
 
 fn answer(refusal: &Refusal<'_>) -> Answer {
-    let status = if refusal.code == Code::BudgetExhausted { 402 } else { refusal.code.status() };
+    let status = refusal.code.status();
     // `code` is the status as a number.
     Answer::new(status, json!({ "error": { "code": status, "message": refusal.message } }))
 }

@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 
+use crate::sidecar::limit::Utilisation;
 use crate::sidecar::refusal::Shape;
 use crate::sidecar::usage::Format;
 
@@ -45,6 +46,15 @@ pub struct Provider {
     /// Model ids that let the provider choose the model. They need a grant without a model
     /// filter, or one that names them literally.
     pub opaque_models: fn(&str) -> bool,
+    /// Headers of the client that go on to this provider, beside those of all; `*` ends a prefix.
+    pub forwards: &'static [&'static str],
+    /// Headers of a reply that go back to the client, beside those of all: whole names, since a
+    /// name can hold a key, too.
+    pub returns: &'static [&'static str],
+    /// Replies carry our id under this name instead of the provider's.
+    pub own_request_id: Option<&'static str>,
+    /// Headers that tell a client how far its budget is used.
+    pub notices: fn(&Utilisation) -> Vec<(&'static str, String)>,
     /// Header values of the client that must not travel with the workspace's key.
     pub scrub_header: Option<(&'static str, Scrub)>,
     /// The provider lives on this machine: plain `http://` to loopback is its normal state.
@@ -69,7 +79,7 @@ pub enum Auth {
 pub struct Endpoint {
     /// Its name in the audit.
     pub name: &'static str,
-    pub method: Method,
+    pub method: Verb,
     /// Offered only where the operator lists it (`endpoints`).
     pub optional: bool,
     /// Accepted behind the mount (`/anthropic/…`), without the leading slash. `{model}`
@@ -81,24 +91,26 @@ pub struct Endpoint {
     pub bare_needs: Option<&'static str>,
     /// Appended to the provider's base URL.
     pub upstream: &'static str,
-    pub kind: Kind,
+    pub billing: Billing,
     /// Query keys (or whole `key=value` pairs) that are forwarded; any other is refused.
     pub query: &'static [&'static str],
     /// Query keys that are credentials: dropped, never forwarded.
     pub query_credentials: &'static [&'static str],
-    pub stream: Stream,
-    pub body: &'static Body,
+    pub stream: StreamBy,
+    pub body: &'static BodyRules,
     pub usage: Option<&'static Format>,
+    /// A reply has output tokens (embeddings have none).
+    pub generates: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Method {
+pub enum Verb {
     Get,
     Post,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum Billing {
     /// Tokens are billed.
     Billed,
     /// Names a model, costs nothing (counting).
@@ -109,7 +121,7 @@ pub enum Kind {
 
 /// How a client asks for a streamed reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stream {
+pub enum StreamBy {
     Never,
     /// The endpoint always streams.
     Always,
@@ -121,22 +133,24 @@ pub enum Stream {
 
 /// Where a request body can name a model, and what else in it decides.
 #[derive(Debug)]
-pub struct Body {
-    pub model: Model,
-    /// Top-level keys that hold the user's content: never looked into, so that no prompt
-    /// can be refused for the words in it.
+pub struct BodyRules {
+    pub model: ModelPlace,
+    /// Top-level keys that hold the user's content: only references to stored objects and
+    /// definitions of tools count there.
     pub content: &'static [&'static str],
-    /// Top-level arrays whose items are content but for the keys named here.
-    pub content_but: &'static [(&'static str, &'static str)],
+    /// Top-level keys that are not looked into at all.
+    pub opaque: &'static [&'static str],
     /// What needs a grant's `allow`, by its top-level key.
     pub restricted: &'static [(&'static str, Feature)],
     /// Tools and plugins that run a model which the request need not name.
-    pub chooses: fn(Named<'_>) -> bool,
+    pub chooses: fn(ToolName<'_>) -> bool,
+    /// Items of the content can refer to items that the provider keeps, by their id.
+    pub item_references: bool,
 }
 
 /// What a request calls in to help.
 #[derive(Debug, Clone, Copy)]
-pub enum Named<'a> {
+pub enum ToolName<'a> {
     /// A `type`, of a tool or of anything else.
     Type(&'a str),
     /// The `id` of an item of `plugins`.
@@ -144,11 +158,13 @@ pub enum Named<'a> {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Model {
+pub enum ModelPlace {
     /// Top-level `model`, required.
     Body,
     /// Top-level `model`, or the first of `models`.
     BodyOrFirst,
+    /// Top-level `model`, or none beside an agent that is kept at the provider.
+    BodyOrAgent,
     /// In the path; a `model` in the body must be the same.
     Path,
     /// There is no body.
@@ -180,26 +196,38 @@ impl Feature {
     }
 }
 
-pub(super) const NO_BODY: Body = Body { model: Model::NoBody, content: &[], content_but: &[], restricted: &[], chooses: nobody };
+pub(super) const NO_BODY: BodyRules =
+    BodyRules { model: ModelPlace::NoBody, content: &[], opaque: &[], restricted: &[], chooses: nobody, item_references: false };
 
 /// The rest of an endpoint, so that each entry says only what is its own.
 pub(super) const BASE: Endpoint = Endpoint {
     name: "",
-    method: Method::Post,
+    method: Verb::Post,
     optional: false,
     paths: &[],
     bare: &[],
     bare_needs: None,
     upstream: "",
-    kind: Kind::Billed,
+    billing: Billing::Billed,
     query: &[],
     query_credentials: &[],
-    stream: Stream::Never,
+    stream: StreamBy::Never,
     body: &NO_BODY,
     usage: None,
+    generates: true,
 };
 
-pub(super) fn nobody(_: Named<'_>) -> bool {
+/// Is a header, in lower case, on a list of names and prefixes?
+pub fn is_listed(list: &[&str], name: &str) -> bool {
+    list.iter().any(|entry| entry.strip_suffix('*').map_or(*entry == name, |prefix| name.starts_with(prefix)))
+}
+
+/// No notice of a budget.
+pub(super) fn no_notices(_: &Utilisation) -> Vec<(&'static str, String)> {
+    Vec::new()
+}
+
+pub(super) fn nobody(_: ToolName<'_>) -> bool {
     false
 }
 
@@ -235,9 +263,9 @@ mod tests {
             let mut paths = BTreeSet::new();
             for e in p.endpoints {
                 assert!(!e.name.is_empty() && !e.paths.is_empty() && !e.upstream.is_empty());
-                assert_eq!(e.body.model == Model::NoBody, e.method == Method::Get, "{} {}", p.kind, e.name);
+                assert_eq!(e.body.model == ModelPlace::NoBody, e.method == Verb::Get, "{} {}", p.kind, e.name);
                 for path in e.paths {
-                    assert!(paths.insert((*path, e.method == Method::Get)), "{} {path}", p.kind);
+                    assert!(paths.insert((*path, e.method == Verb::Get)), "{} {path}", p.kind);
                 }
             }
         }

@@ -1,0 +1,255 @@
+//! Step 3 of a request: every place in its body that can name a model, a server or a stored
+//! object, and what tells how much it can cost.
+//!
+//! Invariants:
+//! - All of the body is strict JSON. Where several parsers could disagree about a key that
+//!   decides (twice, escaped, in another case), the request is refused.
+//! - A model that cannot be determined is a refusal, never a skipped check.
+//! - The user's words never decide: of the content, only references to stored objects and
+//!   definitions of tools are looked at.
+
+mod keys;
+mod scanner;
+
+use self::scanner::Scanner;
+use super::body::BufferedBody;
+use super::provider::registry::{BodyRules, Feature, ModelPlace, StreamBy};
+use super::refusal::{Code, Denial};
+use super::route::Route;
+use crate::base::json::{Event, Parser};
+
+/// More models than this name nothing that a person meant.
+const MAX_MODELS: usize = 64;
+/// Keys and lists that are looked at, before a body is taken for an attack on our time: some
+/// hundred tools with their schemas have a few thousand.
+const MAX_VALUES: usize = 250_000;
+
+/// What a request asks for, read from every place that can say so.
+#[derive(Debug, Default, PartialEq)]
+pub struct RequestFacts {
+    main: Option<String>,
+    extra: Vec<String>,
+    any: bool,
+    features: Vec<Feature>,
+    references: Vec<String>,
+    stream: bool,
+    cost: CostFacts,
+}
+
+/// What tells how much a request can cost.
+#[derive(Debug, Default, Clone, Copy, PartialEq)]
+pub struct CostFacts {
+    /// The most output tokens that the request allows.
+    pub max_output: Option<u64>,
+    /// How many replies it asks for; 0 where it does not say.
+    pub copies: u64,
+    pub fast: bool,
+    pub priority: bool,
+    pub us_only: bool,
+    pub images: u32,
+    /// Some of its input is not in its bytes (an address, a document), or takes more tokens than
+    /// bytes.
+    pub unseen: bool,
+}
+
+impl RequestFacts {
+    /// The main model first.
+    pub fn models(&self) -> impl Iterator<Item = &str> {
+        self.main.iter().chain(&self.extra).map(String::as_str)
+    }
+
+    pub fn main_model(&self) -> Option<&str> {
+        self.main.as_deref()
+    }
+
+    /// The provider may choose a model that the request does not name.
+    pub fn any_model(&self) -> bool {
+        self.any
+    }
+
+    pub fn features(&self) -> impl Iterator<Item = Feature> {
+        self.features.iter().copied()
+    }
+
+    /// Ids of stored objects that the content refers to.
+    pub fn references(&self) -> impl Iterator<Item = &str> {
+        self.references.iter().map(String::as_str)
+    }
+
+    pub fn stream(&self) -> bool {
+        self.stream
+    }
+
+    pub fn cost(&self) -> CostFacts {
+        self.cost
+    }
+
+    /// Part of the input is kept at the provider.
+    pub fn has_stored_input(&self) -> bool {
+        self.features.contains(&Feature::StoredObjects) || !self.references.is_empty()
+    }
+
+    fn feature(&mut self, feature: Feature) {
+        if !self.features.contains(&feature) {
+            self.features.push(feature);
+        }
+    }
+}
+
+pub fn is_id_byte(b: u8) -> bool {
+    b.is_ascii_alphanumeric() || b"._:/@+-~".contains(&b)
+}
+
+/// The ids that providers use; nothing that could be read as a path, a list or a glob. `#` leads
+/// to a deployment of Fireworks.
+pub fn is_id(s: &str) -> bool {
+    (1..=256).contains(&s.len()) && s.bytes().all(|b| is_id_byte(b) || b == b'#') && !s.contains("..") && !s.contains("//")
+}
+
+/// Reads what the request asks for.
+///
+/// # Errors
+/// `bad_request` where the body is no JSON object, or leaves a doubt about the model.
+pub async fn read(route: &Route, body: &BufferedBody) -> Result<RequestFacts, Denial> {
+    let endpoint = route.endpoint();
+    let mut facts = match endpoint.body.model {
+        ModelPlace::NoBody => RequestFacts::default(),
+        _ => walk(endpoint.body, body, endpoint.stream).await?,
+    };
+    match endpoint.body.model {
+        ModelPlace::NoBody => facts.main = route.model().map(str::to_owned),
+        ModelPlace::Path => {
+            let path = route.model().unwrap_or_default();
+            let strip = |m: String| m.strip_prefix("models/").map(str::to_owned).unwrap_or(m);
+            if let Some(main) = facts.main.take().map(strip).filter(|m| m != path) {
+                return Err(doubt(format!("the path names model `{path}`, the body `{main}`")));
+            }
+            facts.extra = facts.extra.into_iter().map(strip).filter(|m| m != path).collect();
+            facts.main = Some(path.to_owned());
+        }
+        ModelPlace::BodyOrFirst if facts.main.is_none() && !facts.extra.is_empty() => facts.main = Some(facts.extra.remove(0)),
+        // An agent that is kept at the provider brings its own model.
+        ModelPlace::BodyOrAgent if facts.main.is_none() && facts.features.contains(&Feature::StoredObjects) => facts.any = true,
+        ModelPlace::Body | ModelPlace::BodyOrFirst | ModelPlace::BodyOrAgent if facts.main.is_none() => return Err(doubt("`model` is missing".into())),
+        ModelPlace::Body | ModelPlace::BodyOrFirst | ModelPlace::BodyOrAgent => {}
+    }
+    if let Some(odd) = facts.models().find(|m| !is_id(m)) {
+        return Err(doubt(format!("`{}` is not a model id", odd.escape_debug())));
+    }
+    Ok(facts)
+}
+
+fn doubt(what: String) -> Denial {
+    Denial::new(Code::BadRequest, format!("cannot determine the model of this request: {what}"))
+}
+
+/// Walks the whole body. After each piece but the last the thread is given back.
+async fn walk(rules: &'static BodyRules, body: &BufferedBody, stream: StreamBy) -> Result<RequestFacts, Denial> {
+    let mut scanner = Scanner::new(rules, stream);
+    let mut parser = Parser::new();
+    let mut parsed = Ok(());
+    let mut pieces = body.pieces().iter().peekable();
+    while let Some(piece) = pieces.next() {
+        parsed = parser.feed(piece, &mut |e: Event<'_>| scanner.event(e));
+        if parsed.is_err() || scanner.fault.is_some() {
+            break;
+        }
+        if pieces.peek().is_some() {
+            tokio::task::yield_now().await;
+        }
+    }
+    if let Some(fault) = scanner.fault {
+        return Err(doubt(fault));
+    }
+    let parsed = parsed.and_then(|()| parser.finish(&mut |e: Event<'_>| scanner.event(e)));
+    if let Err(e) = parsed {
+        return Err(Denial::new(Code::BadRequest, format!("the request body is not JSON: {e}")));
+    }
+    match scanner.fault {
+        Some(fault) => Err(doubt(fault)),
+        None => Ok(scanner.facts),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+
+    use crate::sidecar::provider::{anthropic, google, openai};
+
+    fn walk_in(body: &str, rules: &'static BodyRules) -> Result<RequestFacts, Denial> {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let walk = |pieces| runtime.block_on(super::walk(rules, &BufferedBody::of(pieces), StreamBy::Flag));
+        let whole = walk(vec![Bytes::from(body.to_owned())]);
+        let split = walk(body.as_bytes().chunks(1).map(Bytes::copy_from_slice).collect());
+        assert_eq!(whole.as_ref().ok(), split.as_ref().ok());
+        whole
+    }
+
+    fn body_of(provider: &'static crate::sidecar::provider::registry::Provider, endpoint: &str) -> &'static BodyRules {
+        provider.endpoints.iter().find(|e| e.name == endpoint).unwrap().body
+    }
+
+    #[test]
+    fn models_are_found_wherever_they_can_stand() {
+        let messages = body_of(&anthropic::PROVIDER, "messages");
+        let asked = walk_in(
+            r#"{"model":"a","fallbacks":[{"model":"b","speed":"fast"},"c"],"tools":[{"type":"advisor_20260301","model":"d","input_schema":{"model":"not"}}],
+                "messages":[{"role":"user","content":"{\"model\":\"not\"}","model":"not"}],"metadata":{"model":"not"},"stream":true}"#,
+            messages,
+        )
+        .unwrap();
+        assert_eq!(asked.models().collect::<Vec<_>>(), ["a", "b", "c", "d"]);
+        assert!(asked.stream && !asked.any);
+        assert!(walk_in(r#"{"model":"a","fallbacks":"default"}"#, messages).unwrap().any);
+        let responses = body_of(&openai::PROVIDER, "responses");
+        let asked = walk_in(r#"{"model":"a","input":[{"type":"additional_tools","tools":[{"type":"image_generation","model":"b"}]},{"model":"not","content":[{"model":"not"}]}]}"#, responses).unwrap();
+        assert_eq!(asked.models().collect::<Vec<_>>(), ["a", "b"]);
+        let generate = body_of(&google::PROVIDER, "generateContent");
+        let asked = walk_in(r#"{"generateContentRequest":{"model":"models/b","contents":[{"model":"not"}]},"generationConfig":{"responseSchema":{"properties":{"model":{"type":"STRING"}}}}}"#, generate).unwrap();
+        assert_eq!(asked.models().collect::<Vec<_>>(), ["models/b"]);
+    }
+
+    #[test]
+    fn doubt_is_a_refusal() {
+        let messages = body_of(&anthropic::PROVIDER, "messages");
+        for bad in [
+            r#"{"model":"a","model":"b"}"#,
+            r#"{"model":"a","\u006dodel":"b"}"#,
+            r#"{"model":"a","Model":"b"}"#,
+            r#"{"model":"a","MODEL":"b"}"#,
+            "{\"model\":\"a\",\"\u{ff4d}odel\":\"b\"}",
+            "{\"model\":\"a\",\"fallback\u{17f}\":[]}",
+            r#"{"model":1}"#,
+            r#"{"model":["a"]}"#,
+            r#"{"model":{"id":"a"}}"#,
+            r#"{"model":"a","fallbacks":[["b"]]}"#,
+            r#"{"model":"a","fallbacks":{"x":"b"}}"#,
+            r#"{"model":"a","tools":[{"model":true}]}"#,
+            r#"{"model":"a","stream":false,"Stream":true}"#,
+            r#"{"model":"a","tools":[],"tools":[{"model":"b"}]}"#,
+            r#"{"model":"a","extra_body":{"model":"b"}}"#,
+            r#"["a"]"#,
+            r#"{"model":"a"}{"model":"b"}"#,
+            r#"{"model":"a\ud800"}"#,
+        ] {
+            assert!(walk_in(bad, messages).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn restricted_features_count_only_when_used() {
+        let messages = body_of(&anthropic::PROVIDER, "messages");
+        let features = |b: &str| walk_in(b, messages).unwrap().features;
+        assert_eq!(features(r#"{"model":"a","mcp_servers":[],"container":null}"#), []);
+        assert_eq!(features(r#"{"model":"a","mcp_servers":[{"url":"x"}],"container":"c"}"#), [Feature::McpServers, Feature::StoredObjects]);
+        let responses = body_of(&openai::PROVIDER, "responses");
+        let features = |b: &str| walk_in(b, responses).unwrap().features;
+        assert_eq!(features(r#"{"model":"a","background":false,"previous_response_id":null}"#), []);
+        assert_eq!(
+            features(r#"{"model":"a","background":true,"tools":[{"type":"mcp","server_url":"https://x"}]}"#),
+            [Feature::Background, Feature::McpServers]
+        );
+    }
+}
