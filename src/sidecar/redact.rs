@@ -1,9 +1,9 @@
 //! A provider (or a gateway before it) that echoes our key must not hand it to the agent.
 //!
 //! Looks through every reply for every live key and the ones before them: as they are, in
-//! base64 at each alignment, in hex, percent-encoded and JSON-escaped (also mixed), and in
-//! the half-hidden form of error messages (`sk-…wxyz`), wherever the pieces of the reply are
-//! cut. A hit is overwritten in place, so lengths stay true.
+//! base64 at each alignment, in hex, escaped for JSON, URLs and HTML (also mixed, also twice),
+//! and in the half-hidden form of error messages (`sk-…wxyz`), wherever the pieces of the reply
+//! are cut. A hit is overwritten in place, so lengths stay true.
 //!
 //! Invariant: a byte leaves only when no key can begin before it and end after it.
 
@@ -89,11 +89,11 @@ impl Patterns {
         self.plain.is_none()
     }
 
-    /// `\u00XX` and `%XX` of visible ASCII: rare in JSON, where a key's letters need no escape.
+    /// Escapes of visible ASCII (see [`escape_at`]): rare in JSON, where a key's letters need none.
     fn has_escapes(&self, text: &[u8]) -> bool {
         let percent = || memchr::memchr_iter(b'%', text).any(|i| text.get(i + 1).is_some_and(u8::is_ascii_hexdigit));
         let slash = || memchr::memchr_iter(b'\\', text).any(|i| text.get(i + 1).is_some_and(|b| b"/\"\\".contains(b)));
-        memchr::memmem::find(text, b"\\u00").is_some() || percent() || (self.slashed && slash())
+        [&b"\\u00"[..], b"\\x", b"&#"].iter().any(|mark| memchr::memmem::find(text, mark).is_some()) || percent() || (self.slashed && slash())
     }
 
     /// Where the text holds keys.
@@ -113,7 +113,7 @@ impl Patterns {
     fn unfinished(&self, text: &[u8]) -> usize {
         let literal = self.literal.as_ref().map_or(0, |m| m.unfinished(text));
         let Some(plain) = &self.plain else { return literal };
-        let (cut, window) = (cut_escape(text), text.len().saturating_sub(plain.longest * 6));
+        let (cut, window) = (cut_escape(text), text.len().saturating_sub(plain.longest * LONGEST_ESCAPE));
         if cut == 0 && !self.has_escapes(&text[window..]) {
             return literal;
         }
@@ -147,22 +147,39 @@ fn forms(key: &[u8]) -> Vec<Zeroizing<Vec<u8>>> {
     if key.len() >= 16 {
         // `Incorrect API key provided: sk-…wxyz`
         let last = String::from_utf8_lossy(&key[key.len() - 4..]).into_owned();
-        for mask in ["*", "…", "..."] {
+        for mask in ["*", "…", "...", "xxxx", "XXXX", "••"] {
             add(format!("{mask}{last}"));
         }
     }
     all
 }
 
+/// The longest escape of one byte, `\\\\u00XX`.
+const LONGEST_ESCAPE: usize = 7;
+
+/// The byte that an escape at `i` stands for, and the escape's length: percent-encoding (also
+/// done twice), JSON's `\u00XX` (also within a JSON text that is a string of another) and its
+/// escaped punctuation, `\xXX`, and HTML's references by number.
 fn escape_at(text: &[u8], i: usize) -> Option<(u8, usize)> {
-    let (digits, len) = match text[i] {
-        b'%' => (text.get(i + 1..i + 3)?, 3),
-        b'\\' if text.get(i + 1..i + 4).is_some_and(|u| u.eq_ignore_ascii_case(b"u00")) => (text.get(i + 4..i + 6)?, 6),
-        b'\\' => return text.get(i + 1).filter(|b| b"/\"\\".contains(b)).map(|b| (*b, 2)),
-        _ => return None,
-    };
-    let value = u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
-    Some((value, len))
+    let rest = &text[i..];
+    let hex = |digits: &[u8]| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok();
+    match rest {
+        [b'%', b'2', b'5', a, b, ..] if a.is_ascii_hexdigit() && b.is_ascii_hexdigit() => Some((hex(&[*a, *b])?, 5)),
+        [b'%', a, b, ..] => Some((hex(&[*a, *b])?, 3)),
+        [b'\\', b'\\', b'u' | b'U', b'0', b'0', a, b, ..] => Some((hex(&[*a, *b])?, 7)),
+        [b'\\', b'u' | b'U', b'0', b'0', a, b, ..] => Some((hex(&[*a, *b])?, 6)),
+        [b'\\', b'x', a, b, ..] => Some((hex(&[*a, *b])?, 4)),
+        [b'\\', c @ (b'/' | b'"' | b'\\'), ..] => Some((*c, 2)),
+        [b'&', b'#', number @ ..] => {
+            let end = number.iter().take(LONGEST_ESCAPE - 2).position(|b| *b == b';')?;
+            let value = match &number[..end] {
+                [b'x' | b'X', digits @ ..] => hex(digits)?,
+                digits => std::str::from_utf8(digits).ok()?.parse().ok()?,
+            };
+            Some((value, end + 3))
+        }
+        _ => None,
+    }
 }
 
 /// The text with its escapes undone, and where each of its bytes stood (and the end).
@@ -188,20 +205,30 @@ fn undo(text: &[u8]) -> (Vec<u8>, Vec<usize>) {
 
 /// Bytes at the end that begin an escape and do not end it.
 fn cut_escape(text: &[u8]) -> usize {
-    let tail = &text[text.len().saturating_sub(5)..];
-    (0..tail.len())
-        .find(|&i| {
-            let rest = &tail[i..];
-            let hex = |s: &[u8]| s.iter().all(u8::is_ascii_hexdigit);
-            match rest {
-                [b'%'] => true,
-                [b'%', d] => hex(&[*d]),
-                [b'\\'] => true,
-                [b'\\', u @ ..] => u.len() < 5 && u[0].eq_ignore_ascii_case(&b'u') && hex(&u[1..]) && b"00".starts_with(&u[1..u.len().min(3)]),
-                _ => false,
-            }
-        })
-        .map_or(0, |i| tail.len() - i)
+    let tail = &text[text.len().saturating_sub(LONGEST_ESCAPE - 1)..];
+    (0..tail.len()).find(|&i| begins_escape(&tail[i..])).map_or(0, |i| tail.len() - i)
+}
+
+/// Could these bytes, with others behind them, be an escape?
+fn begins_escape(rest: &[u8]) -> bool {
+    let hex = |s: &[u8]| s.iter().all(u8::is_ascii_hexdigit);
+    // `u00XX`, of which only some is there.
+    let unicode = |u: &[u8]| match u {
+        [] => true,
+        [b'u' | b'U', digits @ ..] => digits.len() < 4 && hex(digits) && b"00".starts_with(&digits[..digits.len().min(2)]),
+        _ => false,
+    };
+    match rest {
+        [b'%', digits @ ..] => (digits.len() < 2 && hex(digits)) || (digits.starts_with(b"25") && digits.len() < 4 && hex(digits)),
+        [b'\\'] | [b'&'] => true,
+        [b'\\', b'\\', u @ ..] => unicode(u),
+        [b'\\', b'x', digits @ ..] => digits.len() < 2 && hex(digits),
+        [b'\\', u @ ..] => unicode(u),
+        [b'&', b'#', number @ ..] => {
+            number.len() < LONGEST_ESCAPE - 2 && !number.contains(&b';') && number.iter().all(|b| b.is_ascii_hexdigit() || b"xX".contains(b))
+        }
+        _ => false,
+    }
 }
 
 /// Follows one reply.
@@ -308,6 +335,11 @@ mod tests {
             KEY.bytes().map(|b| format!("\\u{b:04x}")).collect(),
             format!("\\u0073k%2D{}", &KEY[3..]),
             format!("{}%58YZ", &KEY[..KEY.len() - 3]),
+            KEY.bytes().map(|b| format!("%25{b:02X}")).collect(),
+            KEY.bytes().map(|b| format!("\\\\u{b:04x}")).collect(),
+            KEY.bytes().map(|b| format!("\\x{b:02x}")).collect(),
+            KEY.bytes().map(|b| format!("&#{b};")).collect(),
+            KEY.bytes().map(|b| format!("&#x{b:x};")).collect(),
         ]
     }
 
@@ -343,7 +375,7 @@ mod tests {
     #[test]
     fn the_last_letters_behind_a_mask_go_too() {
         let p = patterns(&[KEY]);
-        for masked in ["sk-ant-***fXYZ", "sk-…fXYZ", "sk-...fXYZ"] {
+        for masked in ["sk-ant-***fXYZ", "sk-…fXYZ", "sk-...fXYZ", "xxxxxxxxfXYZ"] {
             let out = run(&p, &[masked.as_bytes()]);
             assert!(!String::from_utf8_lossy(&out).contains("fXYZ"), "{masked}");
         }

@@ -14,45 +14,26 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use http_body_util::BodyExt;
 use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
 use hyper::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Response, StatusCode, http::response::Parts};
 use tokio::time::Sleep;
 
-use super::audit::{Entry, ExtraTokens, Tokens};
-use super::config::ProviderConfig;
-use super::limit::{Admission, Estimate};
+use super::audit::Entry;
+use super::billing::{self, Models, Prices, Settled};
 use super::proxy::Shared;
-use super::redact::{Patterns, Redactor};
+use super::record::Tokens;
+use super::redact::Redactor;
 use super::refusal::{Code, Denial};
 use super::route::Route;
 use super::scope::Permit;
-use super::usage::{Framing, Meter, Report, Usage};
-use crate::catalogue;
+use super::usage::{Framing, Meter, Report};
 
-/// Headers of a reply that clients need: what it is, whose it is, when to try again. In
-/// lower case. No cookie, no account, no redirect, no hop of somebody else's.
-const RETURNED: &[&str] = &[
-    "content-type",
-    "request-id",
-    "x-request-id",
-    "x-oai-request-id",
-    "retry-after",
-    "retry-after-ms",
-    "x-should-retry",
-    "openai-processing-ms",
-    "openai-version",
-    "openai-model",
-    "x-generation-id",
-    "x-models-etag",
-    "x-reasoning-included",
-];
-const RETURNED_PREFIXES: &[&str] = &["anthropic-ratelimit-", "x-ratelimit-", "x-codex-", "x-openai-"];
+/// Headers of a reply that clients of every provider need: what it is, when to try again. In
+/// lower case. No cookie, no account, no quota of the workspace, no redirect, no hop of
+/// somebody else's. What else a provider's clients need stands in its file.
+const RETURNED: &[&str] = &["content-type", "retry-after", "retry-after-ms", "x-should-retry"];
 
-/// Largest list of models that is taken in to be cut down.
-const MAX_LIST: usize = 8 << 20;
-const LIST_TIME: Duration = Duration::from_secs(30);
 /// A compressed reply is undone in slices of this size, so that a bomb costs a megabyte.
 const INFLATE_SLICE: usize = 1024;
 
@@ -62,7 +43,10 @@ pub struct Call {
     pub shared: Arc<Shared>,
     pub route: Route,
     pub permit: Permit,
-    pub admission: Admission,
+    /// The most output tokens that the request allows.
+    pub max_output: Option<u64>,
+    /// Part of its input is kept at the provider, or is not in its bytes.
+    pub whole_context: bool,
 }
 
 /// The client's response: the reply's head with only what is listed, and its body.
@@ -71,10 +55,11 @@ pub struct Call {
 /// `upstream_invalid` for a reply in an encoding that was not asked for.
 pub fn relay(call: Call, reply: Response<Incoming>, entry: Entry) -> Result<Response<Relay>, (Denial, Box<Entry>)> {
     let (parts, body) = reply.into_parts();
-    let inflate = match parts.headers.get(CONTENT_ENCODING).map(HeaderValue::as_bytes) {
-        None | Some(b"identity" | b"") => None,
-        Some(b"gzip") => Some(flate2::write::GzDecoder::new(Vec::new())),
-        Some(other) => {
+    let mut encodings = parts.headers.get_all(CONTENT_ENCODING).iter().map(HeaderValue::as_bytes).filter(|v| !matches!(*v, b"identity" | b""));
+    let inflate = match (encodings.next(), encodings.next()) {
+        (None, _) => None,
+        (Some(b"gzip"), None) => Some(flate2::write::GzDecoder::new(Vec::new())),
+        (Some(other), _) => {
             let d = Denial::new(Code::UpstreamInvalid, "the provider compressed its answer although it was asked not to").cause(other.escape_ascii());
             return Err((d, Box::new(entry)));
         }
@@ -82,7 +67,7 @@ pub fn relay(call: Call, reply: Response<Incoming>, entry: Entry) -> Result<Resp
     let redactor = Redactor::new(call.shared.secrets.patterns());
     let mut head = Response::new(());
     *head.status_mut() = parts.status;
-    *head.headers_mut() = returned(&parts, inflate.is_some(), &redactor, &entry);
+    *head.headers_mut() = returned(&call, &parts, inflate.is_some(), &redactor, &entry);
     let meter = meter(&call.route, &parts);
     let timeouts = call.shared.config.timeouts;
     let left = parts.headers.get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
@@ -111,20 +96,33 @@ fn meter(route: &Route, parts: &Parts) -> Option<Meter> {
     Framing::of(content_type).map(|framing| Meter::new(format, framing))
 }
 
-fn returned(parts: &Parts, inflated: bool, redactor: &Redactor, entry: &Entry) -> HeaderMap {
+fn returned(call: &Call, parts: &Parts, inflated: bool, redactor: &Redactor, entry: &Entry) -> HeaderMap {
+    let provider = call.permit.provider().def;
     let mut headers = HeaderMap::with_capacity(8);
-    let listed = |name: &HeaderName| RETURNED.contains(&name.as_str()) || RETURNED_PREFIXES.iter().any(|p| name.as_str().starts_with(p));
+    let listed = |name: &HeaderName| RETURNED.contains(&name.as_str()) || provider.returns.contains(&name.as_str());
     for (name, value) in &parts.headers {
         if listed(name) && !redactor.echoes(value.as_bytes()) {
             headers.append(name, value.clone());
         }
     }
-    if let Some(length) = parts.headers.get(CONTENT_LENGTH).filter(|_| !inflated) {
+    if let Some(length) = parts.headers.get(CONTENT_LENGTH).filter(|_| !inflated && parts.status != StatusCode::NO_CONTENT) {
         headers.insert(CONTENT_LENGTH, length.clone());
     }
     headers.insert("x-content-type-options", HeaderValue::from_static("nosniff"));
     if let Ok(id) = HeaderValue::from_str(entry.id()) {
+        if let Some(name) = provider.own_request_id {
+            headers.insert(name, id.clone());
+        }
         headers.insert("x-outrigger-request-id", id);
+    }
+    if parts.status.is_success()
+        && let Some(budget) = entry.utilisation()
+    {
+        for (name, value) in (provider.notices)(&budget) {
+            if let Ok(value) = HeaderValue::try_from(value) {
+                headers.insert(name, value);
+            }
+        }
     }
     headers
 }
@@ -233,7 +231,8 @@ impl Relay {
         entry.record.code = code;
         let mut report = self.meter.take().map(|m| m.finish(clean)).unwrap_or_default();
         self.redact(&mut report);
-        settle(&mut self.call, &mut entry, self.status, report);
+        self.call.shared.known_objects.remember(std::mem::take(&mut report.ids));
+        settle(&self.call, &mut entry, self.status, report);
         if self.redactor.hits > 0 {
             entry.record.key_echoed = true;
             self.call.shared.metrics.key_echoes.inc();
@@ -263,18 +262,19 @@ impl Relay {
 }
 
 /// What the reply said about itself goes into the record and onto the bill.
-fn settle(call: &mut Call, entry: &mut Entry, status: StatusCode, report: Report) {
+fn settle(call: &Call, entry: &mut Entry, status: StatusCode, report: Report) {
     let record = &mut entry.record;
     record.model_reported = report.model;
     record.upstream_error = report.error.and_then(|e| e.kind);
     let billed = call.route.endpoint().usage.is_some() && status.is_success();
     let usage = report.usage.filter(|_| billed);
+    let prices = Prices { table: &call.shared.config.prices, provider: call.permit.provider() };
+    let tier = report.tier.as_deref();
     if let Some(u) = &usage {
         record.tokens = Tokens { input: u.input, cache_read: u.cache_read, cache_write: u.cache_write, output: u.output, reasoning: u.reasoning };
-        record.extra_usage = u.extra.iter().map(extra).collect();
+        record.extra_usage = u.extra.iter().map(billing::extra).collect();
         record.usage_complete = report.complete;
-        let (prices, provider) = (&call.shared.config.prices, call.permit.provider());
-        record.cost_usd = price_of(prices, provider, u, record.model_reported.as_deref(), record.model_requested.as_deref(), report.tier.as_deref());
+        record.cost_usd = prices.cost(u, Models { requested: record.model_requested.as_deref(), reported: record.model_reported.as_deref() }, tier);
     }
     if let (Some(reported), Some(requested)) = (&record.model_reported, &record.model_requested)
         && billed
@@ -284,86 +284,24 @@ fn settle(call: &mut Call, entry: &mut Entry, status: StatusCode, report: Report
         call.shared.metrics.model_mismatches.inc();
         tracing::warn!(request_id = %record.request_id, requested, reported, "the reply comes from a model that no grant covers");
     }
-    if billed {
-        charge(call, entry, usage, report.complete);
-    } else {
-        call.admission.charge(0, 0.0);
+    let (tokens, usd) = match billed {
+        true => prices.charge(&Settled {
+            models: Models { requested: record.model_requested.as_deref(), reported: record.model_reported.as_deref() },
+            usage: usage.as_ref(),
+            tier,
+            complete: report.complete,
+            stream: record.stream,
+            generates: call.route.endpoint().generates,
+            max_output: call.max_output,
+            whole_context: call.whole_context,
+            bytes_in: record.bytes_in,
+            bytes_out: record.bytes_out,
+        }),
+        false => (0, 0.0),
+    };
+    if let Some(admission) = entry.admission() {
+        admission.charge(tokens, usd);
     }
-}
-
-/// The budget pays what the reply reported. Of what it did not, or could not before it was
-/// cut, it pays what is known to have passed: the request at four bytes a token, the reply at
-/// sixteen, since a stream wraps each token in JSON.
-fn charge(call: &mut Call, entry: &Entry, usage: Option<Usage>, complete: bool) {
-    let record = &entry.record;
-    let mut usage = usage.unwrap_or_default();
-    if !complete {
-        if usage.input.is_none() && usage.cache_read.is_none() && usage.cache_write.is_none() {
-            usage.input = Some(record.bytes_in / 4);
-        }
-        usage.output = Some(usage.output.unwrap_or(0).max(record.bytes_out / 16));
-    }
-    let usd = record.cost_usd.filter(|_| complete).unwrap_or_else(|| {
-        let provider = call.permit.provider();
-        price_of(&call.shared.config.prices, provider, &usage, record.model_reported.as_deref(), record.model_requested.as_deref(), None)
-            .unwrap_or_else(|| unpriced(provider, &usage))
-    });
-    call.admission.charge(usage.total(), usd);
-}
-
-/// A model without a price is paid as a dear one, or a budget in dollars would not hold.
-fn unpriced(provider: &ProviderConfig, usage: &Usage) -> f64 {
-    if provider.def.local { 0.0 } else { catalogue::UNKNOWN.cost(tokens_of(usage), None) }
-}
-
-/// What a request of this size is taken to cost before anything is known of its reply.
-pub fn estimate(prices: &catalogue::Overrides, provider: &ProviderConfig, model: Option<&str>, bytes: usize) -> Estimate {
-    let tokens = bytes as u64 / 4;
-    let usage = Usage { input: Some(tokens), ..Usage::default() };
-    let usd = price_of(prices, provider, &usage, None, model, None).unwrap_or_else(|| unpriced(provider, &usage));
-    Estimate { tokens, usd }
-}
-
-fn tokens_of(usage: &Usage) -> catalogue::Tokens {
-    let n = |v: Option<u64>| v.unwrap_or(0);
-    catalogue::Tokens {
-        input: n(usage.input),
-        cache_read: n(usage.cache_read),
-        cache_write: n(usage.cache_write),
-        cache_write_1h: n(usage.cache_write_1h),
-        output: n(usage.output),
-    }
-}
-
-fn extra(e: &super::usage::Extra) -> ExtraTokens {
-    ExtraTokens {
-        kind: e.kind.clone(),
-        model: e.model.clone(),
-        tokens: Tokens { input: e.input, cache_read: e.cache_read, cache_write: e.cache_write, output: e.output, reasoning: None },
-    }
-}
-
-fn price_of(
-    prices: &catalogue::Overrides,
-    provider: &ProviderConfig,
-    usage: &Usage,
-    reported: Option<&str>,
-    requested: Option<&str>,
-    tier: Option<&str>,
-) -> Option<f64> {
-    if usage.cost_usd.is_some() {
-        return usage.cost_usd;
-    }
-    // An own name for a provider does not change what its kind costs.
-    let price = |model: &str| prices.price(&provider.name, model).or_else(|| prices.price(provider.def.kind, model));
-    let main = reported.and_then(price).or_else(|| requested.and_then(price))?;
-    let mut usd = main.cost(tokens_of(usage), tier);
-    for e in &usage.extra {
-        let price = e.model.as_deref().and_then(price).unwrap_or(main);
-        usd +=
-            price.cost(tokens_of(&Usage { input: e.input, cache_read: e.cache_read, cache_write: e.cache_write, output: e.output, ..Usage::default() }), None);
-    }
-    Some(usd)
 }
 
 impl Body for Relay {
@@ -440,33 +378,4 @@ impl Drop for Relay {
             self.finish(whole, (!whole).then_some("client_closed"));
         }
     }
-}
-
-/// A list of models, cut down to those that the session may use; and whether it held our key.
-///
-/// # Errors
-/// `upstream_invalid` when it is no list, or too long.
-pub async fn filter_models(permit: &Permit, reply: Response<Incoming>, patterns: Arc<Patterns>) -> Result<(Bytes, bool), Denial> {
-    let bad = |cause: &str| Denial::new(Code::UpstreamInvalid, "the provider's list of models could not be read").cause(cause);
-    let body = http_body_util::Limited::new(reply.into_body(), MAX_LIST).collect();
-    let body =
-        tokio::time::timeout(LIST_TIME, body).await.map_err(|_| Denial::new(Code::UpstreamTimeout, "the provider's list of models did not arrive in time"))?;
-    let body = body.map_err(|e| bad(&e.to_string()))?.to_bytes();
-    let mut list: serde_json::Value = serde_json::from_slice(&body).map_err(|e| bad(&e.to_string()))?;
-    let shows = |item: &serde_json::Value| {
-        let id = ["id", "model", "name"].iter().find_map(|k| item.get(*k)?.as_str());
-        id.is_some_and(|id| permit.shows(id.strip_prefix("models/").unwrap_or(id)))
-    };
-    for key in ["data", "models"] {
-        if let Some(items) = list.get_mut(key).and_then(serde_json::Value::as_array_mut) {
-            items.retain(shows);
-        }
-    }
-    if let Some(items) = list.as_array_mut() {
-        items.retain(shows);
-    }
-    let list = serde_json::to_vec(&list).map_err(|e| bad(&e.to_string()))?;
-    let mut redactor = Redactor::new(patterns);
-    let clean = [redactor.feed(list.into()), redactor.finish()].concat();
-    Ok((clean.into(), redactor.hits > 0))
 }
