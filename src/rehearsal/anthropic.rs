@@ -3,14 +3,15 @@
 use serde_json::{Value, json};
 
 use super::script::{Finish, Reply};
-use super::{Api, Ask, Tool, Wanted, pieces, sse, text_of, tokens};
+use super::{Api, Ask, Tool, Wanted, pieces, schema_at, sse, text_of, tokens};
 use crate::base::token::{lettered, random_hex};
 
-pub(super) const API: Api = Api { route, read, reply, events, error };
+pub(super) const API: Api = Api { header: Some("anthropic-version"), route, read, reply, events, error, models };
 
 fn route(method: &str, path: &str) -> Option<Wanted> {
     match (method, path) {
         ("POST", "/v1/messages") => Some(Wanted::Inference("messages")),
+        ("GET", "/v1/models") => Some(Wanted::Models),
         ("POST", "/v1/messages/count_tokens") => Some(Wanted::Count("input_tokens")),
         _ => None,
     }
@@ -33,12 +34,13 @@ fn read(_: &str, body: &Value) -> Ask {
         .as_array()
         .unwrap_or(&empty)
         .iter()
-        .filter_map(|t| Some(Tool { name: t["name"].as_str()?.to_owned(), namespace: None, schema: t["input_schema"].clone() }));
+        .filter_map(|t| Some(Tool { name: t["name"].as_str()?.to_owned(), namespace: None, schema: t["input_schema"].clone(), freeform: false }));
     Ask {
         stream: body["stream"] == true,
         prompt: users().find(|m| results(m).is_none()).map(|m| text_of(&m["content"])).unwrap_or_default(),
         tool_output: users().next().and_then(results),
         tools: tools.collect(),
+        schema: schema_at(body, &["/output_config/format/schema", "/output_format/schema"]),
         ..Ask::default()
     }
 }
@@ -126,4 +128,9 @@ fn error(status: u16, message: &str) -> Value {
         _ => "api_error",
     };
     json!({ "type": "error", "error": { "type": kind, "message": message }, "request_id": format!("req_{}", lettered(&random_hex())) })
+}
+
+fn models(ids: &[&str]) -> Value {
+    let all: Vec<Value> = ids.iter().map(|id| json!({ "type": "model", "id": id, "display_name": id, "created_at": "2026-01-01T00:00:00Z" })).collect();
+    json!({ "data": all, "has_more": false, "first_id": ids.first(), "last_id": ids.last() })
 }

@@ -3,12 +3,15 @@
 use serde_json::{Value, json};
 
 use super::script::{Finish, Reply};
-use super::{Api, Ask, Tool, Wanted, pieces, sse, text_of, tokens};
+use super::{Api, Ask, Tool, Wanted, pieces, schema_at, sse, text_of, tokens};
 
-pub(super) const API: Api = Api { route, read, reply, events, error };
+pub(super) const API: Api = Api { header: None, route, read, reply, events, error, models };
 
 fn route(method: &str, path: &str) -> Option<Wanted> {
     let rest = path.strip_prefix("/v1beta/models").or_else(|| path.strip_prefix("/v1/models"))?;
+    if (method, rest) == ("GET", "") && path.starts_with("/v1beta/") {
+        return Some(Wanted::Models);
+    }
     match (method, rest.rsplit(':').next()?) {
         ("POST", "generateContent") => Some(Wanted::Inference("whole")),
         ("POST", "streamGenerateContent") => Some(Wanted::Inference("stream")),
@@ -37,7 +40,17 @@ fn read(path: &str, body: &Value) -> Ask {
         stream: path.ends_with(":streamGenerateContent"),
         prompt: contents.iter().rev().find(is_user).map(|c| text_of(&c["parts"])).unwrap_or_default(),
         tool_output: contents.last().and_then(outputs),
-        tools: declared.filter_map(|t| Some(Tool { name: t["name"].as_str()?.to_owned(), namespace: None, schema: schema(t) })).collect(),
+        tools: declared.filter_map(|t| Some(Tool { name: t["name"].as_str()?.to_owned(), namespace: None, schema: schema(t), freeform: false })).collect(),
+        schema: schema_at(
+            body,
+            &[
+                "/generationConfig/responseJsonSchema",
+                "/generationConfig/responseSchema",
+                "/generationConfig/_responseJsonSchema",
+                "/generationConfig/response_schema",
+            ],
+        )
+        .or_else(|| (body["generationConfig"]["responseMimeType"] == "application/json").then(|| json!({ "type": "object" }))),
         ..Ask::default()
     }
 }
@@ -102,4 +115,12 @@ fn error(status: u16, message: &str) -> Value {
         _ => "INTERNAL",
     };
     json!({ "error": { "code": status, "message": message, "status": name } })
+}
+
+fn models(ids: &[&str]) -> Value {
+    let all: Vec<Value> = ids
+        .iter()
+        .map(|id| json!({ "name": format!("models/{id}"), "displayName": id, "inputTokenLimit": 1_000_000, "outputTokenLimit": 65_536, "supportedGenerationMethods": ["generateContent", "countTokens"] }))
+        .collect();
+    json!({ "models": all })
 }

@@ -5,6 +5,7 @@
 //! a script answers with a [`Step`], and the API's file writes that as its provider would.
 
 mod anthropic;
+mod example;
 mod google;
 mod openai;
 mod script;
@@ -25,6 +26,8 @@ pub struct Ask {
     /// What the tool said, if the last message is a tool's.
     pub tool_output: Option<String>,
     pub tools: Vec<Tool>,
+    /// The answer is to be JSON of this schema.
+    pub schema: Option<Value>,
     /// Chat Completions report usage in streams only when asked to.
     pub stream_usage: bool,
     /// Size of the request, from which token counts are made up.
@@ -38,10 +41,14 @@ pub struct Tool {
     pub namespace: Option<String>,
     /// JSON Schema of the arguments.
     pub schema: Value,
+    /// It takes text of its own kind instead of JSON: Codex' `exec` takes JavaScript.
+    pub freeform: bool,
 }
 
 /// One API: where it lives and how it reads and writes.
 struct Api {
+    /// What its clients always send, and others do not.
+    header: Option<&'static str>,
     /// Is this path one of its own, and what does it ask for?
     route: fn(method: &str, path: &str) -> Option<Wanted>,
     read: fn(path: &str, body: &Value) -> Ask,
@@ -50,6 +57,8 @@ struct Api {
     /// The events of a streamed reply.
     events: fn(&Ask, &script::Reply, kind: &str) -> Vec<String>,
     error: fn(status: u16, message: &str) -> Value,
+    /// The list of models.
+    models: fn(&[&str]) -> Value,
 }
 
 /// What a path asks for.
@@ -67,6 +76,14 @@ const APIS: [&Api; 3] = [&anthropic::API, &openai::API, &google::API];
 /// Token counts are made up from sizes: about four bytes a token, and never 0.
 fn tokens(bytes: usize) -> u64 {
     (bytes as u64 / 4).max(1)
+}
+
+/// The models that are listed; any other is answered just the same.
+const MODELS: [&str; 3] = ["rehearsal-1", "gpt-5.5", "gpt-5.5-mini"];
+
+/// The schema of structured output: an object under this path of the request.
+fn schema_at(body: &Value, paths: &[&str]) -> Option<Value> {
+    paths.iter().find_map(|path| body.pointer(path).filter(|s| s.is_object()).cloned())
 }
 
 /// The text of a message's content: a string, or the text parts of a list.

@@ -3,9 +3,9 @@
 use serde_json::{Value, json};
 
 use super::script::{Finish, Reply};
-use super::{Api, Ask, Tool, Wanted, pieces, sse, text_of, tokens};
+use super::{Api, Ask, Tool, Wanted, pieces, schema_at, sse, text_of, tokens};
 
-pub(super) const API: Api = Api { route, read, reply, events, error };
+pub(super) const API: Api = Api { header: None, route, read, reply, events, error, models };
 
 fn route(method: &str, path: &str) -> Option<Wanted> {
     match (method, path.strip_prefix("/v1").unwrap_or(path)) {
@@ -20,6 +20,9 @@ fn route(method: &str, path: &str) -> Option<Wanted> {
 fn read(path: &str, body: &Value) -> Ask {
     let mut ask = if path.ends_with("/chat/completions") { read_chat(body) } else { read_responses(body) };
     ask.stream = body["stream"] == true;
+    // `json_object` asks for any object.
+    let any = [&body["response_format"], &body["text"]["format"]].into_iter().any(|f| f["type"] == "json_object");
+    ask.schema = schema_at(body, &["/response_format/json_schema/schema", "/text/format/schema"]).or_else(|| any.then(|| json!({ "type": "object" })));
     ask.stream_usage = body["stream_options"]["include_usage"] == true;
     ask
 }
@@ -37,7 +40,7 @@ fn read_chat(body: &Value) -> Ask {
 }
 
 fn tool(t: &Value) -> Option<Tool> {
-    Some(Tool { name: t["name"].as_str()?.to_owned(), namespace: None, schema: t["parameters"].clone() })
+    Some(Tool { name: t["name"].as_str()?.to_owned(), namespace: None, schema: t["parameters"].clone(), freeform: t["type"] == "custom" })
 }
 
 fn read_responses(body: &Value) -> Ask {
@@ -59,10 +62,10 @@ fn read_responses(body: &Value) -> Ask {
         match t["type"].as_str() {
             Some("namespace") => {
                 let namespace = t["name"].as_str().map(str::to_owned);
-                let within = t["tools"].as_array().into_iter().flatten().filter(|t| t["type"] == "function").filter_map(tool);
+                let within = t["tools"].as_array().into_iter().flatten().filter_map(tool);
                 tools.extend(within.map(|t| Tool { namespace: namespace.clone(), ..t }));
             }
-            Some("function") => tools.extend(tool(t)),
+            Some("function" | "custom") => tools.extend(tool(t)),
             _ => {}
         }
     }
@@ -86,7 +89,14 @@ fn items(reply: &Reply) -> Value {
         all.push(json!({ "type": "message", "id": id("msg"), "role": "assistant", "status": "completed", "content": [{ "type": "output_text", "text": text, "annotations": [] }] }));
     }
     for call in &reply.calls {
-        let mut item = json!({ "type": "function_call", "id": id("fc"), "call_id": id("call"), "name": call.name, "arguments": call.input.to_string(), "status": "completed" });
+        let mut item = match call.input.as_str().filter(|_| call.freeform) {
+            Some(text) => {
+                json!({ "type": "custom_tool_call", "id": id("ctc"), "call_id": id("call"), "name": call.name, "input": text, "status": "completed" })
+            }
+            None => {
+                json!({ "type": "function_call", "id": id("fc"), "call_id": id("call"), "name": call.name, "arguments": call.input.to_string(), "status": "completed" })
+            }
+        };
         if let Some(namespace) = &call.namespace {
             item["namespace"] = json!(namespace);
         }
@@ -221,6 +231,13 @@ fn response_events(ask: &Ask, reply: &Reply) -> Vec<String> {
                     json!({ "type": "response.reasoning_summary_part.done", "item_id": item["id"], "output_index": index, "summary_index": 0, "part": item["summary"][0] }),
                 );
             }
+            Some("custom_tool_call") => {
+                open["input"] = json!("");
+                open["status"] = json!("in_progress");
+                push(json!({ "type": "response.output_item.added", "output_index": index, "item": open }));
+                push(json!({ "type": "response.custom_tool_call_input.delta", "item_id": item["id"], "output_index": index, "delta": item["input"] }));
+                push(json!({ "type": "response.custom_tool_call_input.done", "item_id": item["id"], "output_index": index, "input": item["input"] }));
+            }
             _ => {
                 open["arguments"] = json!("");
                 open["status"] = json!("in_progress");
@@ -245,4 +262,9 @@ fn error(status: u16, message: &str) -> Value {
         _ => ("server_error", Value::Null),
     };
     json!({ "error": { "message": message, "type": kind, "param": null, "code": code } })
+}
+
+fn models(ids: &[&str]) -> Value {
+    let all: Vec<Value> = ids.iter().map(|id| json!({ "id": id, "object": "model", "created": 1_763_700_000, "owned_by": "rehearsal" })).collect();
+    json!({ "object": "list", "data": all })
 }

@@ -9,9 +9,9 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-use super::{Ask, Tool};
+use super::{Ask, Tool, example};
 use crate::base::settings::{Problems, Section, parse_yaml};
 
 #[derive(Debug, Clone, PartialEq)]
@@ -48,6 +48,8 @@ pub struct Call {
     pub name: String,
     pub namespace: Option<String>,
     pub input: Value,
+    /// The input is text of the tool's own kind.
+    pub freeform: bool,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -137,9 +139,22 @@ impl Script {
         if all.is_empty() { Ok(Script { steps, asked: Mutex::default() }) } else { Err(all) }
     }
 
+    /// The answer to a request. Where the client wants JSON of a schema, what would be text is
+    /// that.
     pub(super) fn next(&self, ask: &Ask) -> Step {
-        if let Some(scene) = scene(&ask.prompt) {
-            return self.play(scene, ask);
+        match (self.scripted(ask), &ask.schema) {
+            (Step::Reply(reply), Some(schema)) if reply.calls.is_empty() && reply.text.is_some() => {
+                Step::Reply(Reply { text: Some(example::of(schema).to_string()), ..reply })
+            }
+            (step, _) => step,
+        }
+    }
+
+    fn scripted(&self, ask: &Ask) -> Step {
+        match named_scene(&ask.prompt) {
+            Some(Err(unknown)) => return Step::Error(no_such_scene(&unknown)),
+            Some(Ok(scene)) => return self.play(scene, ask),
+            None => {}
         }
         if self.steps.is_empty() {
             return self.play("shell", ask);
@@ -188,13 +203,23 @@ fn tool_turn(name: &str, ask: &Ask) -> Reply {
         return Reply::say(&format!("The tool said: {}", shown.trim()));
     }
     if name == "unknown-tool" {
-        return Reply { calls: vec![Call { name: "no_such_tool".into(), namespace: None, input: json!({ "x": 1 }) }], ..Reply::default() };
+        return Reply { calls: vec![Call { name: "no_such_tool".into(), namespace: None, input: json!({ "x": 1 }), freeform: false }], ..Reply::default() };
     }
     if name == "mcp" {
+        if let Some(code) = ask.tools.iter().find(|t| t.freeform && t.name == "exec") {
+            let script = "const t = ALL_TOOLS.find(t => t.name.startsWith(\"mcp__\")); text(t ? await tools[t.name]({ text: \"rehearsal\" }) : \"No MCP tool was offered.\");";
+            let call = Call { name: code.name.clone(), namespace: code.namespace.clone(), input: json!(script), freeform: true };
+            return Reply { calls: vec![call], ..Reply::default() };
+        }
         let is_mcp = |t: &&Tool| t.namespace.is_some() || t.name.contains("echo") || t.name.starts_with("mcp_");
         return match ask.tools.iter().find(is_mcp) {
             Some(tool) => Reply {
-                calls: vec![Call { name: tool.name.clone(), namespace: tool.namespace.clone(), input: arguments(tool, &json!({ "text": "rehearsal" })) }],
+                calls: vec![Call {
+                    name: tool.name.clone(),
+                    namespace: tool.namespace.clone(),
+                    input: arguments(tool, &json!({ "text": "rehearsal" })),
+                    freeform: false,
+                }],
                 ..Reply::default()
             },
             None => Reply::say("No MCP tool was offered."),
@@ -212,11 +237,20 @@ fn tool_turn(name: &str, ask: &Ask) -> Reply {
     }
 }
 
-/// The scene that a prompt names.
-fn scene(prompt: &str) -> Option<&'static str> {
+/// The scene that a prompt names, or the name of one that does not exist.
+fn named_scene(prompt: &str) -> Option<Result<&'static str, String>> {
     let name = prompt.rsplit("rehearse:").next().filter(|rest| rest.len() < prompt.len())?;
     let name: String = name.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '-').collect();
-    SCENES.iter().map(|(n, _)| *n).find(|n| *n == name)
+    let name = name.trim_end_matches('-');
+    if name.is_empty() {
+        return None;
+    }
+    Some(SCENES.iter().map(|(n, _)| *n).find(|n| *n == name).ok_or_else(|| name.to_owned()))
+}
+
+fn no_such_scene(name: &str) -> Failure {
+    let all: Vec<&str> = SCENES.iter().map(|(n, _)| *n).collect();
+    Failure { status: 400, message: format!("rehearsal: there is no scene `{name}`; scenes: {}", all.join(", ")), retry_after: None }
 }
 
 fn failure(status: u16) -> Failure {
@@ -232,37 +266,35 @@ fn failure(status: u16) -> Failure {
 }
 
 /// The shell as coding CLIs call it, the most common first.
-const SHELLS: [&str; 8] = ["bash", "Bash", "exec_command", "shell", "shell_command", "run_shell_command", "local_shell", "execute_command"];
+const SHELLS: [&str; 10] =
+    ["bash", "Bash", "exec_command", "shell", "shell_command", "run_shell_command", "local_shell", "execute_command", "run_commands", "exec"];
 
 fn shell_tool(tools: &[Tool]) -> Option<&Tool> {
     SHELLS.iter().find_map(|name| tools.iter().find(|t| t.name == *name))
 }
 
 fn shell_call(tool: &Tool, command: &str) -> Call {
+    if tool.freeform {
+        // Codex' `exec` runs JavaScript in which its tools are functions.
+        let script = format!("const r = await tools.exec_command({{ cmd: {} }}); text(r.output ?? r);", json!(command));
+        return Call { name: tool.name.clone(), namespace: tool.namespace.clone(), input: json!(script), freeform: true };
+    }
     let properties = tool.schema.get("properties").cloned().unwrap_or_default();
-    let key = ["command", "cmd", "script", "input"].into_iter().find(|k| properties.get(*k).is_some()).unwrap_or("command");
+    let key = ["command", "cmd", "script", "input", "commands"].into_iter().find(|k| properties.get(*k).is_some()).unwrap_or("command");
     let list = properties.pointer(&format!("/{key}/type")).and_then(Value::as_str) == Some("array");
-    let value = if list { json!(["bash", "-lc", command]) } else { json!(command) };
-    Call { name: tool.name.clone(), namespace: tool.namespace.clone(), input: arguments(tool, &json!({ key: value })) }
+    let value = match (list, key) {
+        // A list of commands, or one command in words.
+        (true, "commands") => json!([command]),
+        (true, _) => json!(["bash", "-lc", command]),
+        (false, _) => json!(command),
+    };
+    Call { name: tool.name.clone(), namespace: tool.namespace.clone(), input: arguments(tool, &json!({ key: value })), freeform: false }
 }
 
-/// The given arguments, and something for every other that the schema requires.
+/// The given arguments, and something valid for every other that the schema requires.
 fn arguments(tool: &Tool, given: &Value) -> Value {
-    let mut all = given.as_object().cloned().unwrap_or_default();
-    for name in tool.schema.get("required").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str) {
-        if all.contains_key(name) {
-            continue;
-        }
-        let kind = tool.schema.pointer(&format!("/properties/{name}/type")).and_then(Value::as_str).unwrap_or("string").to_ascii_lowercase();
-        let value = match kind.as_str() {
-            "integer" | "number" => json!(1000),
-            "boolean" => json!(false),
-            "array" => json!([]),
-            "object" => Value::Object(Map::new()),
-            _ => json!("rehearsal"),
-        };
-        all.insert(name.to_owned(), value);
-    }
+    let mut all = example::of(&tool.schema).as_object().cloned().unwrap_or_default();
+    all.extend(given.as_object().cloned().unwrap_or_default());
     // What was given but is not in the schema would be refused by a strict CLI.
     if let Some(properties) = tool.schema.get("properties").and_then(Value::as_object).filter(|p| !p.is_empty()) {
         all.retain(|k, _| properties.contains_key(k));
@@ -286,6 +318,7 @@ fn step(s: &mut Section) -> Step {
             }),
             namespace: t.string("namespace"),
             input: t.value("input").unwrap_or_else(|| json!({})),
+            freeform: false,
         })
         .collect();
     let reply = Reply {
@@ -312,6 +345,7 @@ mod tests {
         Tool {
             name: "bash".into(),
             namespace: None,
+            freeform: false,
             schema: json!({ "properties": { "command": { "type": "string" }, "description": { "type": "string" } }, "required": ["command", "description"] }),
         }
     }
@@ -339,6 +373,37 @@ mod tests {
             script.next(&ask(&format!("rehearse:{name}")));
             assert!(crate::cli::SCENES_HELP.contains(name) && docs.contains(&format!("| `{name}` | {what} |")), "{name}");
         }
+    }
+
+    #[test]
+    fn an_unknown_scene_is_an_error_that_names_the_known() {
+        let script = Script::default();
+        let Step::Error(failure) = script.next(&Ask { prompt: "rehearse:typo now".into(), ..Ask::default() }) else { panic!() };
+        assert!(failure.status == 400 && failure.message.contains("`typo`") && failure.message.contains("cut-once"));
+        assert!(matches!(script.next(&Ask { prompt: "what does rehearse: do?".into(), ..Ask::default() }), Step::Reply(_)));
+    }
+
+    #[test]
+    fn shells_of_other_names_and_structured_output_are_served() {
+        let script = Script::default();
+        let ask = |tools| Ask { prompt: "go".into(), tools, ..Ask::default() };
+        let cline = Tool {
+            name: "run_commands".into(),
+            schema: json!({ "properties": { "commands": { "type": "array" }, "timeout": { "anyOf": [{ "type": "number" }, { "type": "null" }] } }, "required": ["commands", "timeout"] }),
+            ..Tool::default()
+        };
+        let Step::Reply(reply) = script.next(&ask(vec![cline])) else { panic!() };
+        assert_eq!(reply.calls[0].input, json!({ "commands": ["echo rehearsal-was-here"], "timeout": 1000.0 }));
+        let exec = Tool { name: "exec".into(), namespace: Some("functions".into()), freeform: true, ..Tool::default() };
+        let Step::Reply(reply) = script.next(&ask(vec![exec])) else { panic!() };
+        assert!(reply.calls[0].freeform && reply.calls[0].input.as_str().unwrap().contains("tools.exec_command"));
+        let wanted = Ask {
+            prompt: "rehearse:text".into(),
+            schema: Some(json!({ "type": "object", "properties": { "n": { "type": "integer" } }, "required": ["n"] })),
+            ..Ask::default()
+        };
+        let Step::Reply(reply) = script.next(&wanted) else { panic!() };
+        assert_eq!(reply.text.as_deref(), Some(r#"{"n":1000}"#));
     }
 
     #[test]

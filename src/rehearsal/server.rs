@@ -24,7 +24,7 @@ use tokio::task::JoinSet;
 use tokio::time::Sleep;
 
 use super::script::{Reply, Script, Step};
-use super::{APIS, Api, Ask, Wanted, tokens};
+use super::{APIS, Api, Ask, MODELS, Wanted, tokens};
 
 const MAX_BODY: usize = 64 << 20;
 
@@ -94,7 +94,10 @@ async fn serve(stage: &Stage, request: Request<Incoming>) -> Response<Played> {
     let (parts, body) = request.into_parts();
     let method = parts.method.as_str();
     let path = parts.uri.path();
-    let Some((api, wanted)) = APIS.iter().find_map(|api| Some((*api, (api.route)(method, path)?))) else {
+    let offers = |api: &'static Api| Some((api, (api.route)(method, path)?));
+    // Anthropic and OpenAI list models at the same path: a header tells their clients apart.
+    let is_meant = |(api, wanted): &(&'static Api, Wanted)| *wanted != Wanted::Models || api.header.is_none_or(|h| parts.headers.contains_key(h));
+    let Some((api, wanted)) = APIS.iter().copied().filter_map(offers).find(is_meant) else {
         stage.note(&json!({ "method": method, "path": path, "status": 404 }));
         return whole(404, &json!({ "error": { "message": format!("the rehearsal does not offer `{method} {path}`") } }));
     };
@@ -121,11 +124,7 @@ async fn serve(stage: &Stage, request: Request<Incoming>) -> Response<Played> {
 fn answer(stage: &Stage, api: &Api, wanted: &Wanted, ask: &Ask) -> (Response<Played>, u16, usize) {
     let kind = match wanted {
         Wanted::Count(field) => return (whole(200, &json!({ *field: tokens(ask.bytes) })), 200, 0),
-        Wanted::Models => {
-            let models =
-                ["rehearsal-1", "gpt-5.5", "gpt-5.5-mini"].map(|id| json!({ "id": id, "object": "model", "created": 1_763_700_000, "owned_by": "rehearsal" }));
-            return (whole(200, &json!({ "object": "list", "data": models })), 200, 0);
-        }
+        Wanted::Models => return (whole(200, &(api.models)(&MODELS)), 200, 0),
         Wanted::Inference(kind) => kind,
     };
     match stage.script.next(ask) {
@@ -156,8 +155,15 @@ impl Stage {
 }
 
 fn whole(status: u16, body: &Value) -> Response<Played> {
-    let mut response =
-        Response::new(Played { events: [body.to_string()].into(), delay: Duration::ZERO, sleep: None, sent: 0, cut_after: None, stall_after: None });
+    let mut response = Response::new(Played {
+        events: [body.to_string()].into(),
+        delay: Duration::ZERO,
+        sleep: None,
+        sent: 0,
+        cut_after: None,
+        stall_after: None,
+        flushed: None,
+    });
     *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
@@ -172,11 +178,16 @@ struct Played {
     sent: usize,
     cut_after: Option<usize>,
     stall_after: Option<usize>,
+    /// Before a cut, what was sent gets the time to arrive.
+    flushed: Option<Pin<Box<Sleep>>>,
 }
+
+/// An error ends the connection at once, also for what has not been written yet.
+const BEFORE_A_CUT: Duration = Duration::from_millis(20);
 
 impl Played {
     fn stream(events: Vec<String>, reply: &Reply) -> Self {
-        Played { events: events.into(), delay: reply.delay, sleep: None, sent: 0, cut_after: reply.cut_after, stall_after: reply.stall_after }
+        Played { events: events.into(), delay: reply.delay, sleep: None, sent: 0, cut_after: reply.cut_after, stall_after: reply.stall_after, flushed: None }
     }
 }
 
@@ -186,6 +197,8 @@ impl Body for Played {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
         if self.cut_after.is_some_and(|n| self.sent >= n) {
+            let flushed = self.flushed.get_or_insert_with(|| Box::pin(tokio::time::sleep(BEFORE_A_CUT)));
+            std::task::ready!(flushed.as_mut().poll(cx));
             return Poll::Ready(Some(Err(io::ErrorKind::ConnectionReset.into())));
         }
         if self.stall_after.is_some_and(|n| self.sent >= n) {
