@@ -30,6 +30,8 @@ pub fn serve(shared: &Arc<Shared>, request: &Request<Incoming>) -> Response<Full
         "/metrics" => {
             shared.metrics.audit_ok.set(shared.audit.works().into());
             note_secrets(shared);
+            note_budgets(shared);
+            shared.metrics.log_lines_dropped.set(crate::base::logging::dropped() as i64);
             text(StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", shared.metrics.render())
         }
         "/version" => text(StatusCode::OK, "application/json", json!({ "version": env!("CARGO_PKG_VERSION") }).to_string()),
@@ -50,7 +52,8 @@ fn is_ours(host: &str, names: &[String]) -> bool {
 fn ready(shared: &Shared) -> Response<Full<Bytes>> {
     let problems = unready(shared);
     let status = if problems.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    text(status, "application/json", json!({ "ready": problems.is_empty(), "problems": problems }).to_string())
+    let body = json!({ "ready": problems.is_empty(), "problems": problems, "warnings": stale_keys(shared) });
+    text(status, "application/json", body.to_string())
 }
 
 /// Why requests that the operator meant to be served would not be.
@@ -77,11 +80,30 @@ fn unready(shared: &Shared) -> Vec<String> {
     problems
 }
 
+/// Keys that serve although the last look found none.
+fn stale_keys(shared: &Shared) -> Vec<String> {
+    let policy = shared.policy.load();
+    let stale =
+        |p: &&std::sync::Arc<super::config::ProviderConfig>| p.secret.as_ref().map(|s| shared.secrets.health(s)).is_some_and(|h| !h.ok && h.age.is_some());
+    let all = policy.providers.values().filter(stale);
+    all.map(|p| format!("the key of provider `{}` cannot be read again; the last good one serves (see the log)", p.name)).collect()
+}
+
 fn note_secrets(shared: &Shared) {
     for provider in shared.policy.load().providers.values() {
         if let Some(source) = &provider.secret {
-            shared.metrics.secret(provider.label, shared.secrets.get(source).is_ok());
+            let health = shared.secrets.health(source);
+            shared.metrics.secret(provider.label, health.ok);
+            if let Some(age) = health.age {
+                shared.metrics.credential(provider.label, age.as_secs_f64());
+            }
         }
+    }
+}
+
+fn note_budgets(shared: &Shared) {
+    for grant in shared.policy.load().grants.iter().filter(|g| g.limits.has_budget()) {
+        shared.metrics.budget(&grant.to_string(), &grant.limiter.usage());
     }
 }
 

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use std::time::Duration;
 
 use hyper::http::uri::{Authority, Scheme, Uri};
 
+use super::audit::chain::SigningKey;
 use super::limit::{Ledger, Limits};
 use super::provider::registry::{self, Auth, Feature, Provider};
 use super::scope::{self, Glob, Grant};
@@ -46,7 +48,12 @@ pub struct AuditConfig {
     /// `None`: standard output.
     pub file: Option<PathBuf>,
     pub max_bytes: u64,
+    /// Rotated files that are kept however old they are.
     pub keep: u32,
+    /// Rotated files younger than this are never deleted; 0: none is ever deleted.
+    pub keep_days: u32,
+    /// The operator's Ed25519 key, which signs the chain of records.
+    pub signing_key: Option<PathBuf>,
     /// Where spent budgets are kept across restarts; `None`: nowhere.
     pub state: Option<PathBuf>,
 }
@@ -110,6 +117,17 @@ pub struct BaseUrl {
     pub own: bool,
 }
 
+impl Policy {
+    /// Gives each grant its limiter, with what it has spent. Parsing does not: a file that is
+    /// refused must change nothing.
+    pub fn limited_by(mut self, ledger: &Ledger) -> Self {
+        for grant in &mut self.grants {
+            grant.limiter = ledger.limiter(&grant.to_string(), &grant.limits);
+        }
+        self
+    }
+}
+
 /// Both halves of the file.
 #[derive(Debug)]
 pub struct Loaded {
@@ -121,20 +139,41 @@ pub struct Loaded {
 ///
 /// # Errors
 /// Every problem, with its path in the file.
-pub fn load(path: &Path, ledger: &Arc<Ledger>) -> Result<Loaded, Vec<String>> {
-    let text = std::fs::read_to_string(path).map_err(|e| vec![format!("cannot read it: {e}")])?;
-    parse(&text, ledger)
+pub fn load(path: &Path) -> Result<Loaded, Vec<String>> {
+    let bytes = read(path).map_err(|e| vec![format!("cannot read it: {e}")])?;
+    parse(&String::from_utf8_lossy(&bytes))
+}
+
+/// Largest configuration that is read.
+const MAX_FILE: u64 = 4 << 20;
+
+/// The file's bytes.
+///
+/// # Errors
+/// The file system's, or the file is too large to be a configuration.
+pub fn read(path: &Path) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)?.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_FILE {
+        return Err(std::io::Error::other(format!("it is larger than {} MiB", MAX_FILE >> 20)));
+    }
+    Ok(bytes)
 }
 
 /// # Errors
 /// As [`load`].
-pub fn parse(text: &str, ledger: &Arc<Ledger>) -> Result<Loaded, Vec<String>> {
+pub fn parse(text: &str) -> Result<Loaded, Vec<String>> {
     let value = parse_yaml(text).map_err(|e| vec![format!("not YAML: {e}")])?;
+    // A file that is being written may hold nothing, or comments alone: that grants nothing, and
+    // is not meant.
+    if value.is_null() || value.as_object().is_some_and(serde_json::Map::is_empty) {
+        return Err(vec!["the file holds no setting; name at least `aiProviders` and `permissionGrants`".into()]);
+    }
     let problems = Problems::default();
     let loaded = {
         let mut root = Section::new("", value, &problems);
         let providers = providers(&mut root);
-        let grants = grants(&mut root, &providers, ledger);
+        let grants = grants(&mut root, &providers);
         let policy = Policy { revision: revision(text).into(), providers, grants };
         let config = config(&mut root);
         if config.audit.state.is_none() && policy.grants.iter().any(|g| g.limits.has_budget()) {
@@ -213,7 +252,8 @@ fn log(root: &mut Section) -> LogConfig {
 }
 
 fn audit(root: &mut Section) -> AuditConfig {
-    let mut audit = AuditConfig { file: Some("/var/lib/outrigger/audit.jsonl".into()), max_bytes: 64 << 20, keep: 16, state: None };
+    let mut audit =
+        AuditConfig { file: Some("/var/lib/outrigger/audit.jsonl".into()), max_bytes: 64 << 20, keep: 16, keep_days: 30, signing_key: None, state: None };
     if let Some(mut s) = root.section("audit") {
         match s.string("file") {
             Some(f) if f == "-" => audit.file = None,
@@ -222,6 +262,11 @@ fn audit(root: &mut Section) -> AuditConfig {
         }
         audit.max_bytes = s.integer("maxBytes", 4096, u64::MAX).unwrap_or(audit.max_bytes);
         audit.keep = s.integer("keep", 1, 10_000).unwrap_or(audit.keep.into()) as u32;
+        audit.keep_days = s.integer("keepDays", 0, 36_500).unwrap_or(audit.keep_days.into()) as u32;
+        audit.signing_key = s.string("signingKeyFile").map(PathBuf::from);
+        if let Some(Err(e)) = audit.signing_key.as_deref().map(SigningKey::read) {
+            s.add("signingKeyFile", e);
+        }
         audit.state = s.string("state").map(PathBuf::from);
     }
     if audit.state.is_none() {
@@ -382,11 +427,11 @@ pub fn is_loopback(host: &str) -> bool {
     host == "localhost" || bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
-fn grants(root: &mut Section, providers: &BTreeMap<String, Arc<ProviderConfig>>, ledger: &Arc<Ledger>) -> Vec<Grant> {
-    root.sections("permissionGrants").into_iter().filter_map(|mut s| grant(&mut s, providers, ledger)).collect()
+fn grants(root: &mut Section, providers: &BTreeMap<String, Arc<ProviderConfig>>) -> Vec<Grant> {
+    root.sections("permissionGrants").into_iter().filter_map(|mut s| grant(&mut s, providers)).collect()
 }
 
-fn grant(s: &mut Section, providers: &BTreeMap<String, Arc<ProviderConfig>>, ledger: &Arc<Ledger>) -> Option<Grant> {
+fn grant(s: &mut Section, providers: &BTreeMap<String, Arc<ProviderConfig>>) -> Option<Grant> {
     let scope_text = s.string("scope");
     let models = s.strings("models");
     let allow = s.strings("allow").unwrap_or_default();
@@ -428,9 +473,7 @@ fn grant(s: &mut Section, providers: &BTreeMap<String, Arc<ProviderConfig>>, led
         s.add("scope", format!("provider `{provider}` is not configured; configured: {}", if names.is_empty() { "none".into() } else { names.join(", ") }));
     }
     let limits = limits.unwrap_or_default();
-    let mut grant = Grant { scope: scope_text, provider, glob, models: globs, allow: features, expires, limits, limiter: Arc::default() };
-    grant.limiter = ledger.limiter(&grant.to_string(), &grant.limits);
-    Some(grant)
+    Some(Grant { scope: scope_text, provider, glob, models: globs, allow: features, expires, limits, limiter: Arc::default() })
 }
 
 #[cfg(test)]
@@ -438,13 +481,13 @@ mod tests {
     use super::*;
 
     fn problems(text: &str) -> Vec<String> {
-        parse(text, &Arc::new(Ledger::default())).err().unwrap_or_default()
+        parse(text).err().unwrap_or_default()
     }
 
     #[test]
     fn the_contracts_example_loads_in_both_spellings() {
         let camel = include_str!("../../config/sidecar.yaml");
-        let loaded = parse(camel, &Arc::new(Ledger::default())).unwrap();
+        let loaded = parse(camel).unwrap();
         assert_eq!(loaded.config.listen.port(), 11432);
         assert!(!loaded.policy.grants.is_empty());
         let snake = camel

@@ -12,7 +12,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use super::audit::Record;
+use super::limit::Usage;
+use super::record::{Decision, Record};
 
 /// A provider's name as a label: kept for good, once for each name that was ever configured,
 /// so that counting a request copies no text.
@@ -31,8 +32,21 @@ pub fn label(name: &str) -> &'static str {
 struct RequestLabels {
     provider: &'static str,
     endpoint: &'static str,
+    model: &'static str,
     code: &'static str,
     status: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct BudgetLabels {
+    grant: &'static str,
+    unit: &'static str,
+    state: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct BuildLabels {
+    version: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -70,6 +84,15 @@ pub struct Metrics {
     pub audit_ok: Gauge,
     pub key_echoes: Counter,
     pub model_mismatches: Counter,
+    budgets: Family<BudgetLabels, Gauge<f64, AtomicU64>>,
+    credential_age: Family<ProviderLabel, Gauge<f64, AtomicU64>>,
+    /// Refused requests that share a record with others.
+    pub coalesced: Counter,
+    /// Connections that were closed because all places were taken by others.
+    pub dropped_connections: Counter,
+    /// The number of the last audit record.
+    pub audit_seq: Gauge,
+    pub log_lines_dropped: Gauge,
 }
 
 impl Default for Metrics {
@@ -96,11 +119,17 @@ impl Metrics {
             audit_ok: Gauge::default(),
             key_echoes: Counter::default(),
             model_mismatches: Counter::default(),
+            budgets: Family::default(),
+            credential_age: Family::default(),
+            coalesced: Counter::default(),
+            dropped_connections: Counter::default(),
+            audit_seq: Gauge::default(),
+            log_lines_dropped: Gauge::default(),
         };
         m.policy_ok.set(1);
         m.audit_ok.set(1);
         let r = &mut m.registry;
-        r.register("requests", "Requests, by what became of them; `code` is `ok` or the refusal's", m.requests.clone());
+        r.register("requests", "Requests, by what became of them; `code` is `ok`, `upstream_…` or the refusal's", m.requests.clone());
         r.register("tokens", "Tokens that replies reported; `input` excludes both kinds of cache", m.tokens.clone());
         r.register("cost_usd", "What the tokens cost by the price table", m.cost.clone());
         r.register("request_duration_seconds", "From a request's head to the end of its reply", m.duration.clone());
@@ -113,11 +142,21 @@ impl Metrics {
         r.register("audit_ok", "0 while audit records cannot be written and nothing is served", m.audit_ok.clone());
         r.register("key_echoes", "Replies that held the workspace's key, blotted out", m.key_echoes.clone());
         r.register("model_mismatches", "Replies from a model that no grant covers", m.model_mismatches.clone());
+        r.register("budget", "Budgets of grants: `state` is `limit`, `spent`, `held` for requests under way, or `left`", m.budgets.clone());
+        r.register("credential_age_seconds", "Since the provider's key was last changed", m.credential_age.clone());
+        r.register("refusals_coalesced", "Refused requests that share an audit record with others", m.coalesced.clone());
+        r.register("connections_dropped", "Connections closed because all places were taken", m.dropped_connections.clone());
+        r.register("audit_seq", "The number of the last audit record", m.audit_seq.clone());
+        r.register("log_lines_dropped", "Log lines that standard error did not take", m.log_lines_dropped.clone());
+        let build: Family<BuildLabels, Gauge> = Family::default();
+        build.get_or_create(&BuildLabels { version: env!("CARGO_PKG_VERSION") }).set(1);
+        r.register("build_info", "Always 1; the version is in the label", build);
         m
     }
 
-    /// A request is over; `provider` is the label of its provider, if it is a configured one.
-    pub fn request(&self, record: &Record, provider: Option<&'static str>) {
+    /// A request is over; `provider` is the label of its provider, if it is a configured one, and
+    /// `model` that of the grant's pattern for its model.
+    pub fn request(&self, record: &Record, provider: Option<&'static str>, model: Option<&'static str>) {
         let provider = provider.unwrap_or("none");
         let status = match record.status.unwrap_or(0) / 100 {
             1 => "1xx",
@@ -127,7 +166,7 @@ impl Metrics {
             5 => "5xx",
             _ => "none",
         };
-        let labels = RequestLabels { provider, endpoint: record.endpoint.unwrap_or("none"), code: record.code.unwrap_or("ok"), status };
+        let labels = RequestLabels { provider, endpoint: record.endpoint.unwrap_or("none"), model: model.unwrap_or("none"), code: code(record), status };
         self.requests.get_or_create(&labels).inc();
         let t = &record.tokens;
         for (kind, n) in [("input", t.input), ("cache_read", t.cache_read), ("cache_write", t.cache_write), ("output", t.output), ("reasoning", t.reasoning)] {
@@ -154,10 +193,42 @@ impl Metrics {
         self.secret_ok.get_or_create(&ProviderLabel { provider }).set(ok.into());
     }
 
+    pub fn credential(&self, provider: &'static str, age: f64) {
+        self.credential_age.get_or_create(&ProviderLabel { provider }).set(age);
+    }
+
+    /// A grant's budgets as they stand.
+    pub fn budget(&self, grant: &str, usage: &Usage) {
+        let grant = label(grant);
+        let set = |unit, limit: f64, spent: f64, held: f64| {
+            for (state, value) in [("limit", limit), ("spent", spent), ("held", held), ("left", (limit - spent - held).max(0.0))] {
+                self.budgets.get_or_create(&BudgetLabels { grant, unit, state }).set(value);
+            }
+        };
+        if let Some(most) = usage.limits.tokens_per_day {
+            set("tokens_per_day", most as f64, usage.spent.tokens as f64, usage.held.tokens as f64);
+        }
+        if let Some(most) = usage.limits.usd_per_session {
+            set("usd_per_session", most, usage.spent.usd, usage.held.usd());
+        }
+    }
+
     /// The text exposition format.
     pub fn render(&self) -> String {
         let mut out = String::new();
         let _ = text::encode(&mut out, &self.registry);
         out
+    }
+}
+
+/// A provider's own errors have codes of their own: an alert on `code != "ok"` sees an outage.
+fn code(record: &Record) -> &'static str {
+    match (record.code, record.status) {
+        (Some(code), _) => code,
+        (None, Some(429)) if record.decision == Decision::Allow => "upstream_rate_limited",
+        (None, Some(529)) => "upstream_overloaded",
+        (None, Some(500..)) => "upstream_error",
+        (None, Some(400..)) => "upstream_rejected",
+        (None, _) => "ok",
     }
 }

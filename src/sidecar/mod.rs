@@ -5,14 +5,20 @@
 
 pub mod admin;
 pub mod audit;
+pub mod billing;
+pub mod body;
 pub mod config;
 pub mod connection;
 pub mod guard;
+pub mod known_objects;
+pub mod ledger;
 pub mod limit;
 pub mod metrics;
 pub mod model;
+pub mod models;
 pub mod provider;
 pub mod proxy;
+pub mod record;
 pub mod redact;
 pub mod refusal;
 pub mod relay;

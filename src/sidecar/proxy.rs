@@ -6,30 +6,34 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use governor::DefaultDirectRateLimiter;
 use http_body_util::Full;
 use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
-use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
+use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderMap, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Request, Response};
-use tokio::sync::Semaphore;
 
-use super::audit::{Audit, Decision, Entry};
+use super::audit::{self, Audit, Entry};
+use super::billing::Prices;
+use super::body::{BodyMemory, BufferedBody, Share};
 use super::config::{Config, Policy};
 use super::guard::Wall;
+use super::known_objects::KnownObjects;
 use super::limit::Ledger;
 use super::metrics::Metrics;
-use super::model::Held;
-use super::provider::registry::Kind;
+use super::models::Filtered;
+use super::provider::registry::Billing;
+use super::record::Decision;
+use super::redact::Redactor;
 use super::refusal::{self, Client, Code, Denial, Shape};
 use super::relay::{Call, Cut, Relay};
 use super::route::{Route, Target};
 use super::scope::Permit;
 use super::secret::Store;
 use super::upstream::{self, Upstream};
-use super::{guard, limit, model, relay, route, scope, sign};
+use super::{guard, limit, model, models, relay, route, scope, sign};
 
 /// What every request shares.
 #[derive(Debug)]
@@ -37,13 +41,16 @@ pub struct Shared {
     pub config: Config,
     pub policy: ArcSwap<Policy>,
     pub secrets: Store,
-    pub ledger: Arc<Ledger>,
+    pub ledger: Ledger,
     pub audit: Audit,
     pub metrics: Arc<Metrics>,
     pub upstream: Upstream,
     pub wall: Wall,
-    /// Bytes that all held bodies may still take.
-    pub body_memory: Arc<Semaphore>,
+    pub body_memory: BodyMemory,
+    /// What replies to this session named.
+    pub known_objects: KnownObjects,
+    /// How many requests may be refused at full speed, of all connections together.
+    pub refusal_rate: DefaultDirectRateLimiter,
     pub draining: AtomicBool,
 }
 
@@ -51,57 +58,68 @@ pub struct Shared {
 #[expect(clippy::large_enum_variant, reason = "made once a request, and moved once")]
 enum Outcome {
     Probe,
+    Discard,
     Reply(Call, Response<Incoming>),
-    Models(Bytes),
+    Models(Filtered),
 }
 
 async fn decide(shared: &Arc<Shared>, policy: &Arc<Policy>, parts: &Parts, body: Incoming, entry: &mut Entry) -> Result<Outcome, Denial> {
     audit_works(shared)?;
     let guarded = guard::check(parts, &shared.wall)?;
     let route = match route::resolve(policy, parts, &guarded)? {
-        Target::Probe(provider) => return Ok(entry.probed(provider)),
+        Target::Probe(provider) => return Ok(entry.answered_here(provider, "probe", Outcome::Probe)),
+        Target::Discard(provider) => return Ok(entry.answered_here(provider, "telemetry", Outcome::Discard)),
         Target::Call(route) => entry.routed(policy, route),
     };
-    let held = model::collect(body, &parts.headers, &shared.body_memory).await?;
+    let held = shared.body_memory.collect(body, &parts.headers).await?;
+    entry.body_read = true;
     entry.record.bytes_in = held.len() as u64;
-    let asked = model::read(&route, &held)?;
-    entry.record.model_requested = asked.main_model().map(str::to_owned);
-    entry.record.stream = asked.stream();
+    let facts = model::read(&route, &held).await?;
+    entry.record.model_requested = facts.main_model().map(str::to_owned);
+    entry.record.stream = facts.stream();
     // The body may have taken its time: what is granted now counts.
     let policy = &shared.policy.load_full();
     entry.record.policy_revision = Some(policy.revision.clone());
-    let permit = scope::check(policy, route.provider(), &asked)?;
+    let permit = scope::check(policy, route.provider(), &facts, &shared.known_objects)?;
     entry.record.scope_matched = permit.scope_matched().map(str::to_owned);
-    let estimate = relay::estimate(&shared.config.prices, permit.provider(), asked.main_model(), held.len());
-    let mut admission = limit::admit(&permit, &shared.ledger, estimate)?;
-    entry.record.decision = Decision::Allow;
-    if route.endpoint().usage.is_some() {
-        admission.owe();
-    }
-    let reply = send(shared, &route, &permit, &parts.headers, held).await.inspect_err(|d| admission.unless_worked_on(d.code))?;
+    entry.model_label = permit.model_label(facts.main_model());
+    let hold = Prices { table: &shared.config.prices, provider: permit.provider() }.hold(route.endpoint(), &facts, held.len());
+    let mut admission = limit::admit(&permit, hold)?;
+    admission.owe();
+    entry.admit(admission)?;
+    let reply = send(shared, &route, &permit, &parts.headers, held).await.inspect_err(|d| entry.failed(d.code))?;
     entry.record.status = Some(reply.status().as_u16());
-    if route.endpoint().kind == Kind::Models && reply.status().is_success() {
-        let (list, echoed) = relay::filter_models(&permit, reply, shared.secrets.patterns()).await?;
-        entry.record.key_echoed = echoed;
-        shared.metrics.key_echoes.inc_by(echoed.into());
-        return Ok(Outcome::Models(list));
+    if route.endpoint().billing == Billing::Models && reply.status().is_success() {
+        let filtered = models::filter(&permit, reply, Redactor::new(shared.secrets.patterns()), &shared.body_memory).await?;
+        entry.record.key_echoed = filtered.echoed;
+        shared.metrics.key_echoes.inc_by(filtered.echoed.into());
+        return Ok(Outcome::Models(filtered));
     }
-    Ok(Outcome::Reply(Call { shared: shared.clone(), route, permit, admission }, reply))
+    let cost = facts.cost();
+    let (max_output, whole_context) = (cost.max_output, cost.unseen || facts.has_stored_input());
+    Ok(Outcome::Reply(Call { shared: shared.clone(), route, permit, max_output, whole_context }, reply))
 }
+
+/// Largest body that is kept until the provider answers.
+const KEPT_FOR_RETRY: usize = 1 << 20;
 
 /// Signs and sends. A key that the provider refuses is read again; if it has changed, the
 /// request, which the provider did not work on, goes out once more with the new one.
-async fn send(shared: &Shared, route: &Route, permit: &Permit, client: &HeaderMap, body: Held) -> Result<Response<Incoming>, Denial> {
+async fn send(shared: &Shared, route: &Route, permit: &Permit, client: &HeaderMap, body: BufferedBody) -> Result<Response<Incoming>, Denial> {
     let own = permit.provider().base.own;
-    let signed = sign::sign(route, permit, client, body.clone(), &shared.secrets)?;
+    // A large body is not kept for a second try: its memory is needed while the model thinks.
+    let again = (body.len() <= KEPT_FOR_RETRY).then(|| body.clone());
+    let signed = sign::sign(route, permit, client, body, &shared.secrets)?;
     let used = signed.secret().cloned();
     let reply = shared.upstream.send(signed, own).await?;
     let (Some(used), Some(source)) = (used, &permit.provider().secret) else { return Ok(reply) };
     if !upstream::refuses_key(reply.status()) {
         return Ok(reply);
     }
-    shared.secrets.reread(source);
-    if shared.secrets.get(source).is_ok_and(|now| !Arc::ptr_eq(&now, &used)) {
+    shared.secrets.reread(source).await;
+    if let Some(body) = again
+        && shared.secrets.get(source).is_ok_and(|now| !Arc::ptr_eq(&now, &used))
+    {
         drop(reply);
         let reply = shared.upstream.send(sign::sign(route, permit, client, body, &shared.secrets)?, own).await?;
         if !upstream::refuses_key(reply.status()) {
@@ -114,13 +132,7 @@ async fn send(shared: &Shared, route: &Route, permit: &Permit, client: &HeaderMa
 }
 
 fn audit_works(shared: &Shared) -> Result<(), Denial> {
-    if shared.audit.works() {
-        return Ok(());
-    }
-    let mut d =
-        Denial::new(Code::AuditUnavailable, "audit records cannot be written, so nothing is served").hint("an operator must make room under the audit file");
-    d.retry_after = Some(Duration::from_secs(5));
-    Err(d)
+    if shared.audit.works() { Ok(()) } else { Err(audit::unavailable()) }
 }
 
 /// No record of the request could be kept, so it is not even refused: the connection ends.
@@ -140,6 +152,7 @@ pub async fn serve(shared: Arc<Shared>, request: Request<Incoming>, busy: Busy) 
     let policy = shared.policy.load_full();
     entry.record.policy_revision = Some(policy.revision.clone());
     let (parts, body) = request.into_parts();
+    let has_body = !body.is_end_stream();
     entry.record.client_session = client_session(&parts.headers);
     let outcome = decide(&shared, &policy, &parts, body, &mut entry).await;
     let shape = || route::shape(&policy, parts.uri.path());
@@ -149,15 +162,24 @@ pub async fn serve(shared: Arc<Shared>, request: Request<Incoming>, busy: Busy) 
             Ok(response) => response.map(|relay| Answer { kind: AnswerKind::Relay(Box::new(relay)), _busy: busy }),
             Err((denial, entry)) => refuse(*entry, &denial, shape(), client(), busy),
         },
-        Ok(Outcome::Models(list)) => own(entry, list, busy),
-        Ok(Outcome::Probe) => own(entry, Bytes::from_static(b"{\"outrigger\":\"sidecar\"}"), busy),
-        Err(denial) => refuse(entry, &denial, shape(), client(), busy),
+        Ok(Outcome::Models(Filtered { list, share, .. })) => own(entry, list, Some(share), busy),
+        Ok(Outcome::Discard) => own(entry, Bytes::from_static(b"{}"), None, busy),
+        Ok(Outcome::Probe) => own(entry, Bytes::from_static(b"{\"outrigger\":\"sidecar\"}"), None, busy),
+        Err(denial) => {
+            // hyper closes a connection whose request body nobody took; the client is told.
+            let unread = has_body && !entry.body_read;
+            let mut response = refuse(entry, &denial, shape(), client(), busy);
+            if unread {
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            response
+        }
     })
 }
 
-fn own(mut entry: Entry, body: Bytes, busy: Busy) -> Response<Answer> {
+fn own(mut entry: Entry, body: Bytes, share: Option<Share>, busy: Busy) -> Response<Answer> {
     entry.record.bytes_out = body.len() as u64;
-    let mut response = Response::new(Answer { kind: AnswerKind::Own(Full::new(body)), _busy: busy });
+    let mut response = Response::new(Answer { kind: AnswerKind::Own { body: Full::new(body), _share: share }, _busy: busy });
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response.headers_mut().insert("x-content-type-options", HeaderValue::from_static("nosniff"));
     response
@@ -165,7 +187,7 @@ fn own(mut entry: Entry, body: Bytes, busy: Busy) -> Response<Answer> {
 
 fn refuse(mut entry: Entry, denial: &Denial, shape: Shape, client: Client, busy: Busy) -> Response<Answer> {
     let response = refused(&mut entry, denial, shape, client);
-    response.map(|body| Answer { kind: AnswerKind::Own(body), _busy: busy })
+    response.map(|body| Answer { kind: AnswerKind::Own { body, _share: None }, _busy: busy })
 }
 
 /// The answer to a refusal, with its record filled and its line in the log.
@@ -175,6 +197,9 @@ pub fn refused(entry: &mut Entry, denial: &Denial, shape: Shape, client: Client)
     entry.record.scope_needed = denial.scope_needed.clone();
     entry.record.status = Some(response.status().as_u16());
     entry.record.bytes_out = response.body().size_hint().exact().unwrap_or(0);
+    if !entry.is_told_apart() {
+        return response;
+    }
     // Cause is for operators only; values in it are escaped by the log's format.
     tracing::info!(
         request_id = entry.id(),
@@ -188,12 +213,19 @@ pub fn refused(entry: &mut Entry, denial: &Denial, shape: Shape, client: Client)
 }
 
 impl Entry {
-    fn probed(&mut self, provider: Option<String>) -> Outcome {
+    fn answered_here(&mut self, provider: Option<String>, endpoint: &'static str, outcome: Outcome) -> Outcome {
         self.record.provider = provider;
-        self.record.endpoint = Some("probe");
+        self.record.endpoint = Some(endpoint);
         self.record.decision = Decision::Allow;
         self.record.status = Some(200);
-        Outcome::Probe
+        outcome
+    }
+
+    /// The provider did not answer: unless it may have worked on the request, nothing is owed.
+    fn failed(&mut self, code: Code) {
+        if let Some(admission) = self.admission() {
+            admission.unless_worked_on(code);
+        }
     }
 
     fn routed(&mut self, policy: &Policy, route: Route) -> Route {
@@ -263,7 +295,11 @@ pub struct Answer {
 
 #[derive(Debug)]
 enum AnswerKind {
-    Own(Full<Bytes>),
+    /// A body of ours, and the memory that is held for it.
+    Own {
+        body: Full<Bytes>,
+        _share: Option<Share>,
+    },
     Relay(Box<Relay>),
 }
 
@@ -273,21 +309,21 @@ impl Body for Answer {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         match &mut self.kind {
-            AnswerKind::Own(body) => Pin::new(body).poll_frame(cx).map_err(|never| match never {}),
+            AnswerKind::Own { body, .. } => Pin::new(body).poll_frame(cx).map_err(|never| match never {}),
             AnswerKind::Relay(body) => Pin::new(body).poll_frame(cx),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match &self.kind {
-            AnswerKind::Own(body) => body.is_end_stream(),
+            AnswerKind::Own { body, .. } => body.is_end_stream(),
             AnswerKind::Relay(body) => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.kind {
-            AnswerKind::Own(body) => body.size_hint(),
+            AnswerKind::Own { body, .. } => body.size_hint(),
             AnswerKind::Relay(body) => body.size_hint(),
         }
     }

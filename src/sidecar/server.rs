@@ -4,33 +4,40 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use governor::{Quota, RateLimiter};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::admin;
-use super::audit::{Audit, Writer};
+use super::audit::{self, Audit, Writer};
+use super::body::BodyMemory;
 use super::config::{self, Config, Loaded};
-use super::connection::{self, Handle};
+use super::connection::{self, Handle, Rank};
 use super::guard::Wall;
+use super::known_objects::KnownObjects;
 use super::limit::Ledger;
 use super::metrics::Metrics;
-use super::model::BODY_MEMORY;
 use super::proxy::Shared;
-use super::secret::{Kind, Source, Store};
+use super::secret::{Kind, Store};
 use super::upstream::Upstream;
 
 /// How often files are looked at: grants within 1 s, keys within 2 s, with room to spare.
 const LOOK: Duration = Duration::from_millis(250);
+/// How long the threads that follow files get to end.
+const FOLLOWERS_END: Duration = Duration::from_millis(500);
+/// Refused requests per second, of all connections together, that are answered at full speed.
+const REFUSALS: NonZeroU32 = NonZeroU32::new(500).unwrap();
 /// Probes and scrapes; nobody else has business on the admin port.
 const ADMIN_CONNECTIONS: usize = 64;
 
@@ -64,7 +71,7 @@ pub struct Sidecar {
 /// # Errors
 /// Every problem, with its path.
 pub fn read_config(path: &Path) -> Result<Config, Vec<String>> {
-    config::load(path, &Arc::default()).map(|l| l.config)
+    config::load(path).map(|l| l.config)
 }
 
 impl Sidecar {
@@ -73,13 +80,11 @@ impl Sidecar {
     /// # Errors
     /// See [`StartError`].
     pub async fn start(path: &Path, session: Option<String>) -> Result<Sidecar, StartError> {
-        let first = read_config(path).map_err(StartError::Config)?;
-        let session = first.session_id.clone().or(session);
-        let state = first.audit.state.clone();
-        let ledger = Ledger::open(state.as_deref(), session.as_deref())
-            .map_err(|e| StartError::Unavailable(format!("the state file `{}` cannot be used: {e}", state.unwrap_or_default().display())))?;
-        let ledger = Arc::new(ledger);
-        let Loaded { mut config, policy } = config::load(path, &ledger).map_err(StartError::Config)?;
+        let Loaded { mut config, policy } = config::load(path).map_err(StartError::Config)?;
+        let session = config.session_id.clone().or(session);
+        let recovered = audit::recover(&config.audit).map_err(StartError::Unavailable)?;
+        let ledger = Ledger::new(&recovered.state, session.as_deref());
+        let policy = policy.limited_by(&ledger);
         let upstream = Upstream::new(&config.timeouts, config.ca_file.as_deref()).map_err(|e| StartError::Config(vec![e]))?;
         let listeners = listen(config.listen).await?;
         let addr = local(&listeners[0])?;
@@ -88,8 +93,8 @@ impl Sidecar {
             None => None,
         };
         let metrics = Arc::new(Metrics::new());
-        let (audit, writer) =
-            Audit::open(&config.audit, ledger.clone(), metrics.clone()).map_err(|e| StartError::Unavailable(format!("the audit file cannot be used: {e}")))?;
+        let (audit, writer) = Audit::open(&config.audit, recovered, ledger.session(), metrics.clone())
+            .map_err(|e| StartError::Unavailable(format!("the audit file cannot be used: {e}")))?;
         let secrets = Store::new(config.secrets_dir.clone());
         let shared = Arc::new(Shared {
             wall: Wall::new(addr.port(), &config.hosts, config.token.take()),
@@ -99,7 +104,9 @@ impl Sidecar {
             audit,
             metrics,
             upstream,
-            body_memory: Arc::new(Semaphore::new(BODY_MEMORY)),
+            body_memory: BodyMemory::default(),
+            known_objects: KnownObjects::default(),
+            refusal_rate: RateLimiter::direct(Quota::per_second(REFUSALS)),
             draining: AtomicBool::new(false),
             config,
         });
@@ -156,8 +163,10 @@ impl Sidecar {
         self.writer.close(Duration::from_secs(3));
         self.following.store(false, Ordering::Release);
         self.shared.secrets.stop();
-        for follower in self.followers {
-            let _ = follower.join();
+        // One that hangs on a file system that is gone is left behind; the process ends anyway.
+        let until = Instant::now() + FOLLOWERS_END;
+        while self.followers.iter().any(|f| !f.is_finished()) && Instant::now() < until {
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 }
@@ -199,11 +208,17 @@ async fn accept(shared: Arc<Shared>, listener: TcpListener, open: Open, mut stop
         };
         match stream {
             // With the audit's memory full nobody may be served, not even with a refusal.
-            Ok((stream, _)) if shared.audit.is_full() => drop(stream),
+            Ok((stream, _)) if shared.audit.is_full() => {
+                drop(stream);
+                shared.audit.dropped_connection();
+            }
             Ok((stream, _)) => {
                 id += 1;
-                if let Some(handle) = admit(&open, loopback_v6 | id, shared.config.connections) {
-                    connections.spawn(tracked(shared.clone(), stream, handle, open.clone(), loopback_v6 | id, stop.clone()));
+                match admit(&shared, &open, loopback_v6 | id) {
+                    Some(handle) => {
+                        connections.spawn(tracked(shared.clone(), stream, handle, open.clone(), loopback_v6 | id, stop.clone()));
+                    }
+                    None => shared.audit.dropped_connection(),
                 }
             }
             Err(e) => {
@@ -216,12 +231,20 @@ async fn accept(shared: Arc<Shared>, listener: TcpListener, open: Open, mut stop
     connections
 }
 
-/// A place for a new connection; at the limit, the oldest idle one makes room.
-fn admit(open: &Open, id: u64, most: usize) -> Option<Arc<Handle>> {
+/// A place for a new connection. At the limit, the connection that is needed least makes room;
+/// or the request whose body comes slowest does, by being refused.
+fn admit(shared: &Shared, open: &Open, id: u64) -> Option<Arc<Handle>> {
     let mut open = open.lock().unwrap_or_else(PoisonError::into_inner);
-    if open.len() >= most {
-        let idle = open.iter().find(|(_, h)| !h.busy.is_busy()).map(|(id, _)| *id)?;
-        if let Some(handle) = open.remove(&idle) {
+    if open.len() >= shared.config.connections {
+        let least = open.iter().filter_map(|(id, h)| Some((h.rank()?, *id))).min();
+        let leaving = match least {
+            Some((rank, id)) if rank < Rank::Stalled => open.remove(&id),
+            // A body that does not come goes before a reply that is not read.
+            _ if shared.body_memory.evict_slowest() => None,
+            Some((_, id)) => open.remove(&id),
+            None => return None,
+        };
+        if let Some(handle) = leaving {
             handle.leave.notify_one();
         }
     }
@@ -274,30 +297,37 @@ async fn serve_admin(shared: Arc<Shared>, listener: TcpListener, mut end: watch:
     connections.shutdown().await;
 }
 
-/// Follows the configuration and the keys on a thread of their own, commands on another.
+/// Follows the configuration, the keys in files, and the keys that programs print, each on a
+/// thread of its own: a file system or a program that hangs stops none of the others.
 fn follow(path: &Path, shared: &Arc<Shared>, on: &Arc<AtomicBool>) -> std::io::Result<Vec<JoinHandle<()>>> {
-    let mut last = std::fs::read(path).unwrap_or_default();
+    let mut last = config::read(path).unwrap_or_default();
     let (path, files, on_files) = (path.to_path_buf(), shared.clone(), on.clone());
-    let files = std::thread::Builder::new().name("follow".into()).spawn(move || {
+    let grants = std::thread::Builder::new().name("follow".into()).spawn(move || {
         while on_files.load(Ordering::Acquire) {
             std::thread::sleep(LOOK);
             reload(&files, &path, &mut last);
-            refresh(&files, Kind::Files);
         }
     })?;
-    let (commands, on_commands) = (shared.clone(), on.clone());
+    let keys = shared.clone();
+    let keys = std::thread::Builder::new().name("keys".into()).spawn(move || {
+        while !keys.secrets.is_stopping() {
+            keys.secrets.wait(LOOK);
+            refresh(&keys, Kind::Files);
+        }
+    })?;
+    let commands = shared.clone();
     let commands = std::thread::Builder::new().name("credentials".into()).spawn(move || {
-        while on_commands.load(Ordering::Acquire) {
+        while !commands.secrets.is_stopping() {
             refresh(&commands, Kind::Commands);
             std::thread::sleep(LOOK);
         }
     })?;
-    Ok(vec![files, commands])
+    Ok(vec![grants, keys, commands])
 }
 
 /// Takes a changed configuration, or keeps the last good one and says so.
 fn reload(shared: &Shared, path: &PathBuf, last: &mut Vec<u8>) {
-    let now = match std::fs::read(path) {
+    let now = match config::read(path) {
         Ok(now) => now,
         Err(e) => {
             if shared.metrics.policy_ok.get() != 0 {
@@ -312,10 +342,9 @@ fn reload(shared: &Shared, path: &PathBuf, last: &mut Vec<u8>) {
         return;
     }
     let text = String::from_utf8_lossy(&now);
-    // A file that is being written may be empty for a moment: that is no configuration.
-    let parsed = if text.trim().is_empty() { Err(vec!["the file is empty".to_owned()]) } else { config::parse(&text, &shared.ledger) };
-    match parsed {
+    match config::parse(&text) {
         Ok(Loaded { policy, .. }) => {
+            let policy = policy.limited_by(&shared.ledger);
             tracing::info!(revision = %policy.revision, grants = policy.grants.len(), "configuration taken");
             shared.policy.store(Arc::new(policy));
             shared.metrics.reload(true);
@@ -330,13 +359,6 @@ fn reload(shared: &Shared, path: &PathBuf, last: &mut Vec<u8>) {
 
 fn refresh(shared: &Shared, kind: Kind) {
     let policy = shared.policy.load_full();
-    let sources: Vec<&Source> = policy.providers.values().filter_map(|p| p.secret.as_ref()).collect();
-    if shared.secrets.refresh(sources.iter().copied(), kind) {
-        for source in sources {
-            match shared.secrets.get(source) {
-                Ok(_) => tracing::info!(%source, "key read"),
-                Err(why) => tracing::warn!(why, "no key"),
-            }
-        }
-    }
+    let sources = policy.providers.values().filter_map(|p| p.secret.as_ref());
+    shared.secrets.refresh(sources, kind);
 }

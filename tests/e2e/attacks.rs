@@ -200,7 +200,7 @@ async fn only_json_and_only_two_encodings() {
     up.forget();
     let denied = br#"{"model":"claude-opus-5","messages":[]}"#;
     let skippable = [&[0x50, 0x2a, 0x4d, 0x18, 4, 0, 0, 0, 1, 2, 3, 4][..], &zstd(BODY.as_bytes())].concat();
-    let gzip_bomb = gzip(&vec![b' '; 31 << 20]);
+    let gzip_bomb = gzip(&vec![b' '; 33 << 20]);
     for (encoding, body, status) in [
         ("gzip", gzip(denied), 403),
         ("zstd", zstd(denied), 403),
@@ -216,7 +216,7 @@ async fn only_json_and_only_two_encodings() {
         ("gzip", BODY.as_bytes().to_vec(), 400),
         ("zstd", zstd(BODY.as_bytes())[..20].to_vec(), 400),
         ("gzip", gzip_bomb, 413),
-        ("zstd", zstd::encode_all(vec![b' '; 31 << 20].as_slice(), 19).unwrap(), 413),
+        ("zstd", zstd::encode_all(vec![b' '; 33 << 20].as_slice(), 19).unwrap(), 413),
     ] {
         let got = sc.post(MESSAGES, &[("content-encoding", encoding)], &body).await;
         assert_eq!(got.status, status, "{encoding} {} bytes: {}", body.len(), got.text());
@@ -287,7 +287,9 @@ async fn only_listed_headers_go_upstream() {
         assert!(!String::from_utf8_lossy(&up.bytes.lock().unwrap()).contains("attacker"), "{path}");
         let seen = up.seen().remove(0);
         for (n, v) in kept {
-            assert_eq!(seen.header(n), Some(v), "{path}: byte for byte");
+            // Each provider gets what is its own.
+            let own = path == MESSAGES || !(n.starts_with("anthropic-") || n.starts_with("x-claude-"));
+            assert_eq!(seen.header(n), own.then_some(v), "{path} {n}: byte for byte");
         }
         let credentials: Vec<_> = seen.headers.iter().filter(|(_, v)| v.contains(CANARY)).collect();
         assert_eq!(credentials.len(), 1, "{path}");

@@ -470,7 +470,9 @@ pub fn replace(path: &Path, bytes: &[u8]) {
 pub fn records(file: &Path) -> Vec<Value> {
     let text = std::fs::read_to_string(file).unwrap_or_default();
     let whole = &text[..text.rfind('\n').map_or(0, |i| i + 1)];
-    whole.lines().map(|l| serde_json::from_str(l).unwrap()).collect()
+    let lines = whole.lines().map(|l| serde_json::from_str::<Value>(l).unwrap());
+    // Refused requests can share a record: it stands here once for each of them.
+    lines.flat_map(|r| std::iter::repeat_n(r.clone(), r["count"].as_u64().unwrap_or(1) as usize)).collect()
 }
 
 pub async fn exchange(addr: SocketAddr, bytes: &[u8]) -> Vec<u8> {

@@ -76,21 +76,19 @@ async fn a_spent_budget_is_refused_so_that_nobody_retries_and_survives_a_restart
     let got = sc.post(MESSAGES, &[], BODY).await;
     assert_eq!((got.status, got.code(), got.header("x-should-retry")), (400, "budget_exhausted", Some("false")));
     assert_eq!(got.json()["error"]["details"]["error_code"], "local_budget_exhausted");
-    assert!(got.text().contains("16 tokens a day"));
+    assert!(got.text().contains("16 tokens per day"));
     // Each provider its own way, none that its SDK retries.
     let openai = r#"{"model":"m","input":"x"}"#;
     let chat = json(r#"{"model":"m","usage":{"prompt_tokens":3,"completion_tokens":5}}"#);
     let up2 = Upstream::always(chat).await;
     let sc2 = sidecar(&up2).grants(grants).run().await;
     assert_eq!(sc2.post("/openai/v1/chat/completions", &[], openai).await.status, 200);
-    let got = sc2.post("/openai/v1/chat/completions", &[], openai).await;
-    assert_eq!((got.status, got.header("x-should-retry")), (429, Some("false")));
-    assert_eq!(got.json()["error"]["type"], "insufficient_quota");
-    let got = sc2.post("/openai/v1/responses", &[("user-agent", "codex_exec/0.169.0")], openai).await;
-    assert_eq!(got.json()["error"]["type"], "usage_limit_reached");
-    assert!(got.json()["error"]["resets_at"].as_i64().unwrap() > jiff::Timestamp::now().as_second());
-    let got = sc2.post("/openai/v1/responses", &[("user-agent", "opencode/1.18.33 ai-sdk/provider-utils/4 runtime/bun")], openai).await;
-    assert_eq!(got.status, 403, "the AI SDK retries every 429");
+    // Measured with 45 pairs of a client and an API: a 400 is one request everywhere, and shown.
+    for agent in ["codex_exec/0.169.0", "opencode/1.18.33 ai-sdk/provider-utils/4 runtime/bun", "ai/7.0.173 ai-sdk-provider-utils/4.0.0", "curl/8"] {
+        let got = sc2.post("/openai/v1/responses", &[("user-agent", agent)], openai).await;
+        assert_eq!((got.status, got.header("x-should-retry")), (400, Some("false")), "{agent}");
+        assert_eq!(got.json()["error"]["type"], "insufficient_quota");
+    }
 
     // The same files, a new process: what was spent is spent.
     let dir = sc.dir.path().to_owned();
@@ -128,7 +126,7 @@ async fn dollars_come_from_the_table_the_operator_or_the_provider() {
         .run()
         .await;
     let m = r#"{"model":"m-1","messages":[]}"#;
-    for (path, body, usd, then) in [(MESSAGES, BODY, 18.0, 200), ("/own/v1/chat/completions", m, 13.0, 429), ("/openrouter/v1/chat/completions", m, 0.25, 402)]
+    for (path, body, usd, then) in [(MESSAGES, BODY, 18.0, 200), ("/own/v1/chat/completions", m, 13.0, 400), ("/openrouter/v1/chat/completions", m, 0.25, 400)]
     {
         let before = records(&sc.path("audit.jsonl")).len();
         assert_eq!(sc.post(path, &[], body).await.status, 200, "{path}");
@@ -153,7 +151,8 @@ async fn a_budget_in_dollars_is_not_spent_twice_at_once() {
     let mut client = TcpStream::connect(sc.addr).await.unwrap();
     client.write_all(raw.as_bytes()).await.unwrap();
     until("the request to arrive", || up.seen().len() == 1).await;
-    assert_eq!(sc.post(MESSAGES, &[], BODY).await.code(), "budget_exhausted", "held back");
+    let got = sc.post(MESSAGES, &[], BODY).await;
+    assert_eq!((got.status, got.code()), (503, "busy"), "what is held may come free again, so SDKs are to try again");
     drop(client);
     sc.audit(2).await;
     assert_eq!(sc.post(MESSAGES, &[], BODY).await.code(), "budget_exhausted", "paid");

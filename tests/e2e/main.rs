@@ -6,11 +6,14 @@ mod kit;
 
 mod adapter;
 mod attacks;
+mod availability;
+mod budgets;
 mod commands;
 mod fake;
 mod framing;
 mod limits;
 mod live;
+mod objects;
 mod recordings;
 mod requests;
 mod upstreams;

@@ -16,11 +16,12 @@ const LATER: [&str; 3] = ["bedrock", "vertex", "azure"];
 async fn every_request_vector_is_decided_as_listed() {
     let up =
         Upstream::new(|seen| if seen.line.contains("/models") && seen.line.starts_with("GET") { json(r#"{"data":[],"models":[]}"#) } else { json("{}") }).await;
+    // A cached content is a stored object: its vector is served where the grant allows that.
     let sc = sidecar(&up)
         .provider("openrouter", "/api/v1")
         .provider("groq", "/openai/v1")
         .provider("ollama", "")
-        .grants("[{scope: ai.anthropic}, {scope: ai.openai}, {scope: ai.google}, {scope: ai.openrouter}, {scope: ai.groq}, {scope: ai.ollama}]")
+        .grants("[{scope: ai.anthropic}, {scope: ai.openai}, {scope: ai.google, allow: [stored_objects]}, {scope: ai.openrouter}, {scope: ai.groq}, {scope: ai.ollama}]")
         .run()
         .await;
     let mut count = 0;
