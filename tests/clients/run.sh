@@ -3,7 +3,10 @@
 set -eu
 cd "$(dirname "$0")"
 # Not `npm ci`: npm leaves the binaries of other platforms out of the lock file and then misses them.
-[ -x node_modules/.bin/opencode ] && [ -d node_modules/playwright-core ] || npm install --no-save --no-audit --no-fund
+if ! [ node_modules/.installed -nt package.json ]; then
+    npm install --no-save --no-audit --no-fund
+    touch node_modules/.installed
+fi
 if unshare --net true 2>/dev/null; then
     ns="unshare --net"
 elif unshare --user --map-root-user --net true 2>/dev/null; then

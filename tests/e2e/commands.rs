@@ -2,94 +2,11 @@
 
 use std::io::Read;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::kit::*;
-
-const BIN: &str = env!("CARGO_BIN_EXE_outrigger");
-
-/// Stops the process by its id when dropped.
-struct Process(Child);
-
-impl Process {
-    fn signal(&self, name: &str) {
-        assert!(Command::new("kill").args([&format!("-{name}"), &self.0.id().to_string()]).status().unwrap().success());
-    }
-
-    fn end(&mut self) -> (i32, String) {
-        let until = Instant::now() + PATIENCE;
-        let status = loop {
-            if let Some(status) = self.0.try_wait().unwrap() {
-                break status;
-            }
-            assert!(Instant::now() < until, "the process does not end");
-            std::thread::sleep(Duration::from_millis(5));
-        };
-        let mut err = String::new();
-        self.0.stderr.take().unwrap().read_to_string(&mut err).unwrap();
-        (status.code().unwrap_or(-1), err)
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn spawn(args: &[&str]) -> Process {
-    // Variables that must not matter: a proxy, another trust store, a log of everything.
-    let child = Command::new(BIN)
-        .args(args)
-        .env_clear()
-        .envs([
-            ("HTTPS_PROXY", "http://127.0.0.1:1"),
-            ("HTTP_PROXY", "http://127.0.0.1:1"),
-            ("SSL_CERT_FILE", "/dev/null"),
-            ("SSLKEYLOGFILE", "/tmp/outrigger-must-not-write-this"),
-            ("RUST_LOG", "trace"),
-        ])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    Process(child)
-}
-
-fn run(args: &[&str]) -> (i32, String) {
-    spawn(args).end()
-}
-
-/// A port that was free a moment ago.
-fn port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
-struct Sidecar {
-    process: Process,
-    port: u16,
-    admin: u16,
-}
-
-fn start(dir: &Path) -> Sidecar {
-    let (port, admin) = (port(), port());
-    let file = dir.join("sidecar.yaml");
-    let yaml = std::fs::read_to_string(&file)
-        .unwrap()
-        .replace("listen: 127.0.0.1:0", &format!("listen: 127.0.0.1:{port}"))
-        .replace("admin: 127.0.0.1:0", &format!("admin: 127.0.0.1:{admin}"));
-    std::fs::write(&file, yaml).unwrap();
-    let process = spawn(&["sidecar", "--config", file.to_str().unwrap(), "--session-id", "ses_bin"]);
-    let until = Instant::now() + PATIENCE;
-    while run(&["healthcheck", "--address", &format!("127.0.0.1:{admin}")]).0 != 0 {
-        assert!(Instant::now() < until, "the sidecar does not become ready");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    Sidecar { process, port, admin }
-}
+use crate::process::{Process, binary, port, run, start};
 
 #[test]
 fn mistakes_are_exit_64_with_all_of_them() {
@@ -111,7 +28,7 @@ fn mistakes_are_exit_64_with_all_of_them() {
     assert_eq!(run(&["rehearse", "--listen", "0.0.0.0:0"]).0, 64);
     assert_eq!(run(&["--help"]).0, 0);
     for command in ["sidecar", "rehearse", "healthcheck"] {
-        let out = Command::new(BIN).args([command, "--help"]).output().unwrap();
+        let out = Command::new(binary()).args([command, "--help"]).output().unwrap();
         assert!(out.status.success() && String::from_utf8_lossy(&out.stdout).contains(&format!("Example: outrigger {command}")));
     }
     let up = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -199,7 +116,7 @@ async fn the_process_cannot_be_looked_into() {
     }
     let public = tempfile::tempdir().unwrap();
     let bin = public.path().join("outrigger");
-    std::fs::copy(BIN, &bin).unwrap();
+    std::fs::copy(binary(), &bin).unwrap();
     let config = public.path().join("s.yaml");
     let free = port();
     std::fs::write(&config, format!("listen: 127.0.0.1:{free}\nadmin: off\naudit: {{ file: \"-\" }}\n")).unwrap();

@@ -34,6 +34,7 @@ struct Note<'a> {
     policy_revision: Option<&'a str>,
     stream: bool,
     bytes_in: u64,
+    client_session: Option<&'a str>,
     charged: Option<&'a Charge>,
 }
 
@@ -123,12 +124,13 @@ impl Notes {
             policy_revision: record.policy_revision.as_deref(),
             stream: record.stream,
             bytes_in: record.bytes_in,
+            client_session: record.client_session.as_deref(),
             charged: charge,
         };
         serde_json::to_writer(&mut line, &full)?;
         if line.len() >= PLACE {
             line.clear();
-            serde_json::to_writer(&mut line, &Note { model_requested: None, scope_matched: None, ..full })?;
+            serde_json::to_writer(&mut line, &Note { model_requested: None, scope_matched: None, client_session: None, ..full })?;
         }
         line.push(b'\n');
         let written = self.file.write_all_at(&line, u64::from(place) * PLACE as u64);

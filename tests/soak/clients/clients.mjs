@@ -129,13 +129,15 @@ const openaiEnv = (url) => ({ OPENAI_BASE_URL: `${url}/openai/v1`, OPENAI_API_KE
 const anthropicEnv = (url) => ({ ANTHROPIC_BASE_URL: `${url}/anthropic`, ANTHROPIC_API_KEY: 'dummy' });
 const googleEnv = (url) => ({ GOOGLE_GEMINI_BASE_URL: `${url}/google`, GEMINI_API_KEY: 'dummy' });
 
-// `requests` is how many a turn takes. The others say what a client cannot do, or now and then does.
+// `requests` is how many a turn takes. The others say what a client cannot do, or now and then
+// does: `threads` asks for a stored thread first, and does without one when that is refused;
+// `known` gives, for a case that fails, the reason why it stays so.
 const client = (name, api, start, more = {}) => ({ name, api, start, model: MODELS[api], requests: 2, ...more });
 
 export const CLIENTS = [
   client('anthropic (Python)', 'anthropic', python('libraries', 'anthropic_messages.py')),
-  client('anthropic tool runner (Python)', 'anthropic', python('libraries', 'anthropic_tool_runner.py')),
-  client('@anthropic-ai/sdk tool runner', 'anthropic', javascript('anthropic_javascript.mjs')),
+  client('anthropic tool runner (Python)', 'anthropic', python('libraries', 'anthropic_tool_runner.py'), { threads: true }),
+  client('@anthropic-ai/sdk tool runner', 'anthropic', javascript('anthropic_javascript.mjs'), { threads: true }),
   client('langchain-anthropic', 'anthropic', python('langchain', 'langchain_chat.py', ['anthropic'])),
   client('ai with @ai-sdk/anthropic', 'anthropic', javascript('ai_sdk.mjs', ['anthropic'])),
   client('ai with @ai-sdk/anthropic, streamed, by environment', 'anthropic', javascript('ai_sdk.mjs', ['anthropic-by-environment', 'stream'], anthropicEnv)),
@@ -170,7 +172,7 @@ export const CLIENTS = [
   client("kimi, Moonshot's own kind", 'openai', kimi('kimi', '/openai/v1')),
   client('vibe, OpenAI Chat', 'openai', vibe('openai', '/openai/v1')),
   client('vibe, OpenAI Responses', 'openai', vibe('openai-responses', '/openai/v1')),
-  client('aider, OpenAI', 'openai', aider('openai', (url) => ({ OPENAI_API_BASE: `${url}/openai/v1`, OPENAI_API_KEY: 'dummy' })), { requests: 1, noTool: true, tellsNoUsage: true }),
+  client('aider, OpenAI', 'openai', aider('openai', (url) => ({ OPENAI_API_BASE: `${url}/openai/v1`, OPENAI_API_KEY: 'dummy' })), { requests: 1, noTool: true, tellsNoUsage: true, known: { denied: 'it retries a 403, and cannot be told from any other program that uses the library of OpenAI' } }),
 
   client('google-genai (Python)', 'google', python('libraries', 'google_genai_python.py')),
   client('langchain-google-genai', 'google', python('langchain', 'langchain_chat.py', ['google'])),

@@ -7,7 +7,8 @@
 //   OUTRIGGER=BINARY node run.mjs FOLDER [--case turn|denied|budget] [--jobs N] [PATTERN ...]
 //
 // FOLDER is where install.sh put the clients; a client runs when its name matches a pattern
-// (all, without one). It prints one line a client and case, and exits 1 if any of them failed.
+// (all, without one). It prints one line a client and case, and exits 1 if any of them failed, but
+// for those that `known` in clients.mjs explains.
 //
 // No client can reach anything but this machine: all run in a network namespace that has
 // loopback only, in scratch homes, with an environment made from nothing.
@@ -232,6 +233,14 @@ async function run(client, pod, notes, most) {
   }
 }
 
+/** Without the one request of a tool runner that is refused for its thread, after which it goes on without. */
+function withoutThread(client, records, notes) {
+  const first = client.threads ? records.findIndex((record) => record.code === 'scope_denied') : -1;
+  if (first < 0 || first === records.length - 1) return records;
+  notes.push('a thread was refused, and it went on without');
+  return records.filter((_, index) => index !== first);
+}
+
 class Failure extends Error {}
 const check = (holds, what) => {
   if (!holds) throw new Failure(what);
@@ -250,7 +259,8 @@ const CASES = {
   async turn(client, notes) {
     const pod = await Pod.start(`{ scope: "ai.${client.api}" }`);
     try {
-      const { code, late, text, ms, records } = await run(client, pod, notes, client.requests);
+      const { code, late, text, ms, records: all } = await run(client, pod, notes, client.requests);
+      const records = withoutThread(client, all, notes);
       check(!late, `not ended within ${PATIENCE} ms; asked ${brief(records)}; it said: ${text.slice(-600)}`);
       check(code === 0, `exit ${code}; asked ${brief(records)}; it said: ${text.slice(-600)}`);
       check(client.noTool || text.includes('rehearsal-was-here'), `the tool's text is not on its output, which was: ${text.slice(-600)}`);
@@ -286,7 +296,8 @@ async function refused(client, notes, { grant, code, spend }) {
     const refusal = await ask(pod, client.api, client.model);
     const [message, hint] = refusal.body.error.message.split('\n');
     await until('the record of our own request', () => pod.records().some((record) => record.code === code));
-    const { code: exit, late, text, ms, records } = await run(client, pod, notes, 1);
+    const { code: exit, late, text, ms, records: all } = await run(client, pod, notes, 1);
+    const records = withoutThread(client, all, notes);
     const seen = `asked ${brief(records)}`;
     const shown = text.includes(readable(message));
     if (shown && hint && !text.includes(readable(hint))) notes.push('the hint is not on its output');
@@ -315,6 +326,7 @@ if (!total) {
 }
 let number = 0;
 let failed = 0;
+let limits = 0;
 console.log(`TAP version 13\n1..${total}`);
 async function work() {
   for (let job; (job = jobs.shift()); ) {
@@ -324,9 +336,12 @@ async function work() {
     try {
       const said = await CASES[name](client, notes);
       line = [`ok`, `(${said})`];
+      if (client.known?.[name]) notes.push(`this is no longer so: ${client.known[name]}`);
     } catch (error) {
-      failed++;
-      line = ['not ok', ''];
+      const known = error instanceof Failure && client.known?.[name];
+      if (known) limits++;
+      else failed++;
+      line = ['not ok', known ? `# TODO ${known}` : ''];
       notes.unshift(error instanceof Failure ? error.message : `${error.stack ?? error}`);
     }
     console.log(`${line[0]} ${++number} - ${client.name}: ${name} ${line[1]}`.trimEnd());
@@ -334,5 +349,6 @@ async function work() {
   }
 }
 await Promise.all(Array.from({ length: Math.max(1, Number(options.jobs)) }, work));
-console.log(`${total - failed} passed, ${failed} failed`);
+if (limits) console.log(`# known limits of clients: ${limits}`);
+console.log(`${total - failed - limits} passed, ${failed} failed`);
 process.exit(failed ? 1 : 0);
