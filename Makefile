@@ -3,7 +3,7 @@
 CARGO ?= cargo
 UP_PORT ?= 3100
 
-.PHONY: up test unit clients bench fuzz fmt lint docs clean
+.PHONY: up test unit alerts clients soak bench fuzz fmt lint docs clean
 
 ## Build, install the pinned CLI, start sidecar and adapter with a first turn, serve the console.
 ## UP_CONFIG=sidecar.yaml uses real providers instead of the scripted one.
@@ -12,10 +12,23 @@ up:
 	UP_PORT=$(UP_PORT) sh tests/up.sh
 
 ## Everything: unit and end-to-end tests, the official libraries, the real CLIs.
-test: tools unit clients
+test: tools unit alerts clients
 
 unit:
 	$(CARGO) test --locked
+
+## The alert rules, with promtool.
+alerts:
+	sh tests/alerts.sh
+
+## The long campaigns: 1,000 kills, 10,000 sessions with budgets, a minute of all attacks at once,
+## and clients that the other tests leave out. SOAK_CACHE keeps what the clients install.
+SOAK_CACHE ?= $(CURDIR)/target/soak-clients
+soak: tools
+	$(CARGO) build --release --locked
+	OUTRIGGER_SOAK=1 OUTRIGGER=$(CURDIR)/target/release/outrigger $(CARGO) test --locked --test e2e soak -- --nocapture --test-threads=1
+	sh tests/soak/clients/install.sh $(SOAK_CACHE)
+	OUTRIGGER=$(CURDIR)/target/release/outrigger node tests/soak/clients/run.mjs $(SOAK_CACHE)
 
 clients:
 	$(CARGO) build --locked

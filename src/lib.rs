@@ -5,7 +5,10 @@
 //! | X | Y |
 //! |---|---|
 //! | the way of a request through the sidecar | `sidecar/proxy.rs` |
-//! | a step of it (guard, route, model, scope, limit, sign, upstream, relay) | `sidecar/<step>.rs` |
+//! | a step of it (guard, route, body, model, scope, limit, sign, upstream, relay) | `sidecar/<step>.rs` or `sidecar/<step>/` |
+//! | which keys of a request decide | `sidecar/model/keys.rs` |
+//! | what a request can cost and what it did cost | `sidecar/billing.rs`, `sidecar/ledger.rs` |
+//! | what is written down of a request, and the chain of records | `sidecar/record.rs`, `sidecar/audit/` |
 //! | a provider | `sidecar/provider/<provider>.rs`, listed in `registry.rs` |
 //! | what operators configure | `sidecar/config.rs`, `config/sidecar.yaml` |
 //! | the session behind the adapter, the way of an event and of an input | `adapter/session.rs` |

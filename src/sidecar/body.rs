@@ -44,6 +44,8 @@ const EVICTION_TIME: Duration = Duration::from_secs(1);
 const GRACE: Duration = Duration::from_millis(100);
 /// The read buffer of a connection; a piece that is kept pins one, whatever its own size.
 pub(super) const READ_BUFFER: usize = 64 * 1024;
+/// What one body may take in before others have their turn.
+const TURN: usize = 256 * 1024;
 /// Pieces below this are copied together, so that what is pinned is at most twice what is held.
 const KEPT_PIECE: usize = READ_BUFFER / 2;
 /// 8 MiB: what `zstd` itself decodes without being asked to.
@@ -290,6 +292,7 @@ impl BodyMemory {
         let mut share = Share::default();
         // A body that is there already is not an upload: nobody waits for it.
         let mut listed: Option<Listed<'_>> = None;
+        let mut unyielded = 0;
         loop {
             let ready = std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut body).poll_frame(cx))).await;
             let frame = match ready {
@@ -300,8 +303,13 @@ impl BodyMemory {
             let frame = frame.map_err(|e| Denial::new(Code::BadRequest, "the request body is incomplete or malformed").cause(e))?;
             let Ok(piece) = frame.into_data() else { continue };
             len += piece.len();
+            unyielded += piece.len();
             if len > MAX_BODY {
                 return Err(too_large());
+            }
+            if unyielded > TURN {
+                unyielded = 0;
+                tokio::task::yield_now().await;
             }
             let whole = len == piece.len() && body.is_end_stream();
             let cost = if whole || piece.len() >= KEPT_PIECE { READ_BUFFER } else { room(&small, piece.len()) };

@@ -140,7 +140,7 @@ impl Metrics {
         r.register("requests_in_flight", "Requests being served, their streams included", m.in_flight.clone());
         r.register("policy_ok", "0 while the configuration file is broken and the last good one serves", m.policy_ok.clone());
         r.register("audit_ok", "0 while audit records cannot be written and nothing is served", m.audit_ok.clone());
-        r.register("key_echoes", "Replies that held the workspace's key, blotted out", m.key_echoes.clone());
+        r.register("key_echoes", "Replies that held the workspace's key, overwritten", m.key_echoes.clone());
         r.register("model_mismatches", "Replies from a model that no grant covers", m.model_mismatches.clone());
         r.register("budget", "Budgets of grants: `state` is `limit`, `spent`, `held` for requests under way, or `left`", m.budgets.clone());
         r.register("credential_age_seconds", "Since the provider's key was last changed", m.credential_age.clone());

@@ -9,6 +9,7 @@ use hyper::Response;
 use hyper::body::{Body, Bytes, Incoming};
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use tokio::sync::Semaphore;
 
 use super::body::{BodyMemory, READ_BUFFER, Share};
 use super::redact::Redactor;
@@ -45,12 +46,15 @@ pub struct Filtered {
 
 /// # Errors
 /// `upstream_invalid` when the reply is not a list or is too long, `upstream_timeout`, `busy`.
-pub async fn filter(permit: &Permit, reply: Response<Incoming>, mut redactor: Redactor, memory: &BodyMemory) -> Result<Filtered, Denial> {
+pub async fn filter(permit: &Permit, reply: Response<Incoming>, mut redactor: Redactor, memory: &BodyMemory, turns: &Semaphore) -> Result<Filtered, Denial> {
     let mut share = Share::default();
     let whole = tokio::time::timeout(LIST_TIME, collect(reply.into_body(), &mut share, memory)).await;
     let whole = whole.map_err(|_| Denial::new(Code::UpstreamTimeout, "the provider's list of models did not arrive in time"))??;
     // The filtered list is as long as the whole at most, and so is its clean copy.
     memory.reserve(&mut share, 2 * whole.len()).await?;
+    // A long list takes milliseconds: one at a time, so that others have their turn in between.
+    let _turn = turns.acquire().await;
+    tokio::task::yield_now().await;
     let list = retain(&whole, |id| permit.shows(id)).map_err(|e| unreadable(&e.to_string()))?;
     drop(whole);
     let clean = [redactor.feed(list.into()), redactor.finish()].concat();

@@ -14,6 +14,7 @@ use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
 use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderMap, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Request, Response};
+use tokio::sync::Semaphore;
 
 use super::audit::{self, Audit, Entry};
 use super::billing::Prices;
@@ -47,6 +48,8 @@ pub struct Shared {
     pub upstream: Upstream,
     pub wall: Wall,
     pub body_memory: BodyMemory,
+    /// One list of models is cut down at a time.
+    pub list_turns: Semaphore,
     /// What replies to this session named.
     pub known_objects: KnownObjects,
     /// How many requests may be refused at full speed, of all connections together.
@@ -90,7 +93,7 @@ async fn decide(shared: &Arc<Shared>, policy: &Arc<Policy>, parts: &Parts, body:
     let reply = send(shared, &route, &permit, &parts.headers, held).await.inspect_err(|d| entry.failed(d.code))?;
     entry.record.status = Some(reply.status().as_u16());
     if route.endpoint().billing == Billing::Models && reply.status().is_success() {
-        let filtered = models::filter(&permit, reply, Redactor::new(shared.secrets.patterns()), &shared.body_memory).await?;
+        let filtered = models::filter(&permit, reply, Redactor::new(shared.secrets.patterns()), &shared.body_memory, &shared.list_turns).await?;
         entry.record.key_echoed = filtered.echoed;
         shared.metrics.key_echoes.inc_by(filtered.echoed.into());
         return Ok(Outcome::Models(filtered));

@@ -239,7 +239,7 @@ impl Relay {
             tracing::error!(
                 request_id = entry.id(),
                 provider = self.call.route.provider(),
-                "the provider's reply held the workspace's key, which was blotted out"
+                "the provider's reply held the workspace's key, which was overwritten"
             );
         }
     }

@@ -16,7 +16,7 @@ use governor::{Quota, RateLimiter};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use super::admin;
@@ -105,6 +105,7 @@ impl Sidecar {
             metrics,
             upstream,
             body_memory: BodyMemory::default(),
+            list_turns: Semaphore::new(1),
             known_objects: KnownObjects::default(),
             refusal_rate: RateLimiter::direct(Quota::per_second(REFUSALS)),
             draining: AtomicBool::new(false),

@@ -183,13 +183,20 @@ pub(super) fn twin(name: &str) -> Option<&'static str> {
         return None;
     }
     if !name.is_ascii() {
-        return TABLES.folded.get(&fold(name)).map(|d| d.name);
+        return folds_to_ascii(name).then(|| TABLES.folded.get(&fold(name))).flatten().map(|d| d.name);
     }
     let mut lower = [0u8; 32];
     let lower = lower.get_mut(..name.len()).filter(|_| name.len() <= TABLES.longest)?;
     lower.copy_from_slice(name.as_bytes());
     lower.make_ascii_lowercase();
     std::str::from_utf8(lower).ok().and_then(|lower| TABLES.folded.get(lower)).map(|d| d.name)
+}
+
+/// Could the name be one of our keys without case and compatibility characters? Most names in
+/// other scripts are told by their first letter.
+fn folds_to_ascii(name: &str) -> bool {
+    let ascii = |c: char| c.is_ascii() || std::iter::once(c).nfkc().flat_map(char::to_uppercase).flat_map(char::to_lowercase).all(|c| c.is_ascii());
+    name.len() <= 8 * TABLES.longest && name.chars().all(ascii)
 }
 
 /// A key as a lenient parser would compare it: compatibility characters decomposed (full width,
