@@ -83,11 +83,12 @@ async fn decide(shared: &Arc<Shared>, policy: &Arc<Policy>, parts: &Parts, body:
     // The body may have taken its time: what is granted now counts.
     let policy = &shared.policy.load_full();
     entry.record.policy_revision = Some(policy.revision.clone());
-    let permit = scope::check(policy, route.provider(), &facts, &shared.known_objects)?;
+    let mut permit = scope::check(policy, route.provider(), &facts, &shared.known_objects)?;
     entry.record.scope_matched = permit.scope_matched().map(str::to_owned);
     entry.model_label = permit.model_label(facts.main_model());
     let hold = Prices { table: &shared.config.prices, provider: permit.provider() }.hold(route.endpoint(), &facts, held.len());
     let mut admission = limit::admit(&permit, hold)?;
+    permit.thread()?;
     admission.owe();
     entry.admit(admission)?;
     let reply = send(shared, &route, &permit, &parts.headers, held).await.inspect_err(|d| entry.failed(d.code))?;

@@ -152,11 +152,13 @@ pub struct Denial {
     pub resets_at: Option<i64>,
     /// The scope that would have been needed.
     pub scope_needed: Option<String>,
+    /// What the provider itself calls this, where clients act on it.
+    pub detail: Option<&'static str>,
 }
 
 impl Denial {
     pub fn new(code: Code, message: impl Into<String>) -> Self {
-        Denial { code, message: message.into(), hint: None, cause: None, status: None, retry_after: None, resets_at: None, scope_needed: None }
+        Denial { code, message: message.into(), hint: None, cause: None, status: None, retry_after: None, resets_at: None, scope_needed: None, detail: None }
     }
 
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
@@ -215,6 +217,7 @@ pub struct Refusal<'a> {
     pub retry_after: Option<Duration>,
     pub resets_at: Option<i64>,
     pub client: Client,
+    pub detail: Option<&'static str>,
 }
 
 /// How our own answers look to one provider's clients.
@@ -238,7 +241,8 @@ impl Answer {
 /// The answer to a request that ends in `denial`.
 pub fn respond(denial: &Denial, shape: Shape, client: Client, request_id: &str) -> Response<Full<Bytes>> {
     let text = denial.text();
-    let refusal = Refusal { code: denial.code, message: &text, request_id, retry_after: denial.retry_after, resets_at: denial.resets_at, client };
+    let refusal =
+        Refusal { code: denial.code, message: &text, request_id, retry_after: denial.retry_after, resets_at: denial.resets_at, client, detail: denial.detail };
     let answer = (shape.answer)(&refusal);
     let status = denial.status.unwrap_or(answer.status);
     let mut response = Response::new(Full::from(answer.body.to_string()));

@@ -140,9 +140,20 @@ pub struct Permit {
     provider: Arc<ProviderConfig>,
     /// The grants that cover the request's models, the main model's first.
     grants: Vec<usize>,
+    /// Why the request must be sent again without its thread.
+    unthreaded: Option<Denial>,
 }
 
 impl Permit {
+    /// Everything else about the request is fine, but for the thread that it wants to use. Asked
+    /// after the budget, so that a client which then sends it again does so once at most.
+    ///
+    /// # Errors
+    /// `scope_denied`, in the form by which the client falls back.
+    pub fn thread(&mut self) -> Result<(), Denial> {
+        self.unthreaded.take().map_or(Ok(()), Err)
+    }
+
     pub fn provider(&self) -> &Arc<ProviderConfig> {
         &self.provider
     }
@@ -223,7 +234,21 @@ pub fn check(policy: &Arc<Policy>, provider: &str, facts: &RequestFacts, known: 
         }
     }
     let Some(config) = config else { return Err(denied(policy, provider, facts.models().next())) };
-    Ok(Permit { policy: policy.clone(), provider: config.clone(), grants })
+    let thread = facts.thread() && !grants.iter().all(|&i| policy.grants[i].allow.contains(&Feature::StoredObjects));
+    Ok(Permit { policy: policy.clone(), provider: config.clone(), grants, unthreaded: thread.then(|| no_threads(provider)) })
+}
+
+/// The tool runners of Anthropic's libraries keep their conversation in a thread at the provider,
+/// and send it whole instead when they are told so with this code.
+fn no_threads(provider: &str) -> Denial {
+    let mut denial = Denial::new(
+        Code::ScopeDenied,
+        format!("the request keeps its conversation in a thread of provider `{provider}`, which no grant of this session allows"),
+    )
+    .hint("send the conversation without `thread`, or ask an operator to add `allow: [stored_objects]` to the grant")
+    .needing(format!("ai.{provider} allow {}", Feature::StoredObjects.name()));
+    denial.detail = Some("thread_unsupported_request");
+    denial
 }
 
 /// What the request uses beyond models. Objects that this sidecar's own replies named are free to

@@ -24,7 +24,7 @@ const RUNTIMES = {
   claude: { provider: 'anthropic', joins: { text: false, tool: true }, retries: 'told', cut: 'retry', unknownTool: true, maxTokens: 'end_turn', cost: true, task: { name: 'Agent', input: { description: 'look', prompt: 'rehearse:shell', subagent_type: 'general-purpose' } }, output: 'preview' },
   codex: { provider: 'openai', joins: { text: false, tool: true }, retries: 'none', cut: 'error', unknownTool: false, maxTokens: 'error', cost: false, mcpScript: { name: 'echo', namespace: 'mcp__echo', input: { text: 'rehearsal' } }, output: 'whole' },
   gemini: { provider: 'google', joins: { text: false, tool: false }, retries: 'told', cut: 'error', unknownTool: false, maxTokens: 'end_turn', cost: false, output: 'whole' },
-  pi: { provider: 'anthropic', joins: { text: true, tool: true }, retries: 'silent', cut: 'silent', unknownTool: true, maxTokens: 'max_tokens', cost: true, noMcp: true, noPermissions: true, output: 'whole' },
+  pi: { provider: 'anthropic', joins: { text: true, tool: true }, retries: 'silent', cut: 'retry', unknownTool: true, maxTokens: 'max_tokens', cost: true, noMcp: true, noPermissions: true, output: 'whole' },
 };
 
 /** A session of its own, gone when the test is over. */

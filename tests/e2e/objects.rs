@@ -77,7 +77,6 @@ async fn what_is_not_granted_is_refused_wherever_it_stands() {
         (MESSAGES, json!({ "container": "container_1" }), "stored_objects"),
         (MESSAGES, json!({ "container": { "id": "container_1" } }), "stored_objects"),
         (MESSAGES, json!({ "container": { "skills": [{ "type": "custom", "skill_id": "skill_1" }] } }), "stored_objects"),
-        (MESSAGES, json!({ "thread": { "type": "continue", "previous_message_id": "m" } }), "stored_objects"),
         (RESPONSES, json!({ "input": [{ "type": "item_reference", "id": "msg_1" }] }), "stored_objects"),
         (RESPONSES, json!({ "input": [{ "id": "msg_1" }] }), "stored_objects"),
         (RESPONSES, json!({ "input": [{ "id": "msg_1", "type": null }] }), "stored_objects"),
@@ -162,8 +161,6 @@ async fn what_is_harmless_is_served() {
     let many: Value = (0..100).map(|i| format!("m-{i}")).collect();
     let mut served = 0;
     for (path, more) in [
-        // F1: the tool runner of both libraries sends this by default.
-        (MESSAGES, json!({ "thread": { "type": "create" } })),
         // F6: a new container with Anthropic's own skill.
         (MESSAGES, json!({ "container": { "skills": [{ "type": "anthropic", "skill_id": "pptx", "version": "latest" }] } })),
         (MESSAGES, json!({ "container": null, "thread": null, "mcp_servers": [] })),
@@ -217,6 +214,28 @@ async fn what_is_harmless_is_served() {
         served += 1;
         assert_eq!(up.seen().len(), served);
     }
+}
+
+/// F1: the tool runners of both libraries of Anthropic's send a thread by default. They are told
+/// in a way by which they go on without one, once nothing else is in the way.
+#[tokio::test]
+async fn a_thread_is_refused_so_that_its_client_falls_back() {
+    let up = Upstream::always(crate::kit::message()).await;
+    let sc = sidecar(&up).grants("[{scope: \"ai.anthropic:claude-sonnet*\", limits: {tokensPerDay: 8}}]").run().await;
+    for thread in [json!({ "type": "create" }), json!({ "type": "continue", "previous_message_id": "m" }), json!("thread_1")] {
+        let got = sc.post(MESSAGES, &[], body(MESSAGES, &json!({ "thread": thread }))).await;
+        assert_eq!((got.status, got.code()), (403, "scope_denied"), "{thread}");
+        assert_eq!(got.json()["error"]["details"]["error_code"], "thread_unsupported_request");
+    }
+    assert!(up.untouched());
+    let denied = body(MESSAGES, &json!({ "thread": { "type": "create" }, "model": "claude-opus-5" }));
+    assert_eq!(sc.post(MESSAGES, &[], denied).await.json()["error"]["details"]["error_code"], "local_scope_denied");
+    assert_eq!(sc.post(MESSAGES, &[], body(MESSAGES, &json!({}))).await.status, 200);
+    let spent = sc.post(MESSAGES, &[], body(MESSAGES, &json!({ "thread": { "type": "create" } }))).await;
+    assert_eq!(spent.code(), "budget_exhausted", "one request is enough to hear of it");
+    let up = Upstream::always(crate::kit::message()).await;
+    let sc = sidecar(&up).grants("[{scope: ai.anthropic, allow: [stored_objects]}]").run().await;
+    assert_eq!(sc.post(MESSAGES, &[], body(MESSAGES, &json!({ "thread": { "type": "create" } }))).await.status, 200);
 }
 
 /// F2, F3, F4 and the queries of 26: what real clients ask for, and where it goes.

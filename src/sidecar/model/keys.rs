@@ -36,7 +36,7 @@ pub(super) enum KeyRole {
     StoredObject,
     /// A new container, or a stored one: a string, or an object with an `id`.
     Container,
-    /// A thread: stored, unless its `type` says that it is created.
+    /// A thread that is kept at the provider.
     Thread,
     /// The id of a skill: stored, unless it is one of the provider's own.
     SkillId,

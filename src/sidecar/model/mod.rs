@@ -32,6 +32,7 @@ pub struct RequestFacts {
     any: bool,
     features: Vec<Feature>,
     references: Vec<String>,
+    thread: bool,
     stream: bool,
     cost: CostFacts,
 }
@@ -76,6 +77,11 @@ impl RequestFacts {
         self.references.iter().map(String::as_str)
     }
 
+    /// It begins or continues a thread that is kept at the provider.
+    pub fn thread(&self) -> bool {
+        self.thread
+    }
+
     pub fn stream(&self) -> bool {
         self.stream
     }
@@ -86,7 +92,7 @@ impl RequestFacts {
 
     /// Part of the input is kept at the provider.
     pub fn has_stored_input(&self) -> bool {
-        self.features.contains(&Feature::StoredObjects) || !self.references.is_empty()
+        self.features.contains(&Feature::StoredObjects) || self.thread || !self.references.is_empty()
     }
 
     fn feature(&mut self, feature: Feature) {

@@ -53,7 +53,6 @@ mod found {
     pub const SVG: u16 = 1 << 4;
     pub const SKILL: u16 = 1 << 5;
     pub const OWN_SKILL: u16 = 1 << 6;
-    pub const CREATED: u16 = 1 << 7;
     pub const TYPED: u16 = 1 << 8;
     pub const ROLE: u16 = 1 << 9;
     pub const PAYLOAD: u16 = 1 << 10;
@@ -203,12 +202,16 @@ impl Scanner {
                 self.found(found::PAYLOAD);
                 KeyRole::Nothing
             }
+            (KeyRole::Thread, _) => {
+                self.facts.thread = true;
+                KeyRole::Nothing
+            }
             (KeyRole::StoredObject, _) => {
                 self.facts.feature(Feature::StoredObjects);
                 KeyRole::Nothing
             }
             (role @ (KeyRole::Models | KeyRole::AllowedModels | KeyRole::Restricted(_) | KeyRole::ToolParameters), _) => role,
-            (role @ (KeyRole::NetworkPolicy | KeyRole::Container | KeyRole::Thread | KeyRole::ParameterModel | KeyRole::MultiAgent), _) => role,
+            (role @ (KeyRole::NetworkPolicy | KeyRole::Container | KeyRole::ParameterModel | KeyRole::MultiAgent), _) => role,
             _ => KeyRole::Nothing,
         };
         let ids_from = self.ids.len();
@@ -227,8 +230,7 @@ impl Scanner {
         // A picture tool without a model runs the provider's default.
         self.facts.any |= has(found::IMAGE_TOOL) && !has(found::MODEL);
         self.facts.any |= has(found::IMAGE_TOOL) && has(found::SVG_FORMAT) && !has(found::SVG);
-        let uncreated = level.role == KeyRole::Thread && !has(found::CREATED);
-        if uncreated || (has(found::SKILL) && !has(found::OWN_SKILL)) {
+        if has(found::SKILL) && !has(found::OWN_SKILL) {
             self.facts.feature(Feature::StoredObjects);
         }
         // An item of the list of the input with an id alone is a reference, too.
@@ -418,7 +420,8 @@ impl Scanner {
                 None => self.fail("a model id that is too long or not Unicode".into()),
             },
             KeyRole::Restricted(feature) => self.facts.feature(feature),
-            KeyRole::StoredText | KeyRole::Container | KeyRole::Thread => self.facts.feature(Feature::StoredObjects),
+            KeyRole::Thread => self.facts.thread = true,
+            KeyRole::StoredText | KeyRole::Container => self.facts.feature(Feature::StoredObjects),
             KeyRole::Chooses => self.facts.any = true,
             KeyRole::Type => self.typed(text.as_str().unwrap_or_default()),
             KeyRole::Plugin => self.facts.any |= (self.rules.chooses)(ToolName::Plugin(text.as_str().unwrap_or_default())),
@@ -477,13 +480,12 @@ impl Scanner {
             "container_reference" | "skill_reference" | "skill_registry" | "gcs" => self.facts.feature(Feature::StoredObjects),
             "image_generation" => self.found(found::IMAGE_TOOL | found::SPECIAL_TOOL),
             "anthropic" => self.found(found::OWN_SKILL | found::SPECIAL_TOOL),
-            "create" => self.found(found::CREATED | found::SPECIAL_TOOL),
             _ => self.found(found::SPECIAL_TOOL),
         }
-        // A second type makes a thread or a skill doubtful.
+        // A second type makes a skill doubtful.
         if let Some(level) = self.levels.last_mut() {
             if level.found & found::TYPED != 0 {
-                level.found &= !(found::CREATED | found::OWN_SKILL);
+                level.found &= !found::OWN_SKILL;
             }
             level.found |= found::TYPED;
         }

@@ -187,7 +187,7 @@ fn answer(refusal: &Refusal<'_>) -> Answer {
         // "A scope that is not granted is answered with 403" holds for everybody but these: Claude
         // Code shows this type as it is, without a login prompt and without a fallback model, and
         // the others lose the text of a 403.
-        Code::ScopeDenied | Code::SecretMissing if refusal.client != Client::Other => (400, "policy_blocked"),
+        Code::ScopeDenied | Code::SecretMissing | Code::UpstreamAuth if refusal.client != Client::Other => (400, "policy_blocked"),
         code => match code.status() {
             403 => (403, "permission_error"),
             404 | 405 => (code.status(), "not_found_error"),
@@ -198,11 +198,12 @@ fn answer(refusal: &Refusal<'_>) -> Answer {
             s => (s, "invalid_request_error"),
         },
     };
+    let code = refusal.detail.map_or_else(|| refusal::local_code(refusal.code), str::to_owned);
     Answer::new(
         status,
         json!({
             "type": "error",
-            "error": { "type": kind, "message": refusal.message, "details": { "error_code": refusal::local_code(refusal.code) } },
+            "error": { "type": kind, "message": refusal.message, "details": { "error_code": code } },
             "request_id": refusal.request_id,
         }),
     )
