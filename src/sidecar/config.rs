@@ -541,4 +541,15 @@ mod tests {
             assert!(base_url(bad, true).is_err(), "{bad}");
         }
     }
+
+    #[test]
+    fn a_file_that_is_no_configuration_is_refused() {
+        for nothing in ["", "\n\n", "# only a comment\n", "---\n"] {
+            assert!(!problems(nothing).is_empty(), "{nothing:?}");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("s.yaml");
+        std::fs::File::create(&file).unwrap().set_len(1 << 30).unwrap();
+        assert!(load(&file).unwrap_err()[0].contains("larger than 4 MiB"));
+    }
 }

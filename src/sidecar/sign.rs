@@ -156,3 +156,30 @@ fn target(route: &Route, permit: &Permit) -> Result<Uri, Denial> {
         .build()
         .map_err(|e| Denial::new(Code::Internal, "the upstream address could not be built").cause(e))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sidecar::provider::registry::PROVIDERS;
+
+    #[test]
+    fn nothing_like_a_credential_is_forwarded_to_anybody() {
+        for provider in PROVIDERS {
+            for name in [
+                "x-openai-actor-authorization",
+                "x-claude-code-session-token",
+                "x-stainless-api-key",
+                "x-codex-secret",
+                "x-openai-anything",
+                "x-forwarded-for",
+                "anthropic-workspace-id",
+                "cookie",
+            ] {
+                assert!(!forwards(&HeaderName::from_static(name), provider.forwards), "{} {name}", provider.kind);
+            }
+            for name in ["user-agent", "idempotency-key", "x-stainless-retry-count", "session-id"] {
+                assert!(forwards(&HeaderName::from_static(name), provider.forwards), "{} {name}", provider.kind);
+            }
+        }
+    }
+}

@@ -355,7 +355,7 @@ fn sidecar_binary() -> PathBuf {
     beside
 }
 
-fn sidecar(dir: &Path, cpu: usize, upstream: &str) -> Process {
+fn sidecar(dir: &Path, cpu: usize, upstream: &str, binary: &Path) -> Process {
     let port = free_port();
     let d = dir.display();
     std::fs::create_dir_all(dir.join("secrets/a")).unwrap();
@@ -366,7 +366,7 @@ fn sidecar(dir: &Path, cpu: usize, upstream: &str) -> Process {
     );
     let file = dir.join(format!("sidecar-{port}.yaml"));
     std::fs::write(&file, yaml).unwrap();
-    start(cpu, port, &sidecar_binary(), &["sidecar".into(), "--config".into(), file.display().to_string()])
+    start(cpu, port, binary, &["sidecar".into(), "--config".into(), file.display().to_string()])
 }
 
 fn bare(dir: &Path, cpu: usize, upstream: &str, scan: bool) -> Process {
@@ -620,7 +620,11 @@ async fn bench(quick: bool) {
         if let Some(n) = nginx(dir.path(), proxy_cpu, up.addr) {
             targets.push(target("nginx", n));
         }
-        targets.push(target("Outrigger", sidecar(dir.path(), proxy_cpu, &url)));
+        targets.push(target("Outrigger", sidecar(dir.path(), proxy_cpu, &url, &sidecar_binary())));
+        // Another build of it, to compare with.
+        if let Some(before) = std::env::var_os("OUTRIGGER_BEFORE") {
+            targets.push(target("Outrigger before", sidecar(dir.path(), proxy_cpu, &url, Path::new(&before))));
+        }
         writeln!(out, "\n## {label}\n").unwrap();
         table(&mut out, &targets, rounds, per_round).await;
         writeln!(out, "\nStreams of 200 chunks, 2 ms apart: delay from the upstream's write to the client's read.\n").unwrap();
@@ -634,7 +638,7 @@ async fn bench(quick: bool) {
             // Fresh processes: what earlier load left in an allocator is not a stream's.
             let mut fresh = vec![target("bare relay", bare(dir.path(), 1, &url, false))];
             fresh.extend(nginx(dir.path(), 1, up.addr).map(|n| target("nginx", n)));
-            fresh.push(target("Outrigger", sidecar(dir.path(), 1, &url)));
+            fresh.push(target("Outrigger", sidecar(dir.path(), 1, &url, &sidecar_binary())));
             for t in &fresh {
                 let (idle, each) = per_stream(t, 1000).await;
                 writeln!(out, "| {} | {:.1} | {each:.1} |", t.name, idle as f64 / 1024.0).unwrap();
@@ -643,7 +647,7 @@ async fn bench(quick: bool) {
             let port = free_port();
             let up = start(0, port, &me, &["upstream".into(), port.to_string(), dir.path().display().to_string()]);
             let url = format!("https://localhost:{port}");
-            let targets = vec![target("bare relay", bare(dir.path(), 1, &url, false)), target("Outrigger", sidecar(dir.path(), 1, &url))];
+            let targets = vec![target("bare relay", bare(dir.path(), 1, &url, false)), target("Outrigger", sidecar(dir.path(), 1, &url, &sidecar_binary()))];
             writeln!(out, "\n## TLS upstream, the proxy on a CPU of its own\n\nTotal latency (there is no direct comparison: the load speaks plain HTTP).\n")
                 .unwrap();
             table(&mut out, &targets, rounds, per_round).await;
@@ -691,7 +695,7 @@ fn startup(out: &mut String, dir: &Path) {
         micros(quantile(&mut times, 0.5)) / 1000.0
     };
     let up = "http://127.0.0.1:9";
-    let ours = ready(&|| sidecar(dir, 1, up));
+    let ours = ready(&|| sidecar(dir, 1, up, &sidecar_binary()));
     let relay = ready(&|| bare(dir, 1, up, false));
     let size = std::fs::metadata(sidecar_binary()).unwrap().len() as f64 / f64::from(1 << 20);
     writeln!(out, "\n## Start and size\n\nReady (from spawn to the first accepted connection, median of 11): Outrigger {ours:.1} ms, bare relay {relay:.1} ms. Binary: {size:.1} MiB.").unwrap();

@@ -182,3 +182,47 @@ async fn a_full_disk_under_the_audit_file_closes_the_door() {
     let all = records(&mount.join("audit.jsonl"));
     assert_eq!(all.len(), sent, "nothing unaudited, the refusals included");
 }
+
+/// Standard error that nobody reads costs log lines, and nothing else.
+#[tokio::test]
+async fn a_log_that_nobody_reads_stops_nothing() {
+    let up = Upstream::always(message()).await;
+    let dir = sidecar(&up).grants("[{scope: \"ai.anthropic:claude-sonnet-5\"}]").lay_out();
+    // Its standard error is a pipe; nobody reads it before the end.
+    let mut sc = start(dir.path());
+    let addr = ([127, 0, 0, 1], sc.port).into();
+    let denied = BODY.replace("claude-sonnet-5", &"m".repeat(200));
+    for _ in 0..900 {
+        assert_eq!(request(addr, "POST", "/anthropic/v1/messages", &[], denied.as_bytes()).await.status, 403);
+    }
+    assert_eq!(request(addr, "POST", "/anthropic/v1/messages", &[], BODY.as_bytes()).await.status, 200);
+    assert_eq!(request(([127, 0, 0, 1], sc.admin).into(), "GET", "/healthz", &[], b"").await.status, 200);
+    sc.process.signal("TERM");
+    let until = Instant::now() + PATIENCE;
+    while sc.process.0.try_wait().unwrap().is_none() {
+        assert!(Instant::now() < until, "it does not end");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(sc.process.end().1.len() > 60_000, "the pipe was full");
+}
+
+/// The scenes do what their names say: the events come, and then the connection breaks.
+#[tokio::test]
+async fn a_scene_that_cuts_sends_its_events_first() {
+    let rehearsal = outrigger::rehearsal::Rehearsal::start(([127, 0, 0, 1], 0).into(), outrigger::rehearsal::Script::default(), None).await.unwrap();
+    let bodies = [
+        ("/v1/messages", r#"{"model":"m","stream":true,"messages":[{"role":"user","content":"rehearse:SCENE"}]}"#, "event: "),
+        ("/v1/responses", r#"{"model":"m","stream":true,"input":"rehearse:SCENE"}"#, "event: "),
+        ("/v1/chat/completions", r#"{"model":"m","stream":true,"messages":[{"role":"user","content":"rehearse:SCENE"}]}"#, "data: "),
+        ("/v1beta/models/m:streamGenerateContent", r#"{"contents":[{"role":"user","parts":[{"text":"rehearse:SCENE"}]}]}"#, "data: "),
+    ];
+    for (path, body, event) in bodies {
+        for (scene, whole) in [("cut", false), ("cut", false), ("cut-once", false), ("cut-once", true), ("text", true)] {
+            let got = request(rehearsal.addr, "POST", path, &[], body.replace("SCENE", &format!("{scene} {path}")).as_bytes()).await;
+            assert_eq!((got.status, got.whole), (200, whole), "{path} {scene}");
+            let events = got.text().matches(event).count();
+            assert!(if whole { events > 4 || path.contains("v1beta") } else { events == 4 }, "{path} {scene}: {events} events");
+        }
+    }
+    rehearsal.stop().await;
+}

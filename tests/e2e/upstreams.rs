@@ -564,3 +564,15 @@ mod tls {
         }
     }
 }
+
+/// A reply in two encodings, or in one that was not asked for, is not passed on unread.
+#[tokio::test]
+async fn a_second_encoding_is_refused() {
+    for encodings in [&["identity", "br"][..], &["gzip", "gzip"], &["br"], &["gzip, br"]] {
+        let mut headers = vec![("content-type", "application/json".to_owned())];
+        headers.extend(encodings.iter().map(|e| ("content-encoding", (*e).to_owned())));
+        let (got, _) = one(Reply::Whole { status: 200, headers, body: CANARY.as_bytes().to_vec() }).await;
+        assert_eq!((got.status, got.code()), (502, "upstream_invalid"), "{encodings:?}");
+        assert!(find(&got.body, CANARY.as_bytes()).is_none());
+    }
+}
