@@ -41,11 +41,11 @@ const MAX_TIME: Duration = Duration::from_secs(600);
 /// How long a request waits for memory that another was told to give back.
 const EVICTION_TIME: Duration = Duration::from_secs(1);
 /// A body is not slow before this.
-const GRACE: Duration = Duration::from_millis(100);
+pub const GRACE: Duration = Duration::from_millis(100);
 /// The read buffer of a connection; a piece that is kept pins one, whatever its own size.
 pub(super) const READ_BUFFER: usize = 64 * 1024;
 /// What one body may take in before others have their turn.
-const TURN: usize = 256 * 1024;
+const TURN: usize = 128 * 1024;
 /// Pieces below this are copied together, so that what is pinned is at most twice what is held.
 const KEPT_PIECE: usize = READ_BUFFER / 2;
 /// 8 MiB: what `zstd` itself decodes without being asked to.
@@ -243,14 +243,13 @@ impl BodyMemory {
         }
     }
 
-    /// Ends the upload with the lowest mean rate, to make room for another connection. Returns
-    /// whether there was one.
-    pub fn evict_slowest(&self) -> bool {
+    /// Ends the upload with the lowest mean rate, of those that have taken longer than `age`, to
+    /// make room for another connection. Returns whether there was one.
+    pub fn evict_slowest(&self, age: Duration) -> bool {
         let uploads = lock(&self.uploads);
         let now = Instant::now();
         let rate = |u: &Upload, p: &Progress| (p.held as u128 * 1_000_000) / (now - u.since).as_micros().max(1);
-        let slowest =
-            uploads.open.values().map(|u| (u, *lock(&u.progress))).filter(|(u, p)| !p.evicted && now - u.since > GRACE).min_by_key(|(u, p)| rate(u, p));
+        let slowest = uploads.open.values().map(|u| (u, *lock(&u.progress))).filter(|(u, p)| !p.evicted && now - u.since > age).min_by_key(|(u, p)| rate(u, p));
         match slowest {
             Some((upload, _)) => {
                 upload.evict();

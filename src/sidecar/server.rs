@@ -21,7 +21,7 @@ use tokio::task::JoinSet;
 
 use super::admin;
 use super::audit::{self, Audit, Writer};
-use super::body::BodyMemory;
+use super::body::{BodyMemory, GRACE};
 use super::config::{self, Config, Loaded};
 use super::connection::{self, Handle, Rank};
 use super::guard::Wall;
@@ -38,6 +38,8 @@ const LOOK: Duration = Duration::from_millis(250);
 const FOLLOWERS_END: Duration = Duration::from_millis(500);
 /// Refused requests per second, of all connections together, that are answered at full speed.
 const REFUSALS: NonZeroU32 = NonZeroU32::new(500).unwrap();
+/// A body that takes longer makes room for a new connection before an idle one does.
+const SLOW: Duration = Duration::from_secs(1);
 /// Probes and scrapes; nobody else has business on the admin port.
 const ADMIN_CONNECTIONS: usize = 64;
 
@@ -215,11 +217,17 @@ async fn accept(shared: Arc<Shared>, listener: TcpListener, open: Open, mut stop
             }
             Ok((stream, _)) => {
                 id += 1;
+                let full = open.lock().unwrap_or_else(PoisonError::into_inner).len() >= shared.config.connections;
                 match admit(&shared, &open, loopback_v6 | id) {
                     Some(handle) => {
                         connections.spawn(tracked(shared.clone(), stream, handle, open.clone(), loopback_v6 | id, stop.clone()));
                     }
                     None => shared.audit.dropped_connection(),
+                }
+                if full {
+                    // One place is made per turn, so that a flood of connections leaves time to
+                    // those that are served.
+                    tokio::task::yield_now().await;
                 }
             }
             Err(e) => {
@@ -239,9 +247,12 @@ fn admit(shared: &Shared, open: &Open, id: u64) -> Option<Arc<Handle>> {
     if open.len() >= shared.config.connections {
         let least = open.iter().filter_map(|(id, h)| Some((h.rank()?, *id))).min();
         let leaving = match least {
-            Some((rank, id)) if rank < Rank::Stalled => open.remove(&id),
-            // A body that does not come goes before a reply that is not read.
-            _ if shared.body_memory.evict_slowest() => None,
+            Some((rank, id)) if rank < Rank::Idle => open.remove(&id),
+            // A body that really does not come goes before a connection that was of use …
+            _ if shared.body_memory.evict_slowest(SLOW) => None,
+            Some((Rank::Idle, id)) => open.remove(&id),
+            // … and one that comes slowly before a reply that is not read.
+            _ if shared.body_memory.evict_slowest(GRACE) => None,
             Some((_, id)) => open.remove(&id),
             None => return None,
         };
