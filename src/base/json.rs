@@ -198,7 +198,8 @@ impl Parser {
         while i < piece.len() {
             if self.state == State::String {
                 let rest = &piece[i..];
-                let run = if self.reporting() { plain_run(rest) } else { self.skip_run(rest) };
+                // Of a string that is longer than what is reported of it, the rest is only checked.
+                let run = if self.reporting() && !self.truncated { plain_run(rest) } else { self.skip_run(rest) };
                 self.keep(&rest[..run]);
                 i += run;
                 if i == piece.len() {

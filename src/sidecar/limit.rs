@@ -164,7 +164,7 @@ pub fn admit(permit: &Permit, held: Hold) -> Result<Admission, Denial> {
     let grants: Vec<_> = permit.grants().filter(|g| g.limits != Limits::default()).collect();
     for grant in &grants {
         let limiter = &grant.limiter;
-        limiter.hold(&grant.to_string(), held)?;
+        limiter.hold(*grant, held)?;
         let active = limiter.spent.active.fetch_add(1, Ordering::AcqRel);
         admission.limiters.push(limiter.clone());
         if let Some(most) = grant.limits.concurrent.filter(|most| active >= *most) {
@@ -202,7 +202,7 @@ fn money(usd: f64) -> String {
 
 impl Limiter {
     /// Holds back the most that a request can cost.
-    fn hold(&self, grant: &str, hold: Hold) -> Result<(), Denial> {
+    fn hold(&self, grant: &dyn std::fmt::Display, hold: Hold) -> Result<(), Denial> {
         if !self.limits.has_budget() {
             return Ok(());
         }
@@ -319,7 +319,7 @@ impl Admission {
     #[cfg(test)]
     pub fn of(limiter: &Arc<Limiter>, tokens: u64) -> Admission {
         limiter.spent.active.fetch_add(1, Ordering::AcqRel);
-        limiter.hold("ai.x", Hold::new(tokens, 0.0)).unwrap();
+        limiter.hold(&"ai.x", Hold::new(tokens, 0.0)).unwrap();
         Admission { limiters: vec![limiter.clone()], held: Hold::new(tokens, 0.0), owed: Hold::default(), charged: None }
     }
 
@@ -363,7 +363,7 @@ mod tests {
     }
 
     fn admission(limiter: &Arc<Limiter>, held: Hold) -> Result<Admission, Code> {
-        limiter.hold("ai.x", held).map_err(|d| d.code)?;
+        limiter.hold(&"ai.x", held).map_err(|d| d.code)?;
         limiter.spent.active.fetch_add(1, Ordering::AcqRel);
         Ok(Admission { limiters: vec![limiter.clone()], held, owed: Hold::default(), charged: None })
     }
@@ -417,11 +417,11 @@ mod tests {
         let ledger = Ledger::new(&state, None);
         assert_eq!(ledger.session(), "s");
         let limits = Limits { tokens_per_day: Some(100), ..Limits::default() };
-        assert_eq!(ledger.limiter("ai.x", &limits).hold("ai.x", Hold::default()).unwrap_err().code, Code::BudgetExhausted);
+        assert_eq!(ledger.limiter("ai.x", &limits).hold(&"ai.x", Hold::default()).unwrap_err().code, Code::BudgetExhausted);
         let more = Limits { tokens_per_day: Some(101), usd_per_session: Some(1.0), ..limits };
-        assert!(ledger.limiter("ai.x", &more).hold("ai.x", Hold::default()).unwrap_err().message.contains("USD"));
+        assert!(ledger.limiter("ai.x", &more).hold(&"ai.x", Hold::default()).unwrap_err().message.contains("USD"));
         let other = Ledger::new(&state, Some("another"));
-        assert!(other.limiter("ai.x", &more).hold("ai.x", Hold::default()).is_ok(), "dollars are per session, and one token is left");
+        assert!(other.limiter("ai.x", &more).hold(&"ai.x", Hold::default()).is_ok(), "dollars are per session, and one token is left");
     }
 
     #[test]

@@ -99,9 +99,10 @@ async fn decide(shared: &Arc<Shared>, policy: &Arc<Policy>, parts: &Parts, body:
         shared.metrics.key_echoes.inc_by(filtered.echoed.into());
         return Ok(Outcome::Models(filtered));
     }
+    let notices = refusal::is_claude_code(&parts.headers);
     let cost = facts.cost();
     let (max_output, whole_context) = (cost.max_output, cost.unseen || facts.has_stored_input());
-    Ok(Outcome::Reply(Call { shared: shared.clone(), route, permit, max_output, whole_context }, reply))
+    Ok(Outcome::Reply(Call { shared: shared.clone(), route, permit, max_output, whole_context, notices }, reply))
 }
 
 /// Largest body that is kept until the provider answers.

@@ -91,9 +91,14 @@ impl Patterns {
 
     /// Escapes of visible ASCII (see [`escape_at`]): rare in JSON, where a key's letters need none.
     fn has_escapes(&self, text: &[u8]) -> bool {
-        let percent = || memchr::memchr_iter(b'%', text).any(|i| text.get(i + 1).is_some_and(u8::is_ascii_hexdigit));
-        let slash = || memchr::memchr_iter(b'\\', text).any(|i| text.get(i + 1).is_some_and(|b| b"/\"\\".contains(b)));
-        [&b"\\u00"[..], b"\\x", b"&#"].iter().any(|mark| memchr::memmem::find(text, mark).is_some()) || percent() || (self.slashed && slash())
+        memchr::memchr3_iter(b'%', b'\\', b'&', text).any(|i| match (text[i], text.get(i + 1)) {
+            (b'%', Some(next)) => next.is_ascii_hexdigit(),
+            (b'&', Some(next)) => *next == b'#',
+            (b'\\', Some(b'u' | b'U')) => text[i + 2..].starts_with(b"00"),
+            (b'\\', Some(b'x')) => true,
+            (b'\\', Some(b'/' | b'"' | b'\\')) => self.slashed,
+            _ => false,
+        })
     }
 
     /// Where the text holds keys.

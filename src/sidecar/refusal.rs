@@ -200,12 +200,17 @@ impl Client {
         let vibe = headers.contains_key("x-affinity") && starts("user-agent", "python-httpx/");
         if codex || copilot || vibe || starts("user-agent", "litellm/") {
             Client::Shows400
-        } else if headers.contains_key("x-claude-code-session-id") {
+        } else if is_claude_code(headers) {
             Client::ClaudeCode
         } else {
             Client::Other
         }
     }
+}
+
+/// Told by the header of its session: others send its user agent too.
+pub fn is_claude_code(headers: &HeaderMap) -> bool {
+    headers.contains_key("x-claude-code-session-id")
 }
 
 /// What a provider's shape is given.

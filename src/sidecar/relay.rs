@@ -47,6 +47,8 @@ pub struct Call {
     pub max_output: Option<u64>,
     /// Part of its input is kept at the provider, or is not in its bytes.
     pub whole_context: bool,
+    /// The client shows how far its budget is used.
+    pub notices: bool,
 }
 
 /// The client's response: the reply's head with only what is listed, and its body.
@@ -115,7 +117,8 @@ fn returned(call: &Call, parts: &Parts, inflated: bool, redactor: &Redactor, ent
         }
         headers.insert("x-outrigger-request-id", id);
     }
-    if parts.status.is_success()
+    if call.notices
+        && parts.status.is_success()
         && let Some(budget) = entry.utilisation()
     {
         for (name, value) in (provider.notices)(&budget) {

@@ -117,6 +117,9 @@ pub fn resolve(policy: &Policy, parts: &Parts, _: &Guarded) -> Result<Target, De
 /// Calls that Claude Code makes beside its requests: it looks whether its provider is there, and
 /// sends telemetry where that is switched on.
 fn aside(policy: &Policy, parts: &Parts, segments: &[&str]) -> Option<Target> {
+    if !matches!(segments, [.., "api", "hello"] | [.., "v1", "metrics" | "logs" | "traces"]) {
+        return None;
+    }
     let (mount, rest) = match known(policy, segments[0]) {
         Some((name, _)) => (Some(name.to_owned()), &segments[1..]),
         None => (None, segments),
@@ -134,8 +137,8 @@ fn is_telemetry(segments: &[&str]) -> bool {
 
 /// Is this path one of telemetry, whose body is not JSON?
 pub fn takes_any_body(path: &str) -> bool {
-    let segments: Vec<&str> = path.split('/').filter(|s| !s.is_empty()).collect();
-    segments.len() <= 3 && is_telemetry(&segments[segments.len().saturating_sub(2)..])
+    let rest = ["/v1/metrics", "/v1/logs", "/v1/traces"].iter().find_map(|end| path.strip_suffix(end));
+    rest.is_some_and(|mount| !mount.trim_start_matches('/').contains('/'))
 }
 
 fn offers(config: Option<&Arc<ProviderConfig>>, endpoint: &Endpoint) -> bool {

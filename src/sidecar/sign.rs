@@ -16,7 +16,7 @@ use secrecy::ExposeSecret;
 use zeroize::Zeroizing;
 
 use super::body::{BufferedBody, BufferedBodyStream};
-use super::provider::registry::{Auth, Verb, is_listed};
+use super::provider::registry::{Auth, Verb};
 use super::refusal::{Code, Denial};
 use super::route::{self, Route};
 use super::scope::Permit;
@@ -58,9 +58,8 @@ const FORWARDED: &[&str] = &[
     "x-session-id",
     "x-stainless-*",
 ];
-/// No header whose name holds one of these is forwarded, whatever list it is on.
+/// No header that a prefix lets through is forwarded when its name holds one of these.
 const CREDENTIALS: &[&str] = &["auth", "cookie", "credential", "key", "secret", "token"];
-const NO_CREDENTIAL: &[&str] = &["idempotency-key"];
 
 /// # Errors
 /// `secret_missing`.
@@ -113,7 +112,11 @@ pub fn sign(route: &Route, permit: &Permit, client: &HeaderMap, body: BufferedBo
 
 fn forwards(name: &HeaderName, own: &[&str]) -> bool {
     let name = name.as_str();
-    (is_listed(FORWARDED, name) || is_listed(own, name)) && (NO_CREDENTIAL.contains(&name) || !CREDENTIALS.iter().any(|c| name.contains(c)))
+    let listed = FORWARDED.iter().chain(own).find(|entry| match entry.strip_suffix('*') {
+        Some(prefix) => name.starts_with(prefix),
+        None => **entry == name,
+    });
+    listed.is_some_and(|entry| !entry.ends_with('*') || !CREDENTIALS.iter().any(|c| name.contains(c)))
 }
 
 fn scrub_all(headers: &mut HeaderMap, name: &'static str, scrub: fn(&str) -> Cow<'_, str>) {
@@ -165,6 +168,8 @@ mod tests {
     #[test]
     fn nothing_like_a_credential_is_forwarded_to_anybody() {
         for provider in PROVIDERS {
+            let whole = FORWARDED.iter().chain(provider.forwards).filter(|e| !e.ends_with('*') && **e != "idempotency-key");
+            whole.for_each(|entry| assert!(!CREDENTIALS.iter().any(|c| entry.contains(c)), "{entry}"));
             for name in [
                 "x-openai-actor-authorization",
                 "x-claude-code-session-token",

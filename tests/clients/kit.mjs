@@ -55,13 +55,16 @@ export async function until(what, holds, patience = 20_000) {
 }
 
 export class Pod {
-  static async start({ grants = '[{scope: ai.anthropic}, {scope: ai.openai}, {scope: ai.google}]', script } = {}) {
+  /** `provider`: a provider of the test's own instead of the rehearsal. `token`: what clients must present. */
+  static async start({ grants = '[{scope: ai.anthropic}, {scope: ai.openai}, {scope: ai.google}]', script, provider, token } = {}) {
     const pod = new Pod();
+    pod.provider = provider;
     pod.dir = mkdtempSync(join(tmpdir(), 'outrigger-pod-'));
     pod.children = [];
     [pod.port, pod.admin, pod.upstream] = [await freePort(), await freePort(), await freePort()];
     mkdirSync(join(pod.dir, 'secrets/all'), { recursive: true });
     writeFileSync(join(pod.dir, 'secrets/all/key'), KEY);
+    if (token) writeFileSync((pod.tokenFile = join(pod.dir, 'token')), token);
     pod.grant(grants);
     const scripted = script ? ['--script', join(pod.dir, 'script.json')] : [];
     if (script) writeFileSync(scripted[1], JSON.stringify(script));
@@ -72,11 +75,13 @@ export class Pod {
   }
 
   grant(grants) {
-    const at = (path) => `{ baseUrl: "http://127.0.0.1:${this.upstream}${path}", secretRef: { name: all, key: key } }`;
+    const provider = this.provider ?? `http://127.0.0.1:${this.upstream}`;
+    const at = (path) => `{ baseUrl: "${provider}${path}", secretRef: { name: all, key: key } }`;
     const yaml = `listen: 127.0.0.1:${this.port}
 admin: 127.0.0.1:${this.admin}
 secretsDir: ${this.dir}/secrets
 audit: { file: ${this.dir}/audit.jsonl }
+${this.tokenFile ? `tokenFile: ${this.tokenFile}` : ''}
 aiProviders: { anthropic: ${at('')}, openai: ${at('/v1')}, google: ${at('')} }
 permissionGrants: ${grants}
 `;
@@ -121,9 +126,14 @@ permissionGrants: ${grants}
   }
 }
 
-/** Runs a client to its end, with nothing of this machine's environment. */
-export function client(name, args, { home, env = {}, cwd = home, timeout = 60_000 }) {
-  const child = spawn(join(modules, '.bin', name), args, {
+/** Runs an installed client to its end, with nothing of this machine's environment. */
+export function client(name, args, options) {
+  return program(join(modules, '.bin', name), args, options);
+}
+
+/** The same of any program. */
+export function program(path, args, { home, env = {}, cwd = home, timeout = 60_000 }) {
+  const child = spawn(path, args, {
     cwd,
     env: { PATH: process.env.PATH, HOME: home, TERM: 'xterm-256color', COLORTERM: 'truecolor', LANG: 'C.UTF-8', USER: 'agent', ...env },
     stdio: ['ignore', 'pipe', 'pipe'],

@@ -190,11 +190,12 @@ async fn a_broken_file_resets_no_rate() {
 async fn replies_say_how_far_a_budget_is_used() {
     let up = Upstream::always(json(r#"{"model":"claude-sonnet-5","usage":{"input_tokens":40,"output_tokens":40}}"#)).await;
     let sc = sidecar(&up).grants("[{scope: ai.anthropic, limits: {tokensPerDay: 100}}]").run().await;
-    let first = sc.post(MESSAGES, &[], BODY).await;
+    let claude = [("x-claude-code-session-id", "s")];
+    let first = sc.post(MESSAGES, &claude, BODY).await;
     assert_eq!(first.header("anthropic-ratelimit-unified-status"), Some("allowed"));
     assert_eq!(first.header("anthropic-ratelimit-unified-overage-surpassed-threshold"), None);
     sc.audit(1).await;
-    let second = sc.post(MESSAGES, &[], BODY).await;
+    let second = sc.post(MESSAGES, &claude, BODY).await;
     assert_eq!(second.header("anthropic-ratelimit-unified-status"), Some("allowed_warning"));
     assert_eq!(second.header("anthropic-ratelimit-unified-overage-utilization"), Some("0.80"));
     assert_eq!(second.header("anthropic-ratelimit-unified-overage-surpassed-threshold"), Some("0.75"));

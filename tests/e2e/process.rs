@@ -43,10 +43,21 @@ impl Drop for Process {
 }
 
 pub fn spawn(args: &[&str]) -> Process {
+    spawn_as(Command::new(binary()).args(args))
+}
+
+/// A process with names looked up as this `resolv.conf` says, in a mount namespace of its own.
+pub fn spawn_with_names(args: &[&str], resolv: &Path) -> Process {
+    let mount = "mount --bind \"$0\" /etc/resolv.conf && exec \"$@\"";
+    spawn_as(Command::new("unshare").args(["--mount", "sh", "-c", mount]).arg(resolv).arg(binary()).args(args))
+}
+
+fn spawn_as(command: &mut Command) -> Process {
     // Variables that must not matter: a proxy, another trust store, a log of everything.
-    let child = Command::new(binary())
-        .args(args)
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let child = command
         .env_clear()
+        .env("PATH", path)
         .envs([
             ("HTTPS_PROXY", "http://127.0.0.1:1"),
             ("HTTP_PROXY", "http://127.0.0.1:1"),
@@ -79,6 +90,11 @@ pub struct Sidecar {
 
 /// Starts the sidecar of a laid out directory, and waits until it is ready.
 pub fn start(dir: &Path) -> Sidecar {
+    start_as(dir, spawn)
+}
+
+/// The same, with another way to spawn it.
+pub fn start_as(dir: &Path, spawn: impl Fn(&[&str]) -> Process) -> Sidecar {
     let file = dir.join("sidecar.yaml");
     let yaml = std::fs::read_to_string(&file).unwrap();
     // Ports are chosen by the first start, and kept by the next ones.

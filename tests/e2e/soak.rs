@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
 use crate::kit::*;
-use crate::process::{Sidecar, start};
+use crate::process::{Sidecar, spawn, spawn_with_names, start, start_as};
 
 /// How much of a campaign: the long one, or what every test run has time for.
 fn size(short: usize, long: usize) -> usize {
@@ -79,6 +79,15 @@ impl Client {
     }
 }
 
+/// The records of a file and of those that were rotated away.
+fn rotated(file: &std::path::Path) -> Vec<Value> {
+    let numbered = (1..).map(|n| std::path::PathBuf::from(format!("{}.{n}", file.display()))).take_while(|f| f.exists());
+    let mut files: Vec<_> = numbered.collect();
+    files.reverse();
+    files.push(file.to_owned());
+    files.iter().flat_map(|f| records(f)).collect()
+}
+
 /// SIGKILL at random moments under load: every request that reached the provider is in the audit,
 /// and everything that was billed is in the ledger.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -118,7 +127,7 @@ async fn kills_lose_no_request_that_was_let_in() {
     }
     let last = start(dir.path());
     let reached = reached.lock().unwrap().clone();
-    let all = records(&dir.path().join("audit.jsonl"));
+    let all = rotated(&dir.path().join("audit.jsonl"));
     let recorded: HashSet<&str> = all.iter().filter_map(|r| r["client_session"].as_str()).collect();
     let missing: Vec<_> = reached.iter().filter(|id| !recorded.contains(id.as_str())).collect();
     let unknown = all.iter().filter(|r| r["code"] == "unknown").count();
@@ -343,6 +352,11 @@ fn begin_attacks(port: u16, on: &Arc<AtomicBool>) -> JoinSet<()> {
         let keys = keys.clone();
         async move { drain(send(port, &post_head("/anthropic/v1/messages", keys.len()), &keys).await).await }
     });
+    // Names that take two seconds to look up.
+    repeat(&mut attacks, on, 8, move || async move {
+        let body = r#"{"model":"m","messages":[]}"#;
+        drain(send(port, &post_head("/slow/v1/chat/completions", body.len()), body.as_bytes()).await).await;
+    });
     // Lists of models, and refusals at full speed.
     repeat(&mut attacks, on, 16, move || async move {
         drain(send(port, "GET /openai/v1/models HTTP/1.1\r\nHost: localhost:{PORT}\r\nConnection: close\r\n\r\n", b"").await).await;
@@ -352,6 +366,28 @@ fn begin_attacks(port: u16, on: &Arc<AtomicBool>) -> JoinSet<()> {
         drain(send(port, &one.repeat(100), b"").await).await;
     });
     attacks
+}
+
+/// A name server that takes two seconds for everything. Its answer is this machine.
+async fn slow_name_server(address: &str) -> std::io::Result<JoinSet<()>> {
+    let socket = Arc::new(tokio::net::UdpSocket::bind(address).await?);
+    let mut serving = JoinSet::new();
+    serving.spawn(async move {
+        let mut query = [0; 512];
+        let mut answers = JoinSet::new();
+        while let Ok((n, from)) = socket.recv_from(&mut query).await {
+            // The question again, and one record: A, IN, 60 seconds, 127.0.0.1.
+            let mut answer = query[..n].to_vec();
+            answer[2..8].copy_from_slice(&[0x81, 0x80, 0, 1, 0, 1]);
+            answer.extend_from_slice(&[0xc0, 0x0c, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 127, 0, 0, 1]);
+            let socket = socket.clone();
+            answers.spawn(async move {
+                tokio::time::sleep(Duration::from_secs(2)).await;
+                let _ = socket.send_to(&answer, from).await;
+            });
+        }
+    });
+    Ok(serving)
 }
 
 /// The peak of the process's memory, in MiB.
@@ -373,8 +409,19 @@ async fn honest_requests_go_on_under_all_attacks_at_once() {
         _ => message(),
     })
     .await;
-    let dir = sidecar(&up).lay_out();
-    let sidecar = start(dir.path());
+    let dir = sidecar(&up).grants("[{scope: ai.anthropic}, {scope: ai.openai}, {scope: ai.google}, {scope: ai.slow}]").lay_out();
+    let file = dir.path().join("sidecar.yaml");
+    let slow = "aiProviders:\n  slow: { kind: openai-compatible, baseUrl: \"https://slow.test/v1\", secretRef: { name: openai, key: key } }\n";
+    std::fs::write(&file, std::fs::read_to_string(&file).unwrap().replace("aiProviders:\n", slow)).unwrap();
+    // The long campaign needs root, and says so by failing; the short one goes without the name server.
+    let names = slow_name_server("127.0.0.77:53").await;
+    let resolv = dir.path().join("resolv.conf");
+    std::fs::write(&resolv, "nameserver 127.0.0.77\noptions timeout:5 attempts:1\n").unwrap();
+    let sidecar = match (&names, size(0, 1)) {
+        (Ok(_), _) => start_as(dir.path(), |args| spawn_with_names(args, &resolv)),
+        (Err(e), 1) => panic!("the name server cannot be started: {e}"),
+        (Err(_), _) => start_as(dir.path(), spawn),
+    };
     let phase = async |time: Duration| {
         let on = Arc::new(AtomicBool::new(true));
         let mut honest_ones = JoinSet::new();

@@ -22,7 +22,7 @@ pub mod verify;
 mod writer;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 pub use self::recover::{Recovered, recover};
@@ -130,7 +130,7 @@ impl Drop for Entry {
             shared.refused.add(&self.record, &self.log.metrics);
             return;
         }
-        shared.push(&self.record, self.place);
+        shared.push(&mut self.record, self.place);
     }
 }
 
@@ -174,7 +174,7 @@ impl Shared {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn push(&self, record: &Record, place: Option<Place>) {
+    fn push(&self, record: &mut Record, place: Option<Place>) {
         let mut waiting = self.lock();
         let first = waiting.bytes.is_empty();
         let from = waiting.bytes.len();
@@ -183,7 +183,7 @@ impl Shared {
             return;
         }
         let end = waiting.bytes.len();
-        waiting.records.push(Mark { end, charge: record.charged.clone(), place });
+        waiting.records.push(Mark { end, charge: record.charged.take(), place });
         if end > MAX_WAITING {
             self.full.store(true, Ordering::Release);
         }
@@ -249,11 +249,13 @@ impl Audit {
 /// Unique across restarts: a random start, then a count. In letters: some CLIs look for numbers
 /// such as 429 or 502 anywhere in an error, and try again for it.
 fn request_id() -> String {
-    use std::sync::OnceLock;
-    static START: OnceLock<u64> = OnceLock::new();
+    static START: LazyLock<String> = LazyLock::new(|| format!("req_{}", lettered(&crate::base::token::random_hex())));
     static COUNT: AtomicU64 = AtomicU64::new(0);
-    let start = START.get_or_init(|| getrandom::u64().unwrap_or_else(|_| jiff::Timestamp::now().as_nanosecond() as u64));
-    format!("req_{}", lettered(&format!("{start:016x}{:08x}", COUNT.fetch_add(1, Ordering::Relaxed))))
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    let mut id = String::with_capacity(START.len() + 8);
+    id.push_str(&START);
+    id.extend((0..8).rev().map(|digit| char::from(b'a' + (count >> (4 * digit) & 0xf) as u8)));
+    id
 }
 
 #[cfg(test)]

@@ -185,8 +185,8 @@ impl Writing {
             return;
         }
         self.ticked = Instant::now();
-        for record in shared.refused.flush(closing) {
-            shared.push(&record, None);
+        for mut record in shared.refused.flush(closing) {
+            shared.push(&mut record, None);
         }
         if let Some(notes) = &shared.notes {
             notes.tidy();

@@ -148,7 +148,29 @@ pub(super) struct Deciding {
     pub role: KeyRole,
 }
 
+/// Most keys are none of ours: their length and first letter tell.
+#[derive(Default)]
+struct Possible([u32; 32]);
+
+impl Possible {
+    fn place(name: &str) -> Option<(usize, u32)> {
+        let first = name.bytes().next()?.to_ascii_lowercase();
+        first.is_ascii_lowercase().then(|| (name.len(), 1 << (first - b'a')))
+    }
+
+    fn add(&mut self, name: &str) {
+        if let Some((slot, bit)) = Possible::place(name).and_then(|(len, bit)| Some((self.0.get_mut(len)?, bit))) {
+            *slot |= bit;
+        }
+    }
+
+    fn holds(&self, name: &str) -> bool {
+        Possible::place(name).is_some_and(|(len, bit)| self.0.get(len).is_some_and(|slot| slot & bit != 0))
+    }
+}
+
 struct Tables {
+    possible: Possible,
     exact: HashMap<&'static str, Deciding>,
     /// By the key in lower case.
     folded: HashMap<String, Deciding>,
@@ -158,7 +180,10 @@ struct Tables {
 
 static TABLES: LazyLock<Tables> = LazyLock::new(|| {
     let deciding = || DECIDING.iter().enumerate().map(|(i, (name, role))| Deciding { index: i as u32, name, role: *role });
+    let mut possible = Possible::default();
+    DECIDING.iter().chain(SPENDING).for_each(|(name, _)| possible.add(name));
     Tables {
+        possible,
         exact: deciding().map(|d| (d.name, d)).collect(),
         folded: deciding().map(|d| (d.name.to_ascii_lowercase(), d)).collect(),
         spending: SPENDING.iter().copied().collect(),
@@ -170,16 +195,16 @@ static TABLES: LazyLock<Tables> = LazyLock::new(|| {
 pub(super) const COUNT: u32 = DECIDING.len() as u32;
 
 pub(super) fn deciding(name: &str) -> Option<Deciding> {
-    TABLES.exact.get(name).copied()
+    TABLES.possible.holds(name).then(|| TABLES.exact.get(name).copied()).flatten()
 }
 
 pub(super) fn spending(name: &str) -> Option<KeyRole> {
-    TABLES.spending.get(name).copied()
+    TABLES.possible.holds(name).then(|| TABLES.spending.get(name).copied()).flatten()
 }
 
 /// The key that a lenient parser would take `name` for, if `name` is not that key itself.
 pub(super) fn twin(name: &str) -> Option<&'static str> {
-    if TABLES.exact.contains_key(name) {
+    if name.is_ascii() && (!TABLES.possible.holds(name) || TABLES.exact.contains_key(name)) {
         return None;
     }
     if !name.is_ascii() {
@@ -216,6 +241,7 @@ mod tests {
     fn every_key_has_one_meaning_and_a_bit() {
         assert!(COUNT + 32 < 128, "the bits of an object's keys");
         assert_eq!(TABLES.exact.len(), DECIDING.len());
+        assert!(TABLES.longest < TABLES.possible.0.len());
         for (name, _) in DECIDING {
             assert!(spending(name).is_none() && !OPAQUE.contains(name) && !CONTENT.contains(name), "{name}");
             assert!(deciding(name).is_some() && twin(&name.to_uppercase()).is_some(), "{name}");

@@ -217,11 +217,6 @@ pub(super) const BASE: Endpoint = Endpoint {
     generates: true,
 };
 
-/// Is a header, in lower case, on a list of names and prefixes?
-pub fn is_listed(list: &[&str], name: &str) -> bool {
-    list.iter().any(|entry| entry.strip_suffix('*').map_or(*entry == name, |prefix| name.starts_with(prefix)))
-}
-
 /// No notice of a budget.
 pub(super) fn no_notices(_: &Utilisation) -> Vec<(&'static str, String)> {
     Vec::new()
