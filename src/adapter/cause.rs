@@ -78,8 +78,8 @@ fn of_sidecar(says: &dyn Fn(&[&str]) -> bool) -> Option<ErrorCode> {
         return Some(ErrorCode::ProviderDown);
     }
     says(&["blocked by workspace policy"]).then(|| match () {
-        () if says(&["usd a session", "tokens a day"]) => ErrorCode::Billing,
-        () if says(&["requests a minute"]) => ErrorCode::RateLimited,
+        () if says(&["usd per session", "tokens per day"]) => ErrorCode::Billing,
+        () if says(&["requests per minute", "request per minute"]) => ErrorCode::RateLimited,
         () => ErrorCode::PermissionDenied,
     })
 }
@@ -140,7 +140,7 @@ mod tests {
     #[test]
     fn an_error_means_the_same_whoever_tells_it() {
         for (status, message, expected) in [
-            (Some(400), "Blocked by workspace policy (not a login problem): grant `g` allows 5 USD a session; 5.10 are spent", ErrorCode::Billing),
+            (Some(400), "Blocked by workspace policy (not a login problem): grant `g` allows 5.00 USD per session; 5.10 are spent", ErrorCode::Billing),
             (Some(403), "provider `anthropic` refused the workspace's key", ErrorCode::Auth),
             (Some(429), "Request rejected (429)", ErrorCode::RateLimited),
             (Some(429), "You exceeded your current quota", ErrorCode::Billing),

@@ -279,6 +279,25 @@ for (const [runtime, is] of Object.entries(RUNTIMES).filter(([name]) => chosen.i
       assert.equal(turn.end.reason, 'end_turn');
     });
 
+    test('a spent budget: one request, and the word of the sidecar', limit, async () => {
+      // A grant of another text begins at nothing: the first turn spends it.
+      pod.grant(`[{scope: ai.${is.provider}, limits: {tokensPerDay: 1}}]`);
+      const refused = () => pod.lines('audit.jsonl').filter((r) => r.code === 'budget_exhausted' && r.provider === is.provider && r.bytes_in > 1000);
+      try {
+        await until('the budget to be spent', async () => (await s.turn('rehearse:text')).end.reason === 'error');
+        const before = refused().length;
+        const turn = await s.turn('rehearse:text');
+        const error = turn.one('error');
+        assert.deepEqual([turn.end.reason, error.code], ['error', 'billing']);
+        assert.match(error.message, /^Blocked by workspace policy .*1 tokens per day/);
+        await until('its record', () => refused().length > before);
+        assert.equal(refused().length - before, 1, 'one request');
+      } finally {
+        pod.grant(GRANTS);
+      }
+      await until('the grants again', async () => (await s.turn('rehearse:text')).end.reason === 'end_turn');
+    });
+
     test('a withdrawn grant: one request, and the word of the sidecar', limit, async () => {
       pod.grant('[]');
       await until('the new grants', async () => (await fetch(`${pod.url}/v1/messages`, { method: 'POST', headers: { 'content-type': 'application/json' }, body: '{"model":"claude-sonnet-4-5","messages":[]}' })).status === 403);
