@@ -20,6 +20,11 @@ const CONTEXT: u64 = 1_000_000;
 const MAX_OUTPUT: u64 = 128_000;
 /// No provider takes more tokens for one picture.
 const IMAGE_TOKENS: u64 = 5_000;
+/// What the provider's own tools (search, fetch, files) add to the input of one request: what they
+/// read is not in it.
+const TOOL_INPUT: u64 = 100_000;
+/// Tokens that a model writes per second at most, also those of reasoning that nobody sees.
+const TOKENS_PER_SECOND: f64 = 150.0;
 /// A stream that is cut may have produced so many tokens beyond those that arrived.
 const UNDELIVERED: u64 = 1_024;
 
@@ -57,17 +62,19 @@ impl Prices<'_> {
         for model in facts.models() {
             let price = self.of_any(model);
             let context = price.max_input.unwrap_or(CONTEXT);
-            let seen = bytes as u64 + u64::from(cost.images) * IMAGE_TOKENS;
+            let tools = if cost.reads { TOOL_INPUT } else { 0 };
+            let seen = bytes as u64 + u64::from(cost.images) * IMAGE_TOKENS + tools;
             let input = if whole_context { context } else { seen.min(context) };
             let output = match endpoint.generates {
-                true => cost.max_output.or(price.max_output).unwrap_or(MAX_OUTPUT).saturating_mul(cost.copies.max(1)),
+                true => cost.most_output().unwrap_or_else(|| price.max_output.unwrap_or(MAX_OUTPUT).saturating_mul(cost.copies.max(1))),
                 false => 0,
             };
-            tokens += input.saturating_add(output);
+            tokens = input.saturating_add(output).saturating_add(tokens);
             usd += price.most(input, output, mode);
         }
         if facts.any_model() && !self.provider.def.local {
             usd = usd.max(catalogue::UNKNOWN.most(bytes as u64, MAX_OUTPUT, mode));
+            tokens = tokens.max(MAX_OUTPUT.saturating_add(bytes as u64));
         }
         Hold::new(tokens, usd)
     }
@@ -122,13 +129,14 @@ impl Prices<'_> {
             // Prose has four bytes a token, source and other scripts fewer.
             usage.input = Some(if settled.whole_context { context } else { (settled.bytes_in / 3).min(context) });
         }
+        let thought = (settled.seconds * TOKENS_PER_SECOND) as u64;
         let output = match (settled.generates, settled.complete, settled.stream) {
             (false, ..) => 0,
             // Each token of a stream is wrapped in JSON; a whole reply is mostly text.
-            (true, true, true) => settled.bytes_out / 16,
+            (true, true, true) => (settled.bytes_out / 16).max(thought.min(held_output)),
             (true, true, false) => settled.bytes_out / 3,
             // The provider stops when its client goes, some tokens later.
-            (true, false, true) => (settled.bytes_out / 4 + UNDELIVERED).min(held_output),
+            (true, false, true) => (settled.bytes_out / 4 + UNDELIVERED).max(thought).min(held_output).max(settled.bytes_out / 16),
             (true, false, false) => held_output,
         };
         usage.output = Some(usage.output.unwrap_or(0).max(output));
@@ -153,10 +161,13 @@ pub struct Settled<'a> {
     pub complete: bool,
     pub stream: bool,
     pub generates: bool,
+    /// The most output tokens that the request allows, of all the replies that it asks for.
     pub max_output: Option<u64>,
     pub whole_context: bool,
     pub bytes_in: u64,
     pub bytes_out: u64,
+    /// From the request's head to the end of the reply.
+    pub seconds: f64,
 }
 
 fn tokens_of(usage: &Usage) -> catalogue::Tokens {

@@ -229,7 +229,8 @@ impl BodyMemory {
     fn evict(&self, but: Option<u64>, mine: usize) -> bool {
         let uploads = lock(&self.uploads);
         let now = Instant::now();
-        let fair = MEMORY / (uploads.open.len() + 1);
+        let held: usize = uploads.open.values().map(|u| lock(&u.progress).held).sum();
+        let fair = held / (uploads.open.len() + 1);
         let candidates =
             || uploads.open.iter().filter(|(id, _)| Some(**id) != but).map(|(_, u)| (u, *lock(&u.progress))).filter(|(_, p)| !p.evicted && p.held > 0);
         let still = candidates().filter(|(_, p)| now - p.last > GRACE).max_by_key(|(_, p)| (now - p.last, p.held));

@@ -25,7 +25,7 @@ use tokio::time::Sleep;
 
 use super::body::READ_BUFFER;
 use super::proxy::{self, Busy, BusyFlag, Shared};
-use super::refusal::{Client, Code, Denial, ERROR_HEADER};
+use super::refusal::{Client, Code, Denial};
 use super::route;
 use crate::base::framing::{Fault, Scanner, Verdict};
 
@@ -108,14 +108,18 @@ impl Handle {
         }
     }
 
-    /// Slows down a client whose requests are refused again and again.
+    /// Slows down a client whose requests are refused again and again, or asks for nothing but us.
     async fn temper(&self, shared: &Shared, response: &Response<proxy::Answer>) {
         self.served.store(true, Ordering::Relaxed);
-        if response.status().as_u16() < 400 || !response.headers().contains_key(ERROR_HEADER) {
+        if !response.body().is_local() {
             self.refused.store(0, Ordering::Relaxed);
             return;
         }
-        let in_a_row = self.refused.fetch_add(1, Ordering::Relaxed);
+        let in_a_row = match response.status().is_success() {
+            // A probe says nothing about the client, but has its rate.
+            true => self.refused.load(Ordering::Relaxed),
+            false => self.refused.fetch_add(1, Ordering::Relaxed),
+        };
         if in_a_row < REFUSED_IN_A_ROW && shared.refusal_rate.check().is_ok() {
             return;
         }

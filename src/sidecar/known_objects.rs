@@ -28,13 +28,14 @@ impl KnownObjects {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn remember(&self, ids: Vec<String>) {
+    /// Remembers what a reply of this provider named.
+    pub fn remember(&self, provider: &str, ids: Vec<String>) {
         if ids.is_empty() {
             return;
         }
         let mut known = self.lock();
         for id in ids {
-            let hash = self.hasher.hash_one(&id);
+            let hash = self.hasher.hash_one((provider, id.as_str()));
             if known.hashes.insert(hash) {
                 known.order.push_back(hash);
             }
@@ -46,8 +47,8 @@ impl KnownObjects {
         }
     }
 
-    pub fn knows(&self, id: &str) -> bool {
-        self.lock().hashes.contains(&self.hasher.hash_one(id))
+    pub fn knows(&self, provider: &str, id: &str) -> bool {
+        self.lock().hashes.contains(&self.hasher.hash_one((provider, id)))
     }
 }
 
@@ -58,8 +59,8 @@ mod tests {
     #[test]
     fn the_latest_ids_are_known() {
         let objects = KnownObjects::default();
-        objects.remember((0..MAX + 10).map(|i| format!("msg_{i}")).collect());
-        assert!(objects.knows("msg_10") && objects.knows(&format!("msg_{}", MAX + 9)));
-        assert!(!objects.knows("msg_9") && !objects.knows("msg_x"));
+        objects.remember("p", (0..MAX + 10).map(|i| format!("msg_{i}")).collect());
+        assert!(objects.knows("p", "msg_10") && objects.knows("p", &format!("msg_{}", MAX + 9)));
+        assert!(!objects.knows("p", "msg_9") && !objects.knows("p", "msg_x") && !objects.knows("q", "msg_10"));
     }
 }

@@ -289,11 +289,9 @@ impl Admission {
         self.owed = self.held;
     }
 
-    /// It failed: unless the provider may have worked on it all the same, nothing is owed.
-    pub fn unless_worked_on(&mut self, code: Code) {
-        if code != Code::UpstreamTimeout {
-            self.owed = Hold::default();
-        }
+    /// The provider cannot have worked on it.
+    pub fn owe_nothing(&mut self) {
+        self.owed = Hold::default();
     }
 
     /// What was held back for it.
@@ -403,7 +401,7 @@ mod tests {
         assert_eq!((limiter.usage().spent.tokens, limiter.usage().spent.usd), (300, 0.1));
         let mut failed = admission(&limiter, Hold::new(300, 0.1)).unwrap();
         failed.owe();
-        failed.unless_worked_on(Code::UpstreamUnreachable);
+        failed.owe_nothing();
         drop(failed);
         assert_eq!(limiter.usage().spent.tokens, 300);
     }

@@ -40,8 +40,19 @@ pub struct Filtered {
     pub list: Bytes,
     /// It held the workspace's key, which was overwritten.
     pub echoed: bool,
-    /// Gives the memory back when the client has the list.
-    pub share: Share,
+}
+
+/// The bytes of a list, which give their memory back when the client has them: hyper forgets the
+/// body as soon as it has the last of it in its queue.
+struct Held {
+    bytes: Vec<u8>,
+    _share: Share,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
 }
 
 /// # Errors
@@ -57,8 +68,8 @@ pub async fn filter(permit: &Permit, reply: Response<Incoming>, mut redactor: Re
     tokio::task::yield_now().await;
     let list = retain(&whole, |id| permit.shows(id)).map_err(|e| unreadable(&e.to_string()))?;
     drop(whole);
-    let clean = [redactor.feed(list.into()), redactor.finish()].concat();
-    Ok(Filtered { list: clean.into(), echoed: redactor.hits > 0, share })
+    let bytes = [redactor.feed(list.into()), redactor.finish()].concat();
+    Ok(Filtered { list: Bytes::from_owner(Held { bytes, _share: share }), echoed: redactor.hits > 0 })
 }
 
 async fn collect(mut body: Incoming, share: &mut Share, memory: &BodyMemory) -> Result<Vec<u8>, Denial> {

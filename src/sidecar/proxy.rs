@@ -18,7 +18,7 @@ use tokio::sync::Semaphore;
 
 use super::audit::{self, Audit, Entry};
 use super::billing::Prices;
-use super::body::{BodyMemory, BufferedBody, Share};
+use super::body::{BodyMemory, BufferedBody};
 use super::config::{Config, Policy};
 use super::guard::Wall;
 use super::known_objects::KnownObjects;
@@ -48,6 +48,8 @@ pub struct Shared {
     pub upstream: Upstream,
     pub wall: Wall,
     pub body_memory: BodyMemory,
+    /// For bodies that are kept until the provider answers.
+    pub retry_memory: Semaphore,
     /// One list of models is cut down at a time.
     pub list_turns: Semaphore,
     /// What replies to this session named.
@@ -91,7 +93,7 @@ async fn decide(shared: &Arc<Shared>, policy: &Arc<Policy>, parts: &Parts, body:
     permit.thread()?;
     admission.owe();
     entry.admit(admission)?;
-    let reply = send(shared, &route, &permit, &parts.headers, held).await.inspect_err(|d| entry.failed(d.code))?;
+    let reply = send(shared, &route, &permit, &parts.headers, held).await.inspect_err(|d| entry.failed(d))?;
     entry.record.status = Some(reply.status().as_u16());
     if route.endpoint().billing == Billing::Models && reply.status().is_success() {
         let filtered = models::filter(&permit, reply, Redactor::new(shared.secrets.patterns()), &shared.body_memory, &shared.list_turns).await?;
@@ -101,19 +103,21 @@ async fn decide(shared: &Arc<Shared>, policy: &Arc<Policy>, parts: &Parts, body:
     }
     let notices = refusal::is_claude_code(&parts.headers);
     let cost = facts.cost();
-    let (max_output, whole_context) = (cost.max_output, cost.unseen || facts.has_stored_input());
+    let (max_output, whole_context) = (cost.most_output(), cost.unseen || facts.has_stored_input());
     Ok(Outcome::Reply(Call { shared: shared.clone(), route, permit, max_output, whole_context, notices }, reply))
 }
 
-/// Largest body that is kept until the provider answers.
-const KEPT_FOR_RETRY: usize = 1 << 20;
+/// What bodies that are kept until the provider answers may hold together.
+pub const RETRY_MEMORY: usize = 16 << 20;
 
 /// Signs and sends. A key that the provider refuses is read again; if it has changed, the
 /// request, which the provider did not work on, goes out once more with the new one.
 async fn send(shared: &Shared, route: &Route, permit: &Permit, client: &HeaderMap, body: BufferedBody) -> Result<Response<Incoming>, Denial> {
     let own = permit.provider().base.own;
-    // A large body is not kept for a second try: its memory is needed while the model thinks.
-    let again = (body.len() <= KEPT_FOR_RETRY).then(|| body.clone());
+    // Kept for a second try where that holds up nobody: the memory of bodies is needed while the
+    // model thinks.
+    let room = shared.retry_memory.try_acquire_many(body.len() as u32);
+    let again = room.is_ok().then(|| body.clone());
     let signed = sign::sign(route, permit, client, body, &shared.secrets)?;
     let used = signed.secret().cloned();
     let reply = shared.upstream.send(signed, own).await?;
@@ -167,9 +171,9 @@ pub async fn serve(shared: Arc<Shared>, request: Request<Incoming>, busy: Busy) 
             Ok(response) => response.map(|relay| Answer { kind: AnswerKind::Relay(Box::new(relay)), _busy: busy }),
             Err((denial, entry)) => refuse(*entry, &denial, shape(), client(), busy),
         },
-        Ok(Outcome::Models(Filtered { list, share, .. })) => own(entry, list, Some(share), busy),
-        Ok(Outcome::Discard) => own(entry, Bytes::from_static(b"{}"), None, busy),
-        Ok(Outcome::Probe) => own(entry, Bytes::from_static(b"{\"outrigger\":\"sidecar\"}"), None, busy),
+        Ok(Outcome::Models(Filtered { list, .. })) => own(entry, list, AnswerKind::List, busy),
+        Ok(Outcome::Discard) => own(entry, Bytes::from_static(b"{}"), AnswerKind::Own, busy),
+        Ok(Outcome::Probe) => own(entry, Bytes::from_static(b"{\"outrigger\":\"sidecar\"}"), AnswerKind::Own, busy),
         Err(denial) => {
             // hyper closes a connection whose request body nobody took; the client is told.
             let unread = has_body && !entry.body_read;
@@ -182,9 +186,9 @@ pub async fn serve(shared: Arc<Shared>, request: Request<Incoming>, busy: Busy) 
     })
 }
 
-fn own(mut entry: Entry, body: Bytes, share: Option<Share>, busy: Busy) -> Response<Answer> {
+fn own(mut entry: Entry, body: Bytes, kind: fn(Full<Bytes>) -> AnswerKind, busy: Busy) -> Response<Answer> {
     entry.record.bytes_out = body.len() as u64;
-    let mut response = Response::new(Answer { kind: AnswerKind::Own { body: Full::new(body), _share: share }, _busy: busy });
+    let mut response = Response::new(Answer { kind: kind(Full::new(body)), _busy: busy });
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response.headers_mut().insert("x-content-type-options", HeaderValue::from_static("nosniff"));
     response
@@ -192,7 +196,7 @@ fn own(mut entry: Entry, body: Bytes, share: Option<Share>, busy: Busy) -> Respo
 
 fn refuse(mut entry: Entry, denial: &Denial, shape: Shape, client: Client, busy: Busy) -> Response<Answer> {
     let response = refused(&mut entry, denial, shape, client);
-    response.map(|body| Answer { kind: AnswerKind::Own { body, _share: None }, _busy: busy })
+    response.map(|body| Answer { kind: AnswerKind::Own(body), _busy: busy })
 }
 
 /// The answer to a refusal, with its record filled and its line in the log.
@@ -223,13 +227,14 @@ impl Entry {
         self.record.endpoint = Some(endpoint);
         self.record.decision = Decision::Allow;
         self.record.status = Some(200);
+        let _ = self.is_told_apart();
         outcome
     }
 
     /// The provider did not answer: unless it may have worked on the request, nothing is owed.
-    fn failed(&mut self, code: Code) {
-        if let Some(admission) = self.admission() {
-            admission.unless_worked_on(code);
+    fn failed(&mut self, denial: &Denial) {
+        if let Some(admission) = self.admission().filter(|_| !denial.worked_on) {
+            admission.owe_nothing();
         }
     }
 
@@ -300,12 +305,17 @@ pub struct Answer {
 
 #[derive(Debug)]
 enum AnswerKind {
-    /// A body of ours, and the memory that is held for it.
-    Own {
-        body: Full<Bytes>,
-        _share: Option<Share>,
-    },
+    Own(Full<Bytes>),
+    /// A list of models. Its bytes hold their memory until the last of them is written.
+    List(Full<Bytes>),
     Relay(Box<Relay>),
+}
+
+impl Answer {
+    /// Nobody but us was asked for it.
+    pub fn is_local(&self) -> bool {
+        matches!(self.kind, AnswerKind::Own(_))
+    }
 }
 
 impl Body for Answer {
@@ -314,21 +324,21 @@ impl Body for Answer {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         match &mut self.kind {
-            AnswerKind::Own { body, .. } => Pin::new(body).poll_frame(cx).map_err(|never| match never {}),
+            AnswerKind::Own(body) | AnswerKind::List(body) => Pin::new(body).poll_frame(cx).map_err(|never| match never {}),
             AnswerKind::Relay(body) => Pin::new(body).poll_frame(cx),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match &self.kind {
-            AnswerKind::Own { body, .. } => body.is_end_stream(),
+            AnswerKind::Own(body) | AnswerKind::List(body) => body.is_end_stream(),
             AnswerKind::Relay(body) => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.kind {
-            AnswerKind::Own { body, .. } => body.size_hint(),
+            AnswerKind::Own(body) | AnswerKind::List(body) => body.size_hint(),
             AnswerKind::Relay(body) => body.size_hint(),
         }
     }

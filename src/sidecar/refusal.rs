@@ -154,15 +154,33 @@ pub struct Denial {
     pub scope_needed: Option<String>,
     /// What the provider itself calls this, where clients act on it.
     pub detail: Option<&'static str>,
+    /// The provider may have worked on the request all the same, and bill it.
+    pub worked_on: bool,
 }
 
 impl Denial {
     pub fn new(code: Code, message: impl Into<String>) -> Self {
-        Denial { code, message: message.into(), hint: None, cause: None, status: None, retry_after: None, resets_at: None, scope_needed: None, detail: None }
+        Denial {
+            code,
+            message: message.into(),
+            hint: None,
+            cause: None,
+            status: None,
+            retry_after: None,
+            resets_at: None,
+            scope_needed: None,
+            detail: None,
+            worked_on: false,
+        }
     }
 
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
+        self
+    }
+
+    pub fn worked_on(mut self) -> Self {
+        self.worked_on = true;
         self
     }
 

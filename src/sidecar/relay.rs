@@ -234,7 +234,10 @@ impl Relay {
         entry.record.code = code;
         let mut report = self.meter.take().map(|m| m.finish(clean)).unwrap_or_default();
         self.redact(&mut report);
-        self.call.shared.known_objects.remember(std::mem::take(&mut report.ids));
+        // Only a provider that makes the ids itself vouches for them; compaction repeats the client's.
+        if self.call.route.endpoint().body.item_references && self.call.route.endpoint().name == "responses" {
+            self.call.shared.known_objects.remember(self.call.route.provider(), std::mem::take(&mut report.ids));
+        }
         settle(&self.call, &mut entry, self.status, report);
         if self.redactor.hits > 0 {
             entry.record.key_echoed = true;
@@ -266,6 +269,7 @@ impl Relay {
 
 /// What the reply said about itself goes into the record and onto the bill.
 fn settle(call: &Call, entry: &mut Entry, status: StatusCode, report: Report) {
+    let elapsed_ms = entry.elapsed_ms();
     let record = &mut entry.record;
     record.model_reported = report.model;
     record.upstream_error = report.error.and_then(|e| e.kind);
@@ -299,6 +303,7 @@ fn settle(call: &Call, entry: &mut Entry, status: StatusCode, report: Report) {
             whole_context: call.whole_context,
             bytes_in: record.bytes_in,
             bytes_out: record.bytes_out,
+            seconds: elapsed_ms / 1000.0,
         }),
         false => (0, 0.0),
     };

@@ -194,7 +194,7 @@ impl Policy {
 /// `scope_denied`, naming what is granted and what would be needed.
 pub fn check(policy: &Arc<Policy>, provider: &str, facts: &RequestFacts, known: &KnownObjects) -> Result<Permit, Denial> {
     let mut grants = Vec::new();
-    let features = features(facts, known);
+    let features = features(provider, facts, known);
     let config = policy.providers.get(provider);
     for model in facts.models() {
         let opaque = config.is_some_and(|p| (p.def.opaque_models)(model));
@@ -253,9 +253,9 @@ fn no_threads(provider: &str) -> Denial {
 
 /// What the request uses beyond models. Objects that this sidecar's own replies named are free to
 /// be named again.
-fn features(facts: &RequestFacts, known: &KnownObjects) -> Vec<Feature> {
+fn features(provider: &str, facts: &RequestFacts, known: &KnownObjects) -> Vec<Feature> {
     let mut features: Vec<Feature> = facts.features().collect();
-    if !features.contains(&Feature::StoredObjects) && facts.references().any(|id| !known.knows(id)) {
+    if !features.contains(&Feature::StoredObjects) && facts.references().any(|id| !known.knows(provider, id)) {
         features.push(Feature::StoredObjects);
     }
     features

@@ -28,7 +28,7 @@ use super::guard::Wall;
 use super::known_objects::KnownObjects;
 use super::limit::Ledger;
 use super::metrics::Metrics;
-use super::proxy::Shared;
+use super::proxy::{RETRY_MEMORY, Shared};
 use super::secret::{Kind, Store};
 use super::upstream::Upstream;
 
@@ -107,6 +107,7 @@ impl Sidecar {
             metrics,
             upstream,
             body_memory: BodyMemory::default(),
+            retry_memory: Semaphore::new(RETRY_MEMORY),
             list_turns: Semaphore::new(1),
             known_objects: KnownObjects::default(),
             refusal_rate: RateLimiter::direct(Quota::per_second(REFUSALS)),

@@ -285,6 +285,7 @@ for (const [runtime, is] of Object.entries(RUNTIMES).filter(([name]) => chosen.i
       const refused = () => pod.lines('audit.jsonl').filter((r) => r.code === 'budget_exhausted' && r.provider === is.provider && r.bytes_in > 1000);
       try {
         await until('the budget to be spent', async () => (await s.turn('rehearse:text')).end.reason === 'error');
+        await until('the first record', () => refused().length > 0);
         const before = refused().length;
         const turn = await s.turn('rehearse:text');
         const error = turn.one('error');

@@ -201,3 +201,68 @@ async fn replies_say_how_far_a_budget_is_used() {
     assert_eq!(second.header("anthropic-ratelimit-unified-overage-surpassed-threshold"), Some("0.75"));
     tokio::time::timeout(Duration::from_secs(5), sc.audit(2)).await.unwrap();
 }
+
+/// What a request holds, by the metric, while it is under way.
+async fn held(grant: &str, path: &str, body: &str) -> u64 {
+    let up = Upstream::always(Reply::Silence).await;
+    let setup = sidecar(&up).provider("own=openai-compatible", "/own").provider("openrouter", "/api/v1");
+    let sc = setup.grants(&format!("[{{scope: {grant}, limits: {{tokensPerDay: 1000000000000}}}}]")).run().await;
+    let raw = String::from_utf8(compose("POST", path, &[], body.as_bytes())).unwrap().replace("{PORT}", &sc.addr.port().to_string());
+    let mut client = TcpStream::connect(sc.addr).await.unwrap();
+    client.write_all(raw.as_bytes()).await.unwrap();
+    until("the request to arrive", || up.seen().len() == 1).await;
+    let text = sc.admin("/metrics").await.text();
+    let line = text.lines().find(|l| l.contains("tokens_per_day") && l.contains("\"held\"")).unwrap();
+    line.rsplit(' ').next().unwrap().parse::<f64>().unwrap() as u64
+}
+
+/// Only the API's own limit, in its own place, makes a hold smaller.
+#[tokio::test]
+async fn no_other_limit_makes_a_hold_smaller() {
+    const FULL: u64 = 128_000;
+    let chat = "/own/chat/completions";
+    assert!(held("ai.own", chat, r#"{"model":"m","max_tokens":10,"messages":[]}"#).await < 1000);
+    for body in [
+        r#"{"model":"m","max_output_tokens":1,"messages":[]}"#,
+        r#"{"model":"m","max_completion_tokens":1,"messages":[]}"#,
+        r#"{"model":"m","reasoning":{"max_tokens":1},"messages":[]}"#,
+        r#"{"model":"m","max_tokens":0,"messages":[]}"#,
+        r#"{"model":"m","max_tokens":null,"messages":[]}"#,
+    ] {
+        assert!(held("ai.own", chat, body).await >= FULL, "{body}");
+    }
+    let many = held("ai.own", chat, r#"{"model":"m","max_tokens":1000,"n":128,"messages":[]}"#).await;
+    assert!((128_000..129_000).contains(&many), "{many}");
+    let google = "/google/v1beta/models/m:generateContent";
+    let told = held("ai.google", google, r#"{"contents":[],"generationConfig":{"maxOutputTokens":100,"candidateCount":"8"}}"#).await;
+    assert!((800..2000).contains(&told), "{told}");
+    let huge = held("ai.openrouter", "/openrouter/v1/chat/completions", r#"{"models":["a/b","c/d"],"max_tokens":9223372036854775808,"messages":[]}"#).await;
+    assert!(huge >= 1 << 63, "{huge}");
+    // A picture is a picture, and not a document.
+    let picture = r#"{"model":"m","max_tokens":1,"messages":[{"role":"user","content":[{"type":"image","source":{"type":"base64","media_type":"image/png","data":"x"}}]}]}"#;
+    let told = held("ai.anthropic", MESSAGES, picture).await;
+    assert!((5_000..12_000).contains(&told), "{told}");
+    let address =
+        r#"{"model":"m","max_tokens":1,"messages":[{"role":"user","content":[{"type":"document","source":{"type":"url","url":"https://x/y.pdf"}}]}]}"#;
+    assert!(held("ai.anthropic", MESSAGES, address).await >= 1_000_000);
+    let found = address.replace("\"document\",\"source\":{\"type\":\"url\",\"url\":\"https://x/y.pdf\"}", "\"web_search_result\",\"url\":\"https://x\"");
+    assert!(held("ai.anthropic", MESSAGES, &found).await < 1000, "what a search found is in the request");
+}
+
+/// Nothing was sent, so nothing is owed; what broke after it was sent can have cost all of it.
+#[tokio::test]
+async fn a_failure_costs_what_can_have_been_worked_on() {
+    for (reply, least, most) in [(Some(Reply::Raw(b"HTTP/1.1 200".to_vec())), 100, 1000), (Some(Reply::Raw(Vec::new())), 100, 1000), (None, 0, 0)] {
+        let up = Upstream::always(reply.clone().unwrap_or(Reply::Silence)).await;
+        let mut setup = sidecar(&up).grants("[{scope: ai.anthropic, limits: {tokensPerDay: 1000000}}]");
+        if reply.is_none() {
+            // A port that nobody listens on.
+            setup.upstream = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        }
+        let sc = setup.run().await;
+        let got = sc.post(MESSAGES, &[], r#"{"model":"claude-sonnet-5","max_tokens":100,"messages":[]}"#).await;
+        assert_eq!(got.status, 502, "{}", got.text());
+        let (tokens, _) = charged(&sc, 1).await;
+        assert!((least..=most).contains(&tokens), "{tokens} tokens, {:?}", reply.is_some());
+    }
+}

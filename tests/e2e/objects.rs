@@ -117,7 +117,20 @@ async fn what_is_not_granted_is_refused_wherever_it_stands() {
         (GENERATE, json!({ "systemInstruction": { "parts": [{ "fileData": { "fileUri": "gs://b/o" } }] } }), "stored_objects"),
         (INTERACTIONS, json!({ "previous_interaction_id": "i" }), "stored_objects"),
         (INTERACTIONS, json!({ "environment": { "type": "remote", "environment_id": "e" } }), "stored_objects"),
+        (INTERACTIONS, json!({ "tools": [{ "type": "retrieval", "rag_store_config": {} }] }), "stored_objects"),
+        (
+            GENERATE,
+            json!({ "contents": [{ "parts": [{ "fileData": { "fileUri": "HTTPS://generativelanguage.GOOGLEAPIS.com/v1beta/files/1" } }] }] }),
+            "stored_objects",
+        ),
+        (GENERATE, json!({ "contents": [{ "parts": [{ "fileData": { "fileUri": format!("v1beta/files/{}", "x".repeat(600)) } }] }] }), "stored_objects"),
         // The provider's choice (10, P4).
+        (RESPONSES, json!({ "tools": [{ "type": "image_generation", "model": null }] }), "choose the model"),
+        (
+            RESPONSES,
+            json!({ "tools": [{ "type": "image_generation", "model": "gpt-5.5", "output_format": "svg", "svg": { "model": null } }] }),
+            "choose the model",
+        ),
         (RESPONSES, json!({ "tools": [{ "type": "image_generation" }] }), "choose the model"),
         (RESPONSES, json!({ "multi_agent": { "enabled": true } }), "choose the model"),
         (MESSAGES, json!({ "fallbacks": "default" }), "choose the model"),
@@ -236,6 +249,27 @@ async fn a_thread_is_refused_so_that_its_client_falls_back() {
     let up = Upstream::always(crate::kit::message()).await;
     let sc = sidecar(&up).grants("[{scope: ai.anthropic, allow: [stored_objects]}]").run().await;
     assert_eq!(sc.post(MESSAGES, &[], body(MESSAGES, &json!({ "thread": { "type": "create" } }))).await.status, 200);
+}
+
+/// More ids than any conversation has are an attack on the memory.
+#[tokio::test]
+async fn ids_without_end_are_refused() {
+    let up = Upstream::always(json("{}")).await;
+    let sc = narrow(&up).await;
+    let files = (0..10_000).map(|i| format!("{{\"type\":\"container_upload\",\"file_id\":\"f{i}\"}}")).collect::<Vec<_>>().join(",");
+    let got = sc.post(MESSAGES, &[], format!("{{\"model\":\"claude-sonnet-5\",\"messages\":[{{\"role\":\"user\",\"content\":[{files}]}}]}}")).await;
+    assert_eq!((got.status, got.code()), (400, "bad_request"), "{}", got.text());
+    assert!(up.untouched());
+}
+
+/// Ids that another provider's reply named vouch for nothing.
+#[tokio::test]
+async fn another_providers_reply_makes_no_id_known() {
+    let up = Upstream::always(json(r#"{"output":[{"type":"message","id":"msg_1"}]}"#)).await;
+    let sc = narrow(&up).await;
+    assert_eq!(sc.post("/xai/v1/responses", &[], r#"{"model":"grok-5","input":"x"}"#).await.status, 200);
+    let refer = body(RESPONSES, &json!({ "input": [{ "type": "item_reference", "id": "msg_1" }] }));
+    assert_eq!(sc.post(RESPONSES, &[], refer).await.code(), "scope_denied");
 }
 
 /// F2, F3, F4 and the queries of 26: what real clients ask for, and where it goes.

@@ -96,9 +96,11 @@ impl Entry {
         self.admission.as_mut()
     }
 
-    /// Whether this refused request gets a record and a line in the log of its own.
+    /// Whether this request, which was refused or answered here, gets a record and a line in the
+    /// log of its own.
     pub fn is_told_apart(&mut self) -> bool {
-        self.shared = !self.log.shared.refused.has_room();
+        // What was let in has a charge and a note of its own.
+        self.shared = self.admission.is_none() && self.place.is_none() && !self.log.shared.refused.has_room();
         !self.shared
     }
 }

@@ -240,6 +240,29 @@ fn refused_requests_share_records_beyond_a_rate() {
 }
 
 #[test]
+fn what_was_let_in_shares_no_record_and_leaves_no_note() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = config(dir.path());
+    let (audit, writer) = open(&config).unwrap();
+    let ledger = Ledger::new(&State::default(), Some("ses"));
+    let limiter = ledger.limiter("ai.x", &Limits { tokens_per_day: Some(1_000_000), ..Limits::default() });
+    // A flood of refusals, and then requests that are let in and fail.
+    for _ in 0..2000 {
+        let _ = audit.entry().is_told_apart();
+    }
+    for _ in 0..10 {
+        let mut entry = audit.entry();
+        let mut admission = crate::sidecar::limit::Admission::of(&limiter, 5);
+        admission.owe();
+        entry.admit(admission).unwrap();
+        assert!(entry.is_told_apart());
+    }
+    close(writer);
+    let again = recover(&config).unwrap();
+    assert_eq!((again.unknown.len(), again.state.grants[&grant_id("ai.x")].tokens), (0, 50));
+}
+
+#[test]
 fn what_was_under_way_stands_as_unknown_and_is_charged_by_its_hold() {
     let dir = tempfile::tempdir().unwrap();
     let config = config(dir.path());

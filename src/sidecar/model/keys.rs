@@ -51,6 +51,12 @@ pub(super) enum KeyRole {
     /// Needs a grant's `allow`, whatever the value.
     Restricted(crate::sidecar::provider::registry::Feature),
     Stream,
+    /// How replies are made: their limits stand in it.
+    Generation,
+    /// A picture of its own kind, with a model of its own.
+    Svg,
+    /// A tool of the provider's own that reads what is not in the request.
+    Reads,
     MaxOutput,
     Copies,
     Speed,
@@ -69,8 +75,8 @@ pub(super) enum KeyRole {
 }
 
 use KeyRole::{
-    AllowedModels, Chooses, Container, Copies, Format, Geography, MaxOutput, Model, Models, MultiAgent, NetworkPolicy, Server, SkillId, Speed, Stored,
-    StoredObject, StoredText, Thread, Tier,
+    AllowedModels, Chooses, Container, Copies, Format, Generation, Geography, MaxOutput, Model, Models, MultiAgent, NetworkPolicy, Reads, Server, SkillId,
+    Speed, Stored, StoredObject, StoredText, Thread, Tier,
 };
 
 /// Keys that decide at any depth. A second one in the same object, or one that only a lenient
@@ -97,6 +103,9 @@ const SPENDING: &[(&str, KeyRole)] = &[
     ("max_tokens", MaxOutput), ("max_completion_tokens", MaxOutput), ("max_output_tokens", MaxOutput), ("maxOutputTokens", MaxOutput),
     ("n", Copies), ("best_of", Copies), ("candidateCount", Copies), ("candidate_count", Copies),
     ("speed", Speed), ("service_tier", Tier), ("serviceTier", Tier), ("inference_geo", Geography), ("output_format", Format),
+    ("generationConfig", Generation), ("generation_config", Generation),
+    ("urlContext", Reads), ("url_context", Reads), ("googleSearch", Reads), ("google_search", Reads), ("googleSearchRetrieval", Reads),
+    ("codeExecution", Reads), ("code_execution", Reads), ("fileSearch", Reads), ("file_search", Reads),
 ];
 
 /// Keys that decide at the top level only.

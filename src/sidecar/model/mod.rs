@@ -40,7 +40,7 @@ pub struct RequestFacts {
 /// What tells how much a request can cost.
 #[derive(Debug, Default, Clone, Copy, PartialEq)]
 pub struct CostFacts {
-    /// The most output tokens that the request allows.
+    /// The most output tokens that the request allows for one reply.
     pub max_output: Option<u64>,
     /// How many replies it asks for; 0 where it does not say.
     pub copies: u64,
@@ -51,6 +51,15 @@ pub struct CostFacts {
     /// Some of its input is not in its bytes (an address, a document), or takes more tokens than
     /// bytes.
     pub unseen: bool,
+    /// Tools of the provider's own may read more.
+    pub reads: bool,
+}
+
+impl CostFacts {
+    /// The most output tokens of all the replies that it asks for.
+    pub fn most_output(&self) -> Option<u64> {
+        self.max_output.map(|each| each.saturating_mul(self.copies.max(1)))
+    }
 }
 
 impl RequestFacts {

@@ -23,7 +23,6 @@ const CONTENT_PARTS: &[&str] = &[
     "environment",
     "image_url",
     "fileData",
-    "file_data",
     "inlineData",
     "inline_data",
     "functionResponse",
@@ -33,6 +32,10 @@ const CONTENT_PARTS: &[&str] = &[
 const CONTENT_TOOLS: &[&str] = &["definition", "tools"];
 /// Types whose `file_id` repeats what the provider itself said.
 const ECHOES: &[&str] = &["code_execution_output", "bash_code_execution_output"];
+/// Tools of providers that read what is not in the request, by how their types begin.
+const READERS: &[&str] = &["web_search", "web_fetch", "file_search", "code_execution", "code_interpreter", "google_search", "url_context", "shell", "mcp"];
+/// Ids of one request's content; none that a person or a CLI made has so many.
+const MAX_IDS: usize = 8_192;
 /// Types of content that are pictures.
 const IMAGES: &[&str] = &["image", "image_url", "input_image"];
 
@@ -46,23 +49,26 @@ enum Place {
 
 /// What an object was found to be, as bits of [`Level::found`].
 mod found {
-    pub const SPECIAL_TOOL: u16 = 1;
-    pub const IMAGE_TOOL: u16 = 1 << 1;
-    pub const MODEL: u16 = 1 << 2;
-    pub const SVG_FORMAT: u16 = 1 << 3;
-    pub const SVG: u16 = 1 << 4;
-    pub const SKILL: u16 = 1 << 5;
-    pub const OWN_SKILL: u16 = 1 << 6;
-    pub const TYPED: u16 = 1 << 8;
-    pub const ROLE: u16 = 1 << 9;
-    pub const PAYLOAD: u16 = 1 << 10;
+    pub const SPECIAL_TOOL: u32 = 1;
+    pub const IMAGE_TOOL: u32 = 1 << 1;
+    pub const MODEL: u32 = 1 << 2;
+    pub const SVG_FORMAT: u32 = 1 << 3;
+    pub const SVG: u32 = 1 << 4;
+    pub const SKILL: u32 = 1 << 5;
+    pub const OWN_SKILL: u32 = 1 << 6;
+    pub const TYPED: u32 = 1 << 8;
+    pub const ROLE: u32 = 1 << 9;
+    pub const PAYLOAD: u32 = 1 << 10;
     /// An item that refers to one at the provider.
-    pub const REFERENCE: u16 = 1 << 11;
+    pub const REFERENCE: u32 = 1 << 11;
     /// An item that refers to one at the provider unless it carries its payload.
-    pub const NEEDS_PAYLOAD: u16 = 1 << 12;
+    pub const NEEDS_PAYLOAD: u32 = 1 << 12;
     /// A type that only repeats what the provider said; `OTHER_TYPE`: any other.
-    pub const ECHO: u16 = 1 << 13;
-    pub const OTHER_TYPE: u16 = 1 << 14;
+    pub const ECHO: u32 = 1 << 13;
+    pub const OTHER_TYPE: u32 = 1 << 14;
+    /// An address of content, and what a tool of the provider found at one.
+    pub const ADDRESS: u32 = 1 << 15;
+    pub const RESULT: u32 = 1 << 16;
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -72,7 +78,7 @@ struct Level {
     role: KeyRole,
     top: bool,
     list: bool,
-    found: u16,
+    found: u32,
     /// Which deciding keys this object has had, to find a second.
     seen: u128,
     /// Where in [`Scanner::parameters`] the models begin that a tool's `parameters` named.
@@ -194,6 +200,10 @@ impl Scanner {
             (KeyRole::Nothing, KeyRole::ToolParameters | KeyRole::ParameterModel) => KeyRole::ToolParameters,
             (KeyRole::ParameterModel, _) if object => KeyRole::ToolParameters,
             (KeyRole::Nothing, KeyRole::NetworkPolicy) => KeyRole::NetworkPolicy,
+            (KeyRole::Reads, _) => {
+                self.facts.cost.reads = true;
+                KeyRole::Nothing
+            }
             (KeyRole::Chooses, _) => {
                 self.facts.any = true;
                 KeyRole::Nothing
@@ -211,7 +221,9 @@ impl Scanner {
                 KeyRole::Nothing
             }
             (role @ (KeyRole::Models | KeyRole::AllowedModels | KeyRole::Restricted(_) | KeyRole::ToolParameters), _) => role,
-            (role @ (KeyRole::NetworkPolicy | KeyRole::Container | KeyRole::ParameterModel | KeyRole::MultiAgent), _) => role,
+            (role @ (KeyRole::NetworkPolicy | KeyRole::Container | KeyRole::ParameterModel | KeyRole::MultiAgent | KeyRole::Generation | KeyRole::Svg), _) => {
+                role
+            }
             _ => KeyRole::Nothing,
         };
         let ids_from = self.ids.len();
@@ -220,12 +232,16 @@ impl Scanner {
 
     fn close(&mut self) {
         let Some(level) = self.levels.pop() else { return };
-        let has = |bits: u16| level.found & bits != 0;
+        let has = |bits: u32| level.found & bits != 0;
         if let Some(from) = level.parameters_from {
             let named = self.parameters.split_off(from.min(self.parameters.len()));
             if has(found::SPECIAL_TOOL) {
                 named.iter().for_each(|m| self.model(m));
             }
+        }
+        self.facts.cost.unseen |= has(found::ADDRESS) && !has(found::RESULT);
+        if level.role == KeyRole::Svg && has(found::MODEL) {
+            self.found(found::SVG);
         }
         // A picture tool without a model runs the provider's default.
         self.facts.any |= has(found::IMAGE_TOOL) && !has(found::MODEL);
@@ -255,7 +271,7 @@ impl Scanner {
         }
     }
 
-    fn found(&mut self, bits: u16) {
+    fn found(&mut self, bits: u32) {
         if let Some(level) = self.levels.last_mut() {
             level.found |= bits;
         }
@@ -320,14 +336,11 @@ impl Scanner {
                 "type" if !top => KeyRole::Type,
                 "id" if self.in_plugins => KeyRole::Plugin,
                 "id" if within == KeyRole::Container => KeyRole::Restricted(Feature::StoredObjects),
-                "svg" => {
-                    self.found(found::SVG);
-                    KeyRole::Nothing
-                }
+                "svg" => KeyRole::Svg,
                 "enabled" if within == KeyRole::MultiAgent => KeyRole::Chooses,
                 "allowed_domains" if within == KeyRole::NetworkPolicy => KeyRole::Restricted(Feature::McpServers),
                 "stream" if top && self.reads_flag => KeyRole::Stream,
-                _ => keys::spending(name).unwrap_or(KeyRole::Nothing),
+                _ => self.spending(name, within, top),
             },
         };
         self.next = (role, Place::Request);
@@ -337,16 +350,23 @@ impl Scanner {
     fn decided(&mut self, name: &str, role: KeyRole, top: bool) -> KeyRole {
         match role {
             KeyRole::Model if top && name == "model" => KeyRole::MainModel,
-            KeyRole::Model => {
-                self.found(found::MODEL);
-                KeyRole::Model
-            }
             KeyRole::Server => KeyRole::Restricted(Feature::McpServers),
             KeyRole::Stored => KeyRole::Restricted(Feature::StoredObjects),
             KeyRole::SkillId => {
                 self.found(found::SKILL);
                 KeyRole::Nothing
             }
+            role => role,
+        }
+    }
+
+    /// A key that tells what the request can cost. Limits count only where the API has them: others
+    /// limit nothing.
+    fn spending(&mut self, name: &str, within: KeyRole, top: bool) -> KeyRole {
+        let here = top || within == KeyRole::Generation;
+        match keys::spending(name).unwrap_or(KeyRole::Nothing) {
+            KeyRole::MaxOutput if !(here && self.rules.max_output.contains(&name)) => KeyRole::Nothing,
+            KeyRole::Copies if !here => KeyRole::Nothing,
             role => role,
         }
     }
@@ -358,7 +378,7 @@ impl Scanner {
             "file_id" => KeyRole::FileId,
             "container_id" => KeyRole::ContainerId,
             "fileUri" | "file_uri" | "uri" => KeyRole::Uri,
-            "url" | "file_url" => KeyRole::Url,
+            "url" | "file_url" | "file_data" | "video_url" | "document_url" => KeyRole::Url,
             "media_type" | "mimeType" | "mime_type" => KeyRole::MediaType,
             "role" => KeyRole::Role,
             "encrypted_content" | "result" => KeyRole::Payload,
@@ -416,7 +436,10 @@ impl Scanner {
                 // Anthropic: the server picks the fallback.
                 Some("default") if role == KeyRole::Models => self.facts.any = true,
                 Some(s) if role == KeyRole::MainModel => self.facts.main = Some(s.to_owned()),
-                Some(s) => self.model(s),
+                Some(s) => {
+                    self.found(found::MODEL);
+                    self.model(s);
+                }
                 None => self.fail("a model id that is too long or not Unicode".into()),
             },
             KeyRole::Restricted(feature) => self.facts.feature(feature),
@@ -433,6 +456,8 @@ impl Scanner {
             KeyRole::Speed => self.facts.cost.fast |= text.as_str() == Some("fast"),
             KeyRole::Tier => self.facts.cost.priority |= text.as_str() == Some("priority"),
             KeyRole::Geography => self.facts.cost.us_only |= text.as_str() == Some("us"),
+            // Google takes numbers as strings, too.
+            KeyRole::MaxOutput | KeyRole::Copies => self.scalar(role, text.as_str().unwrap_or_default()),
             KeyRole::Format if text.as_str() == Some("svg") => self.found(found::SVG_FORMAT),
             _ => self.content_string(role, text),
         }
@@ -440,21 +465,24 @@ impl Scanner {
 
     fn content_string(&mut self, role: KeyRole, text: Text<'_>) {
         let id = || text.as_str().unwrap_or("\0").to_owned();
+        if self.ids.len() + self.facts.references.len() > MAX_IDS {
+            self.fail(format!("more than {MAX_IDS} ids in its content"));
+            return;
+        }
         match role {
+            KeyRole::Id if !self.rules.item_references => {}
             KeyRole::Id => self.ids.push(Id::Own(id())),
             KeyRole::FileId => self.ids.push(Id::File(id())),
             KeyRole::ContainerId => self.ids.push(Id::Container(id())),
             KeyRole::Role => self.found(found::ROLE),
-            KeyRole::Uri => match text.as_str() {
-                Some(uri) if is_stored(uri) => self.facts.feature(Feature::StoredObjects),
-                _ => self.facts.cost.unseen = true,
-            },
-            KeyRole::Url => self.facts.cost.unseen |= !text.bytes.starts_with(b"data:"),
+            KeyRole::Uri if is_stored(text.bytes) => self.facts.feature(Feature::StoredObjects),
+            KeyRole::Uri => self.facts.cost.unseen = true,
+            KeyRole::Url if !text.bytes.starts_with(b"data:") => self.found(found::ADDRESS),
             KeyRole::Payload => self.found(found::PAYLOAD),
-            // Pictures are counted by their type.
             KeyRole::MediaType => {
                 let kind = text.as_str().unwrap_or_default();
-                self.facts.cost.unseen |= kind == "application/pdf" || ["video/", "audio/", "image/"].iter().any(|k| kind.starts_with(k));
+                self.facts.cost.unseen |= kind == "application/pdf" || kind.starts_with("video/") || kind.starts_with("audio/");
+                self.facts.cost.images += u32::from(kind.starts_with("image/"));
             }
             _ => {}
         }
@@ -465,6 +493,9 @@ impl Scanner {
         if content {
             self.found(found::TYPED | if ECHOES.contains(&kind) { found::ECHO } else { found::OTHER_TYPE });
             self.facts.cost.images += u32::from(IMAGES.contains(&kind));
+            if kind.ends_with("_result") {
+                self.found(found::RESULT);
+            }
             match kind {
                 "item_reference" => self.found(found::REFERENCE),
                 "reasoning" | "image_generation_call" => self.found(found::NEEDS_PAYLOAD),
@@ -474,10 +505,11 @@ impl Scanner {
             return;
         }
         self.facts.any |= (self.rules.chooses)(ToolName::Type(kind));
+        self.facts.cost.reads |= READERS.iter().any(|tool| kind.starts_with(tool));
         match kind {
             "function" | "custom" | "tool_search" => {}
             "mcp" | "mcp_server" => self.facts.feature(Feature::McpServers),
-            "container_reference" | "skill_reference" | "skill_registry" | "gcs" => self.facts.feature(Feature::StoredObjects),
+            "container_reference" | "skill_reference" | "skill_registry" | "gcs" | "retrieval" => self.facts.feature(Feature::StoredObjects),
             "image_generation" => self.found(found::IMAGE_TOOL | found::SPECIAL_TOOL),
             "anthropic" => self.found(found::OWN_SKILL | found::SPECIAL_TOOL),
             _ => self.found(found::SPECIAL_TOOL),
@@ -492,20 +524,26 @@ impl Scanner {
     }
 
     fn scalar(&mut self, role: KeyRole, s: &str) {
-        let number = || s.parse::<f64>().ok().filter(|n| *n >= 0.0).map(|n| n as u64);
+        // Zero means "no limit" to some servers.
+        let number = || s.parse::<f64>().ok().filter(|n| *n > 0.0).map(|n| n as u64);
         match role {
             KeyRole::MainModel | KeyRole::Model | KeyRole::Models if s != "null" => self.fail(format!("`model` is `{s}`, not a string")),
             KeyRole::Restricted(feature) if s != "null" && s != "false" => self.facts.feature(feature),
             KeyRole::Chooses if s != "null" && s != "false" => self.facts.any = true,
             KeyRole::Stream => self.facts.stream = s == "true",
             KeyRole::MaxOutput => self.facts.cost.max_output = self.facts.cost.max_output.max(number()),
+            KeyRole::Reads => self.facts.cost.reads |= s == "true",
             KeyRole::Copies => self.facts.cost.copies = self.facts.cost.copies.max(number().unwrap_or(1)),
             _ => {}
         }
     }
 }
 
-/// Google's files, and objects of its storage. Any other address is content.
-fn is_stored(uri: &str) -> bool {
-    uri.starts_with("files/") || uri.starts_with("gs://") || (uri.contains("googleapis.com/") && uri.contains("/files/"))
+/// Google's files, and objects of its storage. Only an address of the web elsewhere is content.
+fn is_stored(uri: &[u8]) -> bool {
+    let uri = String::from_utf8_lossy(uri).to_ascii_lowercase();
+    match uri.strip_prefix("https://").or_else(|| uri.strip_prefix("http://")) {
+        Some(rest) => rest.split(['/', '?', '#']).next().is_some_and(|host| host.contains("googleapis.com")),
+        None => !uri.starts_with("data:"),
+    }
 }

@@ -109,6 +109,7 @@ pub(super) const MESSAGES: BodyRules = BodyRules {
         ("workspace_id", Feature::StoredObjects),
     ],
     chooses: nobody,
+    max_output: &["max_tokens"],
     item_references: false,
 };
 

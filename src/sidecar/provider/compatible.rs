@@ -41,7 +41,7 @@ const CHAT: Endpoint = Endpoint {
     paths: &["chat/completions", "v1/chat/completions"],
     upstream: "chat/completions",
     stream: StreamBy::Flag,
-    body: &openai::CHAT,
+    body: &openai::OPEN_CHAT,
     usage: Some(&openai::CHAT_FORMAT),
     ..BASE
 };
@@ -58,7 +58,7 @@ const MODELS: Endpoint =
     Endpoint { name: "models", method: Verb::Get, paths: &["models", "v1/models"], upstream: "models", billing: Billing::Models, body: &NO_BODY, ..BASE };
 
 /// A deferred reply is fetched by a later request, which nobody here would see.
-const XAI_CHAT: BodyRules = BodyRules { restricted: &[("deferred", Feature::Background)], ..openai::CHAT };
+const XAI_CHAT: BodyRules = BodyRules { restricted: &[("deferred", Feature::Background)], ..openai::OPEN_CHAT };
 
 /// xAI reports reasoning beside `completion_tokens`, and bills both.
 static XAI_FORMAT: Format = Format { fields: openai::CHAT_FIELDS, complete: Complete::Done, normal: with_reasoning };

@@ -129,6 +129,7 @@ const CONTENT: BodyRules = BodyRules {
     opaque: &["safetySettings", "safety_settings", "labels"],
     restricted: &[],
     chooses: nobody,
+    max_output: &["maxOutputTokens", "max_output_tokens"],
     item_references: false,
 };
 
@@ -143,6 +144,7 @@ const INTERACTIONS: BodyRules = BodyRules {
         ("background", Feature::Background),
     ],
     chooses: nobody,
+    max_output: &["maxOutputTokens", "max_output_tokens"],
     item_references: false,
 };
 
@@ -155,10 +157,12 @@ static INTERACTIONS_FORMAT: Format = Format {
         ("usage.total_cached_tokens", Field::CacheRead),
         ("usage.total_output_tokens", Field::Output),
         ("usage.total_thought_tokens", Field::Reasoning),
+        ("usage.total_tool_use_tokens", Field::ToolPrompt),
         ("interaction.usage.total_input_tokens", Field::Input),
         ("interaction.usage.total_cached_tokens", Field::CacheRead),
         ("interaction.usage.total_output_tokens", Field::Output),
         ("interaction.usage.total_thought_tokens", Field::Reasoning),
+        ("interaction.usage.total_tool_use_tokens", Field::ToolPrompt),
         ("error.status", Field::ErrorType),
         ("error.message", Field::ErrorMessage),
     ],
@@ -187,6 +191,9 @@ static FORMAT: Format = Format {
         ("[].usageMetadata.candidatesTokenCount", Field::Output),
         ("[].usageMetadata.thoughtsTokenCount", Field::Reasoning),
         ("[].usageMetadata.toolUsePromptTokenCount", Field::ToolPrompt),
+        ("[].candidates[].groundingMetadata.webSearchQueries[]", Field::Search),
+        ("[].usageMetadata.candidatesTokensDetails[].modality", Field::Modality),
+        ("[].usageMetadata.candidatesTokensDetails[].tokenCount", Field::ModalityCount),
         ("[].candidates[].finishReason", Field::Finished),
         ("[].error.status", Field::ErrorType),
         ("[].error.message", Field::ErrorMessage),

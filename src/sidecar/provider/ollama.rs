@@ -38,7 +38,7 @@ pub static PROVIDER: Provider = Provider {
             paths: &["v1/chat/completions"],
             upstream: "v1/chat/completions",
             stream: StreamBy::Flag,
-            body: &openai::CHAT,
+            body: &openai::OPEN_CHAT,
             usage: Some(&openai::CHAT_FORMAT),
             ..BASE
         },
@@ -88,6 +88,7 @@ const NATIVE: BodyRules = BodyRules {
     opaque: &["messages", "prompt", "system", "template", "suffix", "images", "format", "options", "context", "raw"],
     restricted: &[],
     chooses: nobody,
+    max_output: &[],
     item_references: false,
 };
 

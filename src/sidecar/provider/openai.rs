@@ -147,6 +147,7 @@ pub(super) const RESPONSES: BodyRules = BodyRules {
         ("background", Feature::Background),
     ],
     chooses: nobody,
+    max_output: &["max_output_tokens"],
     item_references: true,
 };
 
@@ -159,8 +160,12 @@ pub(super) const CHAT: BodyRules = BodyRules {
     opaque: &["functions", "response_format", "metadata", "prediction", "stop", "logit_bias", "user"],
     restricted: &[],
     chooses: nobody,
+    max_output: &["max_tokens", "max_completion_tokens"],
     item_references: false,
 };
+
+/// The same of servers that may not know OpenAI's newer name for the limit.
+pub(super) const OPEN_CHAT: BodyRules = BodyRules { max_output: &["max_tokens"], ..CHAT };
 
 const EMBEDDINGS: BodyRules = BodyRules { content: &[], opaque: &["input", "user"], ..CHAT };
 const COMPLETIONS: BodyRules = BodyRules { content: &[], opaque: &["prompt", "suffix", "stop", "logit_bias", "user"], ..CHAT };

@@ -144,6 +144,9 @@ pub struct BodyRules {
     pub restricted: &'static [(&'static str, Feature)],
     /// Tools and plugins that run a model which the request need not name.
     pub chooses: fn(ToolName<'_>) -> bool,
+    /// The API's own name for the most output tokens of a reply: at the top level, or in
+    /// `generationConfig`. Any other spelling limits nothing.
+    pub max_output: &'static [&'static str],
     /// Items of the content can refer to items that the provider keeps, by their id.
     pub item_references: bool,
 }
@@ -197,7 +200,7 @@ impl Feature {
 }
 
 pub(super) const NO_BODY: BodyRules =
-    BodyRules { model: ModelPlace::NoBody, content: &[], opaque: &[], restricted: &[], chooses: nobody, item_references: false };
+    BodyRules { model: ModelPlace::NoBody, content: &[], opaque: &[], restricted: &[], chooses: nobody, max_output: &[], item_references: false };
 
 /// The rest of an endpoint, so that each entry says only what is its own.
 pub(super) const BASE: Endpoint = Endpoint {

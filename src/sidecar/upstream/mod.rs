@@ -89,14 +89,14 @@ impl Upstream {
         let reply = async {
             tokio::select! {
                 biased;
-                reply = client.request(request) => reply.map_err(|e| denial(&e)),
-                Ok(()) = flood => Err(invalid("more than 16 interim responses")),
+                reply = client.request(request) => reply.map_err(|e| if e.is_connect() { denial(&e) } else { denial(&e).worked_on() }),
+                Ok(()) = flood => Err(invalid("more than 16 interim responses").worked_on()),
             }
         };
-        let response = tokio::time::timeout(self.first_byte, reply)
-            .await
-            .map_err(|_| Denial::new(Code::UpstreamTimeout, format!("the provider did not begin to answer within {} s", self.first_byte.as_secs())))??;
-        check(response)
+        let response = tokio::time::timeout(self.first_byte, reply).await.map_err(|_| {
+            Denial::new(Code::UpstreamTimeout, format!("the provider did not begin to answer within {} s", self.first_byte.as_secs())).worked_on()
+        })??;
+        check(response).map_err(Denial::worked_on)
     }
 }
 
