@@ -77,9 +77,16 @@ pub fn run(args: &[&str]) -> (i32, String) {
     spawn(args).end()
 }
 
-/// A port that was free a moment ago.
+/// A free port outside the range that the system chooses from, so that no other test's listener
+/// takes it before the process does.
 pub fn port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    loop {
+        let port = 15_000 + (getrandom::u32().unwrap() % 17_000) as u16;
+        let free = |host: &str| std::net::TcpListener::bind((host, port)).is_ok();
+        if free("127.0.0.1") && (free("::1") || std::net::TcpListener::bind(("::1", 0)).is_err()) {
+            return port;
+        }
+    }
 }
 
 pub struct Sidecar {
