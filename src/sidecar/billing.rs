@@ -106,6 +106,12 @@ impl Prices<'_> {
 
     /// What the budgets are charged for a reply: tokens and USD.
     pub fn charge(&self, settled: &Settled<'_>) -> (u64, f64) {
+        // Most replies say all there is to say, and their cost is in the record already.
+        if let (true, Some(usage), Some(usd)) = (settled.complete, settled.usage, settled.cost)
+            && usage.total() > 0
+        {
+            return (usage.total(), usd);
+        }
         let mut usage = settled.usage.cloned().unwrap_or_default();
         let known = settled.usage.is_some_and(|u| u.total() > 0);
         if !(settled.complete && known) {
@@ -156,6 +162,8 @@ pub struct Models<'a> {
 pub struct Settled<'a> {
     pub models: Models<'a>,
     pub usage: Option<&'a Usage>,
+    /// What that usage costs, where the model has a price.
+    pub cost: Option<f64>,
     pub tier: Option<&'a str>,
     /// It ended as its protocol ends.
     pub complete: bool,

@@ -295,6 +295,7 @@ fn settle(call: &Call, entry: &mut Entry, status: StatusCode, report: Report) {
         true => prices.charge(&Settled {
             models: Models { requested: record.model_requested.as_deref(), reported: record.model_reported.as_deref() },
             usage: usage.as_ref(),
+            cost: record.cost_usd,
             tier,
             complete: report.complete,
             stream: record.stream,

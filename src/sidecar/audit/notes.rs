@@ -24,7 +24,8 @@ pub type Place = u32;
 /// What is noted of a request: who it was, and what it is charged if nothing else is heard of it.
 #[derive(Debug, Serialize)]
 struct Note<'a> {
-    ts: jiff::Timestamp,
+    /// When it arrived, in microseconds since 1970.
+    at: i64,
     request_id: &'a str,
     session_id: &'a str,
     provider: Option<&'a str>,
@@ -41,6 +42,7 @@ struct Note<'a> {
 /// A note as it is found at start.
 #[derive(Debug, Deserialize)]
 pub struct Found {
+    pub at: i64,
     pub request_id: String,
     #[serde(default)]
     pub charged: Option<Charge>,
@@ -114,7 +116,7 @@ impl Notes {
         let mut line = std::mem::take(&mut places.line);
         line.clear();
         let full = Note {
-            ts: record.ts,
+            at: record.ts.as_microsecond(),
             request_id: &record.request_id,
             session_id: &record.session_id,
             provider: record.provider.as_deref(),

@@ -117,7 +117,7 @@ fn complete(note: Found, state: &mut State) -> Vec<u8> {
     }
     let mut record = serde_json::Map::new();
     let mut rest = note.rest;
-    record.insert("ts".into(), rest.remove("ts").unwrap_or(Value::Null));
+    record.insert("ts".into(), jiff::Timestamp::from_microsecond(note.at).map_or(Value::Null, |ts| json!(ts)));
     record.insert("request_id".into(), note.request_id.into());
     record.append(&mut rest);
     let known = json!({
