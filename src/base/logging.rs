@@ -27,7 +27,6 @@ pub fn dropped() -> usize {
 
 /// Starts logging. What it returns writes the lines that wait when it is dropped, as far as
 /// standard error takes them.
-#[must_use]
 pub fn start(level: Level, json: bool) -> WorkerGuard {
     let (writer, guard) = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(MAX_WAITING).thread_name("log").finish(std::io::stderr());
     let _ = DROPPED.set(writer.error_counter());

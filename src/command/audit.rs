@@ -1,14 +1,13 @@
 //! `outrigger audit verify`: does the chain of audit records hold?
 
 use std::io::Write;
-use std::path::Path;
 
 use serde_json::json;
 
 use super::{Exit, fail};
 use crate::cli;
 use crate::sidecar::audit::chain;
-use crate::sidecar::audit::verify::{Break, Verified, verify};
+use crate::sidecar::audit::verify::{NotVerified, Verified, verify};
 
 pub fn run(args: &cli::Audit) -> Exit {
     let cli::Audit::Verify(args) = args;
@@ -17,16 +16,15 @@ pub fn run(args: &cli::Audit) -> Exit {
         Err(why) => return fail(Exit::Usage, &format!("`--public-key`: {why}")),
     };
     let result = verify(&args.file, key.as_deref());
-    let (text, exit) = match (&result, args.json) {
-        (Ok(whole), false) => (told(whole), Exit::Ok),
-        (Ok(whole), true) => (
-            json!({ "ok": true, "files": whole.files, "records": whole.records, "first": whole.first, "last": whole.last, "checkpoints": whole.checkpoints })
-                .to_string(),
-            Exit::Ok,
-        ),
-        (Err(Break { line: 0, why, file, .. }), false) => return fail(Exit::Unavailable, &format!("`{}` cannot be verified: {why}", file.display())),
-        (Err(at), false) => return fail(Exit::Failed, &at.to_string()),
-        (Err(at), true) => (broken(at).to_string(), Exit::Failed),
+    let exit = match &result {
+        Ok(_) => Exit::Ok,
+        Err(NotVerified::Broken(_)) => Exit::Failed,
+        Err(NotVerified::Unreadable { .. }) => Exit::Unavailable,
+    };
+    let text = match (&result, args.json) {
+        (Ok(whole), false) => summary(whole),
+        (Err(why), false) => return fail(exit, &why.to_string()),
+        (_, true) => as_json(&result).to_string(),
     };
     match writeln!(std::io::stdout(), "{text}") {
         Ok(()) => exit,
@@ -34,11 +32,11 @@ pub fn run(args: &cli::Audit) -> Exit {
     }
 }
 
-fn told(whole: &Verified) -> String {
+fn summary(whole: &Verified) -> String {
     let counted = |n: u64, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
     let beginning = match whole.first {
         0 | 1 => String::new(),
-        first => format!("; older ones than number {first} are not there any more"),
+        first => format!("; records before {first} have been deleted"),
     };
     format!(
         "the chain holds: {} in {}, numbers {} to {}, {}{beginning}",
@@ -50,6 +48,14 @@ fn told(whole: &Verified) -> String {
     )
 }
 
-fn broken(at: &Break) -> serde_json::Value {
-    json!({ "ok": false, "file": Path::new(&at.file), "line": at.line, "request_id": at.request_id, "why": at.why })
+fn as_json(result: &Result<Verified, NotVerified>) -> serde_json::Value {
+    match result {
+        Ok(whole) => {
+            json!({ "ok": true, "files": whole.files, "records": whole.records, "first": whole.first, "last": whole.last, "checkpoints": whole.checkpoints })
+        }
+        Err(NotVerified::Broken(at)) => {
+            json!({ "ok": false, "file": at.file.display().to_string(), "line": at.line, "request_id": at.request_id, "why": at.why })
+        }
+        Err(NotVerified::Unreadable { file, why }) => json!({ "ok": false, "file": file.display().to_string(), "why": why }),
+    }
 }

@@ -90,6 +90,7 @@ fn stale_keys(shared: &Shared) -> Vec<String> {
 }
 
 fn note_secrets(shared: &Shared) {
+    shared.metrics.forget_operators_series();
     for provider in shared.policy.load().providers.values() {
         if let Some(source) = &provider.secret {
             let health = shared.secrets.health(source);

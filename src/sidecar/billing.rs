@@ -1,9 +1,9 @@
 //! From tokens to cost to charge: what a request can cost at most, and what it did cost.
 //!
 //! Invariants:
-//! - What is held back is never less than what the provider can bill for the request, as far as
-//!   the request tells: a token has at least one byte, and no more tokens than the model's
-//!   context go in.
+//! - What is held back covers the request's own tokens: a token has at least one byte, and no more
+//!   tokens than the model's context go in. Searches, pictures, and what the provider's tools read
+//!   beyond [`TOOL_INPUT`] are charged afterwards.
 //! - A reply that does not say what it used is charged by its size, never with nothing.
 
 use super::config::ProviderConfig;

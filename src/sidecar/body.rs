@@ -6,7 +6,8 @@
 //! Invariants:
 //! - Every byte that is held is counted, including the read buffer that a kept piece pins.
 //! - A body must keep coming: [`IDLE_TIME`] between two pieces, and a mean rate. When memory runs
-//!   short, the body that came slowest makes room; when connections run short, likewise.
+//!   short, a body that stands still makes room, or the one that holds most; when connections run
+//!   short, the one with the lowest rate.
 //! - Large bodies never take the last quarter of the memory, so that a small request is served
 //!   whatever the large ones do.
 //! - Decoding gives the thread back after each chunk, so that no body holds up other requests.
@@ -414,7 +415,7 @@ async fn next_piece(body: &mut Incoming, upload: &Upload, len: usize) -> Result<
         biased;
         () = upload.evicted.notified() => Err(Denial::new(
             Code::BodyTimeout,
-            format!("the request body came too slowly while other requests waited for its place ({len} bytes in {} s)", upload.since.elapsed().as_secs()),
+            format!("the request body was given up to make room for others ({len} bytes in {} s)", upload.since.elapsed().as_secs()),
         )),
         frame = tokio::time::timeout_at(deadline.into(), frame) => frame.map_err(|_| Denial::new(
             Code::BodyTimeout,

@@ -93,7 +93,8 @@ impl Handle {
         })
     }
 
-    /// Whether it can go for others, and before which; `None` while it is being served.
+    /// How readily this connection can be closed to make room; `None` while its request is being
+    /// served.
     pub fn rank(&self) -> Option<Rank> {
         let stalled = || {
             let at = self.stalled.load(Ordering::Relaxed);
@@ -108,7 +109,8 @@ impl Handle {
         }
     }
 
-    /// Slows down a client whose requests are refused again and again, or asks for nothing but us.
+    /// Delays the answers to a client that is refused again and again, or that sends only requests
+    /// which the sidecar answers itself.
     async fn temper(&self, shared: &Shared, response: &Response<proxy::Answer>) {
         self.served.store(true, Ordering::Relaxed);
         if !response.body().is_local() {

@@ -231,7 +231,7 @@ impl Limiter {
             fits &= spent.usd + held.usd() + hold.usd() <= most;
         }
         if !(fits || alone || hold.is_empty()) {
-            let mut d = Denial::new(Code::Busy, format!("the rest of the budget of grant `{grant}` is held for requests that are under way"))
+            let mut d = Denial::new(Code::Busy, format!("the rest of the budget of grant `{grant}` is reserved for requests in progress"))
                 .hint("send it again when they are done");
             d.retry_after = Some(Duration::from_secs(1));
             return Err(d);

@@ -131,7 +131,7 @@ impl Metrics {
         let r = &mut m.registry;
         r.register("requests", "Requests, by what became of them; `code` is `ok`, `upstream_…` or the refusal's", m.requests.clone());
         r.register("tokens", "Tokens that replies reported; `input` excludes both kinds of cache", m.tokens.clone());
-        r.register("cost_usd", "What the tokens cost by the price table", m.cost.clone());
+        r.register("cost_usd", "What replies cost, by the provider's own bill or the price table", m.cost.clone());
         r.register("request_duration_seconds", "From a request's head to the end of its reply", m.duration.clone());
         r.register("time_to_first_byte_seconds", "From a request's head to the first byte of its reply's body", m.first_byte.clone());
         r.register("policy_reloads", "Readings of a changed configuration", m.reloads.clone());
@@ -191,6 +191,13 @@ impl Metrics {
 
     pub fn secret(&self, provider: &'static str, ok: bool) {
         self.secret_ok.get_or_create(&ProviderLabel { provider }).set(ok.into());
+    }
+
+    /// Grants and providers that are not configured any more have no series.
+    pub fn forget_operators_series(&self) {
+        self.budgets.clear();
+        self.secret_ok.clear();
+        self.credential_age.clear();
     }
 
     pub fn credential(&self, provider: &'static str, age: f64) {

@@ -312,7 +312,7 @@ enum AnswerKind {
 }
 
 impl Answer {
-    /// Nobody but us was asked for it.
+    /// Whether the sidecar made this answer without asking a provider.
     pub fn is_local(&self) -> bool {
         matches!(self.kind, AnswerKind::Own(_))
     }

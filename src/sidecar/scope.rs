@@ -145,8 +145,8 @@ pub struct Permit {
 }
 
 impl Permit {
-    /// Everything else about the request is fine, but for the thread that it wants to use. Asked
-    /// after the budget, so that a client which then sends it again does so once at most.
+    /// Refuses the request if its only fault is the thread. Asked after the budget, so that a client
+    /// which sends it again without a thread does so once.
     ///
     /// # Errors
     /// `scope_denied`, in the form by which the client falls back.

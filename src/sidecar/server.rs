@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU32;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -339,7 +339,7 @@ fn follow(path: &Path, shared: &Arc<Shared>, on: &Arc<AtomicBool>) -> std::io::R
 }
 
 /// Takes a changed configuration, or keeps the last good one and says so.
-fn reload(shared: &Shared, path: &PathBuf, last: &mut Vec<u8>) {
+fn reload(shared: &Shared, path: &Path, last: &mut Vec<u8>) {
     let now = match config::read(path) {
         Ok(now) => now,
         Err(e) => {

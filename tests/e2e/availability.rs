@@ -1,7 +1,7 @@
 //! No client can hold up another: what reads nothing, sends slowly, costs time to look through,
 //! or takes every place.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -31,7 +31,7 @@ async fn hold(sc: &Running, announced: usize, sent: usize) -> TcpStream {
     stream
 }
 
-/// Finding 4: bodies without their last bytes hold no memory that others need.
+/// Bodies without their last bytes hold no memory that others need.
 #[tokio::test]
 async fn bodies_that_do_not_come_make_room_for_those_that_do() {
     let up = Upstream::always(message()).await;
@@ -49,7 +49,7 @@ async fn bodies_that_do_not_come_make_room_for_those_that_do() {
     drop(held);
 }
 
-/// Finding 14: slow bodies on every connection do not lock others out, and are recorded.
+/// Slow bodies on every connection do not lock others out, and are recorded.
 #[tokio::test]
 async fn slow_bodies_on_every_connection_lock_nobody_out() {
     let up = Upstream::always(message()).await;
@@ -109,10 +109,10 @@ async fn readers_that_do_not_read_make_room() {
     until_async("a place", async || sc.post(MESSAGES, &[], BODY).await.status == 200).await;
 }
 
-/// Finding 13: whatever a body costs to look through, others are served meanwhile; what costs
-/// most is refused.
+/// Whatever a body costs to look through, others are served meanwhile; what costs most is refused.
+/// How long the others wait is measured in the long campaign.
 #[tokio::test]
-async fn no_body_costs_the_time_of_others() {
+async fn bodies_that_cost_too_much_are_refused_while_others_are_served() {
     let up = Upstream::always(message()).await;
     let sc = sidecar(&up).run().await;
     let keys = format!("{{\"model\":\"claude-sonnet-5\",{}\"z\":0}}", "\"İİ\":0,".repeat(1 << 20));
@@ -120,21 +120,16 @@ async fn no_body_costs_the_time_of_others() {
     for body in [keys, lists] {
         let long = sc.post(MESSAGES, &[], body);
         let quick = async {
-            let mut slowest = Duration::ZERO;
             for _ in 0..20 {
-                let since = Instant::now();
                 assert_eq!(sc.post(MESSAGES, &[], BODY).await.status, 200);
-                slowest = slowest.max(since.elapsed());
             }
-            slowest
         };
-        let (got, slowest) = tokio::join!(long, quick);
+        let (got, ()) = tokio::join!(long, quick);
         assert_eq!((got.status, got.code()), (400, "bad_request"));
-        println!("slowest beside it: {slowest:?}");
     }
 }
 
-/// Finding 22: a refusal that closes the connection says so.
+/// A refusal that closes the connection says so.
 #[tokio::test]
 async fn a_refusal_that_closes_says_so() {
     let up = Upstream::always(message()).await;
@@ -150,20 +145,22 @@ async fn a_refusal_that_closes_says_so() {
     }
 }
 
-/// Finding 5: lists of models are counted in the memory for bodies.
+/// Lists of models are counted in the memory for bodies, until the client has them.
 #[tokio::test]
 async fn lists_of_models_are_counted() {
-    let list =
-        format!("{{\"data\":[{}]}}", (0..20_000).map(|i| format!("{{\"id\":\"model-{i}\",\"pad\":\"{}\"}}", "x".repeat(100))).collect::<Vec<_>>().join(","));
-    let up = Upstream::always(json(&list)).await;
+    let half = format!("{{\"data\":[{}", "{\"id\":\"model\"},".repeat(100_000));
+    let up = Upstream::always(Reply::Open(half.into_bytes())).await;
     let sc = sidecar(&up).run().await;
     let free = sc.sidecar.shared.body_memory.free();
-    let got = sc.request("GET", "/openai/v1/models", &[], b"").await;
-    assert!(got.status == 200 && got.body.len() > 2_000_000);
+    let request = format!("GET /openai/v1/models HTTP/1.1\r\nHost: localhost:{}\r\n\r\n", sc.addr.port());
+    let mut stream = TcpStream::connect(sc.addr).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    until("the list to be counted", || sc.sidecar.shared.body_memory.free() + 1_500_000 < free).await;
+    drop(stream);
     until("the memory to be given back", || sc.sidecar.shared.body_memory.free() == free).await;
 }
 
-/// Finding 3: a flood of refused requests leaves a few records, which count all of it.
+/// A flood of refused requests leaves a few records, which count all of it.
 #[tokio::test]
 async fn refused_requests_wash_no_record_away() {
     let up = Upstream::always(message()).await;
@@ -195,5 +192,7 @@ async fn refused_requests_wash_no_record_away() {
     assert_eq!(all.iter().filter(|r| r["status"] == 200).count(), 1);
     let lines = std::fs::read_to_string(sc.path("audit.jsonl")).unwrap().lines().count();
     assert!(lines < 1200, "{lines} records for {FLOOD} refusals");
-    assert!(sc.admin("/metrics").await.text().contains("outrigger_refusals_coalesced_total"));
+    let text = sc.admin("/metrics").await.text();
+    let coalesced = text.lines().find_map(|l| l.strip_prefix("outrigger_refusals_coalesced_total ")).unwrap();
+    assert!(coalesced.parse::<f64>().unwrap() > 1000.0, "{coalesced}");
 }

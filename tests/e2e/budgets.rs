@@ -20,7 +20,7 @@ async fn charged(sc: &Running, records: usize) -> (u64, f64) {
     charges.fold((0, 0.0), |sum, one| (sum.0 + one.0, sum.1 + one.1))
 }
 
-/// Finding 2: a reply that ends well and reports no usage is charged by its size.
+/// A reply that ends well and reports no usage is charged by its size.
 #[tokio::test]
 async fn no_usage_is_not_free() {
     let text = "data: {\"choices\":[{\"delta\":{\"content\":\"hello there\"}}]}\n\n".repeat(100);
@@ -49,7 +49,7 @@ async fn no_usage_is_not_free() {
     }
 }
 
-/// Finding 6: a burst spends what is left and one request's error at most.
+/// A burst spends what is left and one request's error at most.
 #[tokio::test]
 async fn a_burst_does_not_overshoot() {
     const BILLED: u64 = 100_000;
@@ -78,7 +78,7 @@ async fn a_burst_does_not_overshoot() {
     assert_eq!(sc.post(MESSAGES, &[], body).await.code(), "budget_exhausted");
 }
 
-/// Finding 6: whoever leaves early pays what the request can have cost.
+/// Whoever leaves early pays what the request can have cost.
 #[tokio::test]
 async fn leaving_before_the_reply_costs_what_it_can_have_cost() {
     let up = Upstream::always(Reply::Silence).await;
@@ -121,7 +121,7 @@ async fn a_stream_that_is_left_costs_what_passed() {
     assert!((50 + 1024..50 + 1200).contains(&tokens), "{tokens}");
 }
 
-/// Finding 11: the grant that lets the provider choose pays for it.
+/// The grant that lets the provider choose pays for it.
 #[tokio::test]
 async fn the_grant_that_allows_is_the_grant_that_pays() {
     let up = Upstream::always(message()).await;
@@ -132,7 +132,7 @@ async fn the_grant_that_allows_is_the_grant_that_pays() {
     assert_eq!(sc.post(MESSAGES, &[], BODY).await.status, 200, "the other grant has no budget");
 }
 
-/// Finding 12: fast modes, searches and pictures are paid.
+/// Fast modes, searches and pictures are paid.
 #[tokio::test]
 async fn what_is_billed_beside_tokens_is_paid() {
     let fast = json!({ "model": "claude-opus-5-5", "usage": { "input_tokens": 0, "output_tokens": 1_000_000, "speed": "fast", "inference_geo": "us", "server_tool_use": { "web_search_requests": 100 } } });

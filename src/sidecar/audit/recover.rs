@@ -72,7 +72,13 @@ fn follow(path: &Path, state: &mut State, head: &mut Head, all: bool) -> Result<
     let newest = files.iter().rev().find_map(|f| tail(f));
     let mut last = newest.clone();
     let is_known = newest.is_some_and(|line| serde_json::from_slice::<Line>(&line).is_ok_and(|l| l.seq == state.seq));
-    let unread = if is_known && !all { 0 } else { 2 };
+    // As many files as hold records that the state does not know; of the notes, the last two.
+    let begins_before = |file: &&PathBuf| first_seq(file).is_some_and(|first| first <= state.seq + 1);
+    let unread = match (is_known, all) {
+        (true, false) => 0,
+        (true, true) => 2,
+        (false, _) => files.iter().rev().position(|f| begins_before(&f)).map_or(files.len(), |i| i + 1).max(2),
+    };
     for file in files.iter().rev().take(unread).rev() {
         let opened = File::open(file).map_err(|e| format!("the audit file `{}` cannot be read: {e}", file.display()))?;
         for line in BufReader::new(opened).split(b'\n') {
@@ -108,6 +114,13 @@ fn tail(path: &Path) -> Option<Vec<u8>> {
     let end = memchr::memrchr(b'\n', &bytes)?;
     let begin = memchr::memrchr(b'\n', &bytes[..end]).map_or(0, |i| i + 1);
     Some(bytes[begin..end].to_vec())
+}
+
+/// The number of the first record of a file.
+fn first_seq(path: &Path) -> Option<u64> {
+    let mut line = Vec::new();
+    BufReader::new(File::open(path).ok()?).read_until(b'\n', &mut line).ok()?;
+    serde_json::from_slice::<Line>(&line).ok().map(|l| l.seq)
 }
 
 /// Makes a record of a note, and charges what was held back.

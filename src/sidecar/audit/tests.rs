@@ -1,6 +1,6 @@
 use std::path::{Path, PathBuf};
 
-use super::verify::{Verified, verify};
+use super::verify::{Break, NotVerified, Verified};
 use super::*;
 use crate::sidecar::ledger::{State, grant_id};
 use crate::sidecar::limit::{Ledger, Limits};
@@ -22,8 +22,16 @@ fn everything(config: &AuditConfig) -> Vec<serde_json::Value> {
     file::all(config.file.as_ref().unwrap()).iter().flat_map(|f| lines(f)).collect()
 }
 
+/// The first break, which there must be.
+fn first_break(path: &Path, key: Option<&[u8]>) -> Break {
+    match verify::verify(path, key) {
+        Err(NotVerified::Broken(at)) => at,
+        other => panic!("{other:?}"),
+    }
+}
+
 fn verified(config: &AuditConfig) -> Verified {
-    verify(config.file.as_ref().unwrap(), None).unwrap()
+    verify::verify(config.file.as_ref().unwrap(), None).unwrap()
 }
 
 /// Waits for a condition that another thread brings about.
@@ -127,7 +135,7 @@ fn a_change_or_a_missing_record_is_named() {
     let whole = std::fs::read_to_string(&path).unwrap();
     let broken = |text: String| {
         std::fs::write(&path, text).unwrap();
-        verify(&path, None).unwrap_err()
+        first_break(&path, None)
     };
     let all: Vec<&str> = whole.lines().collect();
     let changed = broken(whole.replacen("\"decision\":\"deny\"", "\"decision\":\"allow\"", 3));
@@ -154,7 +162,7 @@ fn records_that_were_cut_off_at_the_end_are_missed_by_the_next_process() {
     let (audit, writer) = open(&config).unwrap();
     drop(audit.entry());
     close(writer);
-    let found = verify(&path, None).unwrap_err();
+    let found = first_break(&path, None);
     assert!(found.line == 3 && found.why.contains("record 5 follows record 2"), "{found}");
 }
 
@@ -172,8 +180,13 @@ fn a_signed_chain_is_verified_by_its_public_key() {
         close(writer);
     }
     let path = config.file.clone().unwrap();
-    assert_eq!(verify(&path, Some(&public)).unwrap().checkpoints, 2);
-    assert!(verify(&path, Some(&[7; 32])).unwrap_err().why.contains("not signed"));
+    assert_eq!(verify::verify(&path, Some(&public)).unwrap().checkpoints, 2);
+    let unsigned: String = std::fs::read_to_string(&path).unwrap().lines().filter(|l| !l.contains("checkpoint")).take(1).map(|l| format!("{l}\n")).collect();
+    let forged = dir.path().join("forged.jsonl");
+    std::fs::write(&forged, unsigned).unwrap();
+    assert!(first_break(&forged, Some(&public)).why.contains("no signed checkpoint"));
+    assert!(matches!(verify::verify(&dir.path().join("none"), None), Err(NotVerified::Unreadable { .. })));
+    assert!(first_break(&path, Some(&[7; 32])).why.contains("does not match"));
 }
 
 #[test]

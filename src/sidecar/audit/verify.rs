@@ -18,11 +18,31 @@ pub struct Verified {
     pub checkpoints: u64,
 }
 
+/// Why a chain was not found to hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NotVerified {
+    /// A file is not there or cannot be read.
+    Unreadable {
+        file: PathBuf,
+        why: String,
+    },
+    Broken(Break),
+}
+
+impl std::fmt::Display for NotVerified {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            NotVerified::Unreadable { file, why } => write!(f, "`{}` cannot be verified: {why}", file.display()),
+            NotVerified::Broken(at) => at.fmt(f),
+        }
+    }
+}
+
 /// Where a chain breaks first.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Break {
     pub file: PathBuf,
-    /// Counted from 1.
+    /// Counted from 1; 0 where no line is to blame.
     pub line: u64,
     pub request_id: Option<String>,
     pub why: String,
@@ -43,20 +63,20 @@ impl std::fmt::Display for Break {
 ///
 /// # Errors
 /// The first break, or why a file cannot be read.
-pub fn verify(path: &Path, public_key: Option<&[u8]>) -> Result<Verified, Break> {
+pub fn verify(path: &Path, public_key: Option<&[u8]>) -> Result<Verified, NotVerified> {
     let files = file::all(path);
-    let whole = |why: &str| Break { file: path.to_owned(), line: 0, request_id: None, why: why.to_owned() };
     if files.is_empty() {
-        return Err(whole("there is no such file"));
+        return Err(NotVerified::Unreadable { file: path.to_owned(), why: "there is no such file".into() });
     }
     let mut done = Verified { files: files.len(), records: 0, first: 0, last: 0, checkpoints: 0 };
     let mut prev: Option<String> = None;
     for file in &files {
-        let at = |line: u64, id: Option<&String>, why: String| Break { file: file.clone(), line, request_id: id.cloned(), why };
-        let opened = File::open(file).map_err(|e| at(0, None, format!("it cannot be read: {e}")))?;
+        let unreadable = |e: std::io::Error| NotVerified::Unreadable { file: file.clone(), why: e.to_string() };
+        let at = |line: u64, id: Option<&String>, why: String| NotVerified::Broken(Break { file: file.clone(), line, request_id: id.cloned(), why });
+        let opened = File::open(file).map_err(unreadable)?;
         for (n, line) in BufReader::new(opened).split(b'\n').enumerate() {
             let n = n as u64 + 1;
-            let line = line.map_err(|e| at(n, None, format!("it cannot be read: {e}")))?;
+            let line = line.map_err(unreadable)?;
             let links: Links = serde_json::from_slice(&line).map_err(|e| at(n, None, format!("the line is not a record: {e}")))?;
             let id = links.request_id.as_ref();
             match &prev {
@@ -74,8 +94,11 @@ pub fn verify(path: &Path, public_key: Option<&[u8]>) -> Result<Verified, Break>
             }
             if let Some(checkpoint) = &links.checkpoint {
                 let speaks_of_it = prev.as_ref().is_none_or(|p| *p == checkpoint.head) && checkpoint.seq + 1 == links.seq;
-                if !speaks_of_it || public_key.is_some_and(|key| !checkpoint.is_signed_by(key)) {
-                    return Err(at(n, id, "the checkpoint is not signed by this key for this place in the chain".into()));
+                if !speaks_of_it {
+                    return Err(at(n, id, "the checkpoint does not belong to this place in the chain".into()));
+                }
+                if public_key.is_some_and(|key| !checkpoint.is_signed_by(key)) {
+                    return Err(at(n, id, "the checkpoint's signature does not match the public key".into()));
                 }
                 done.checkpoints += 1;
             }
@@ -84,7 +107,7 @@ pub fn verify(path: &Path, public_key: Option<&[u8]>) -> Result<Verified, Break>
         }
     }
     if public_key.is_some() && done.checkpoints == 0 {
-        return Err(whole("it holds no signed checkpoint"));
+        return Err(NotVerified::Broken(Break { file: path.to_owned(), line: 0, request_id: None, why: "it holds no signed checkpoint".into() }));
     }
     Ok(done)
 }

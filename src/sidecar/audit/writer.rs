@@ -231,6 +231,7 @@ impl Writing {
             fail(shared, &e);
             tries += 1;
             if (closing || shared.lock().closing) && tries > 3 {
+                tracing::error!(bytes = lines.len(), "audit records could not be written before the process ended");
                 return false;
             }
             std::thread::sleep(RETRY);

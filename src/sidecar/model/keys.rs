@@ -248,7 +248,7 @@ mod tests {
 
     #[test]
     fn every_key_has_one_meaning_and_a_bit() {
-        assert!(COUNT + 32 < 128, "the bits of an object's keys");
+        const { assert!(COUNT + 32 < 128, "the bits of an object's keys") };
         assert_eq!(TABLES.exact.len(), DECIDING.len());
         assert!(TABLES.longest < TABLES.possible.0.len());
         for (name, _) in DECIDING {
