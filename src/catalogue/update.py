@@ -3,7 +3,7 @@
 
 usage: pip download --no-deps litellm==VERSION -d DIR && update.py DIR/litellm-*.whl > prices.tsv
 """
-import hashlib, json, re, sys, zipfile
+import datetime, hashlib, json, re, sys, zipfile
 
 PROVIDERS = {  # litellm's name -> ours
     "anthropic": "anthropic", "openai": "openai", "gemini": "google", "groq": "groq", "mistral": "mistral", "xai": "xai",
@@ -45,7 +45,7 @@ for key, v in table.items():
         search(v), per_million(v.get("input_cost_per_image_token")), per_million(v.get("output_cost_per_image_token")),
     ]
 print(f"# Prices in USD per 1,000,000 tokens. Source: litellm {version} (PyPI wheel), sha256 {hashlib.sha256(wheel).hexdigest()}.")
-print("# Taken 2026-11-21. Copyright (c) 2023 Berri AI, MIT License: permission is granted, free of charge, to use, copy, modify, merge,")
+print(f"# Taken {datetime.date.today()}. Copyright (c) 2023 Berri AI, MIT License: permission is granted, free of charge, to use, copy, modify, merge,")
 print("# publish, distribute, sublicense and/or sell copies, provided that this notice is kept. Provided \"as is\", without warranty.")
 print("# provider\tmodel\tinput\toutput\tcache_read\tcache_write\tcache_write_1h\tabove_tokens\tinput_above\toutput_above\tcache_read_above\tcache_write_above\tpriority_factor\tflex_factor\tmax_input\tmax_output\tfast_factor\tus_factor\tsearch_usd\timage_input\timage_output")
 for (p, m), r in sorted(rows.items(), key=lambda kv: (kv[0][0] + "\t" + kv[0][1]).encode()):
