@@ -1,6 +1,5 @@
 //! A token that whoever calls a port must present. Compared in constant time.
 
-use std::fmt::Write;
 use std::num::NonZeroU32;
 use std::path::Path;
 
@@ -82,10 +81,10 @@ impl PartialEq for Token {
 
 /// Two digits a byte.
 pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut out, b| {
-        let _ = write!(out, "{b:02x}");
-        out
-    })
+    let digit = |n: u8| char::from(b"0123456789abcdef"[usize::from(n)]);
+    let mut out = String::with_capacity(2 * bytes.len());
+    bytes.iter().for_each(|b| out.extend([digit(b >> 4), digit(b & 15)]));
+    out
 }
 
 /// Hex digits as the letters `a` to `p`.

@@ -174,10 +174,13 @@ impl Notes {
     pub fn tidy(&self) {
         self.try_again();
         let mut places = self.lock();
-        let stale = std::mem::take(&mut places.stale);
+        let mut stale = std::mem::take(&mut places.stale);
         if stale.is_empty() {
             return;
         }
+        // A place that was taken and released many times since is emptied once.
+        stale.sort_unstable();
+        stale.dedup();
         let free: std::collections::BTreeSet<Place> = places.free.iter().copied().collect();
         for place in stale.into_iter().filter(|p| free.contains(p)) {
             let _ = self.file.write_all_at(b"\0", u64::from(place) * PLACE as u64);
