@@ -57,7 +57,7 @@ impl Prices<'_> {
         }
         let cost = facts.cost();
         let mode = Mode { tier: cost.priority.then_some("priority"), fast: cost.fast, us_only: cost.us_only };
-        let whole_context = facts.has_stored_input() || cost.unseen;
+        let whole_context = facts.may_fill_context();
         let (mut tokens, mut usd) = (0, 0.0);
         for model in facts.models() {
             let price = self.of_any(model);

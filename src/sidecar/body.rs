@@ -236,13 +236,7 @@ impl BodyMemory {
             || uploads.open.iter().filter(|(id, _)| Some(**id) != but).map(|(_, u)| (u, *lock(&u.progress))).filter(|(_, p)| !p.evicted && p.held > 0);
         let still = candidates().filter(|(_, p)| now - p.last > GRACE).max_by_key(|(_, p)| (now - p.last, p.held));
         let greedy = || candidates().filter(|(_, p)| p.held > fair && p.held > mine).max_by_key(|(_, p)| p.held);
-        match still.or_else(greedy) {
-            Some((upload, _)) => {
-                upload.evict();
-                true
-            }
-            None => false,
-        }
+        still.or_else(greedy).map(|(upload, _)| upload.evict()).is_some()
     }
 
     /// Ends the upload with the lowest mean rate, of those that have taken longer than `age`, to
@@ -252,13 +246,7 @@ impl BodyMemory {
         let now = Instant::now();
         let rate = |u: &Upload, p: &Progress| (p.held as u128 * 1_000_000) / (now - u.since).as_micros().max(1);
         let slowest = uploads.open.values().map(|u| (u, *lock(&u.progress))).filter(|(u, p)| !p.evicted && now - u.since > age).min_by_key(|(u, p)| rate(u, p));
-        match slowest {
-            Some((upload, _)) => {
-                upload.evict();
-                true
-            }
-            None => false,
-        }
+        slowest.map(|(upload, _)| upload.evict()).is_some()
     }
 
     fn list(&self) -> Listed<'_> {

@@ -267,9 +267,13 @@ impl Admission {
         self.limiters.iter().filter(|l| l.limits.has_budget())
     }
 
+    fn payer_ids(&self) -> Vec<Arc<str>> {
+        self.payers().map(|l| l.id.clone()).collect()
+    }
+
     /// What it is charged if nothing more is heard of it; `None` where no budget pays.
     pub fn held(&self) -> Option<Charge> {
-        let grants: Vec<Arc<str>> = self.payers().map(|l| l.id.clone()).collect();
+        let grants = self.payer_ids();
         let charge = Charge { tokens: self.held.tokens, usd: self.held.usd(), grants, at: jiff::Timestamp::now().as_second() };
         (!charge.grants.is_empty()).then_some(charge)
     }
@@ -306,7 +310,7 @@ impl Admission {
             return;
         }
         let at = jiff::Timestamp::now().as_second();
-        let grants: Vec<Arc<str>> = self.payers().map(|l| l.id.clone()).collect();
+        let grants = self.payer_ids();
         if grants.is_empty() {
             return;
         }

@@ -102,8 +102,7 @@ async fn decide(shared: &Arc<Shared>, policy: &Arc<Policy>, parts: &Parts, body:
         return Ok(Outcome::Models(filtered));
     }
     let notices = refusal::is_claude_code(&parts.headers);
-    let cost = facts.cost();
-    let (max_output, whole_context) = (cost.most_output(), cost.unseen || facts.has_stored_input());
+    let (max_output, whole_context) = (facts.cost().most_output(), facts.may_fill_context());
     Ok(Outcome::Reply(Call { shared: shared.clone(), route, permit, max_output, whole_context, notices }, reply))
 }
 

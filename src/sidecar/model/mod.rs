@@ -99,9 +99,10 @@ impl RequestFacts {
         self.cost
     }
 
-    /// Part of the input is kept at the provider.
-    pub fn has_stored_input(&self) -> bool {
-        self.features.contains(&Feature::StoredObjects) || self.thread || !self.references.is_empty()
+    /// Part of the input is not in the body, so it is counted as the model's whole context: it is
+    /// kept at the provider, or stands where its size cannot be seen.
+    pub fn may_fill_context(&self) -> bool {
+        self.cost.unseen || self.features.contains(&Feature::StoredObjects) || self.thread || !self.references.is_empty()
     }
 
     fn feature(&mut self, feature: Feature) {
