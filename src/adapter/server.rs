@@ -5,7 +5,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use hyper::Request;
@@ -25,6 +25,7 @@ use super::runtime::Runtime;
 use super::session::{Command, Ended, Parts, Rebuilt, Session, SharedStatus, Status};
 use super::stream_api::Tickets;
 use super::{input_api, stream_api};
+use crate::base::sync::lock;
 use crate::base::token::random_hex;
 use crate::event::{InputMode, InputSource};
 
@@ -61,7 +62,7 @@ pub struct Shared {
 
 impl Shared {
     pub fn status(&self) -> Value {
-        let s = self.status.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let s = lock(&self.status).clone();
         json!({
             "session_id": self.session_id,
             "state": s.state,
@@ -80,7 +81,7 @@ impl Shared {
 
     /// `starting`, `idle`, `busy`, `restarting`, `ended`.
     pub fn state(&self) -> &'static str {
-        self.status.lock().unwrap_or_else(PoisonError::into_inner).state
+        lock(&self.status).state
     }
 
     pub fn is_draining(&self) -> bool {

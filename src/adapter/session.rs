@@ -14,7 +14,7 @@ mod record;
 
 use std::collections::VecDeque;
 use std::process::ExitStatus;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::json;
@@ -32,6 +32,7 @@ use super::journal;
 use super::process;
 use super::runtime::{Action, Decision, Permissions, Phase, Translator, effective_mode};
 use super::transport::{self, Heard};
+use crate::base::sync::lock;
 use crate::event::{ErrorCode, ErrorEvent, InputMode, Payload, SessionEnd, SessionEndReason, TurnEndReason, TurnStart, Unparsed, Warning};
 
 /// After this a CLI that was told to stop its turn is restarted.
@@ -628,7 +629,7 @@ impl Session {
     }
 
     fn set_state(&self, state: &'static str) {
-        let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut status = lock(&self.status);
         status.state = state;
         status.turn = self.balance.turns;
         status.native_session_id.clone_from(&self.balance.native_session_id);

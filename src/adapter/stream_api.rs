@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -21,6 +21,7 @@ use super::input_api;
 use super::journal::Cursor;
 use super::server::Shared;
 use super::view::{Shape, View, Wish};
+use crate::base::sync::lock;
 use crate::base::token::Token;
 use crate::event::{self, Payload};
 
@@ -43,7 +44,7 @@ pub struct Tickets(Mutex<VecDeque<(String, Instant)>>);
 impl Tickets {
     fn issue(&self) -> Result<String, getrandom::Error> {
         let ticket = Token::draw()?;
-        let mut tickets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tickets = lock(&self.0);
         while tickets.len() >= MAX_TICKETS || tickets.front().is_some_and(|(_, until)| *until < Instant::now()) {
             tickets.pop_front();
         }
@@ -53,7 +54,7 @@ impl Tickets {
 
     /// Random and short-lived: which of them it is may show in the time that this takes.
     fn admits(&self, presented: &str) -> bool {
-        let tickets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let tickets = lock(&self.0);
         tickets.iter().any(|(ticket, until)| ticket == presented && *until >= Instant::now())
     }
 }

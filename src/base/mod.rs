@@ -6,4 +6,5 @@ pub mod json;
 pub mod logging;
 pub mod settings;
 pub mod sse;
+pub mod sync;
 pub mod token;

@@ -6,13 +6,14 @@
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use super::{Ask, Tool, example};
 use crate::base::settings::{Problems, Section, parse_yaml};
+use crate::base::sync::lock;
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum Step {
@@ -165,7 +166,7 @@ impl Script {
 
     /// How often this was asked before.
     fn count(&self, key: &str) -> usize {
-        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut asked = lock(&self.asked);
         let n = asked.entry(key.to_owned()).or_default();
         *n += 1;
         *n - 1

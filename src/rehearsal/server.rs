@@ -7,7 +7,7 @@ use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -25,6 +25,7 @@ use tokio::time::Sleep;
 
 use super::script::{Reply, Script, Step};
 use super::{APIS, Api, Ask, MODELS, Wanted, tokens};
+use crate::base::sync::lock;
 
 const MAX_BODY: usize = 64 << 20;
 
@@ -148,7 +149,7 @@ fn answer(stage: &Stage, api: &Api, wanted: &Wanted, ask: &Ask) -> (Response<Pla
 
 impl Stage {
     fn note(&self, line: &Value) {
-        if let Some(file) = self.log.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+        if let Some(file) = lock(&self.log).as_mut() {
             let _ = writeln!(file, "{line}");
         }
     }

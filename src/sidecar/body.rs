@@ -15,7 +15,7 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead, Read};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -25,6 +25,7 @@ use hyper::header::{CONTENT_ENCODING, CONTENT_LENGTH, HeaderMap};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use super::refusal::{Code, Denial};
+use crate::base::sync::lock;
 
 /// Largest body, compressed or decoded; Anthropic's own limit.
 pub const MAX_BODY: usize = 32 * 1024 * 1024;
@@ -183,10 +184,6 @@ impl Default for BodyMemory {
     fn default() -> Self {
         BodyMemory { all: Arc::new(Semaphore::new(MEMORY)), large: Arc::new(Semaphore::new(LARGE_MEMORY)), uploads: Mutex::default() }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl BodyMemory {

@@ -8,7 +8,7 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -28,6 +28,7 @@ use super::proxy::{self, Busy, BusyFlag, Shared};
 use super::refusal::{Client, Code, Denial};
 use super::route;
 use crate::base::framing::{Fault, Scanner, Verdict};
+use crate::base::sync::lock;
 
 /// A head, once begun (or a connection, once made), must be whole within this time.
 const HEAD_TIME: Duration = Duration::from_secs(10);
@@ -171,7 +172,7 @@ pub async fn serve(shared: Arc<Shared>, stream: TcpStream, handle: Arc<Handle>, 
         }
     }
     let mut io = connection.into_parts().io.into_inner().io;
-    let fault = handle.fault.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let fault = lock(&handle.fault).take();
     let end = async {
         if let Some((fault, line)) = fault.filter(|_| !handle.last.load(Ordering::Acquire)) {
             let _ = tokio::time::timeout(LINGER_TIME, refuse(&shared, &mut io, fault, &line)).await;
@@ -304,7 +305,7 @@ impl AsyncRead for Strict {
                 buf.set_filled(before + good);
                 this.over = true;
                 let line = this.scanner.refused_line().to_owned();
-                *this.handle.fault.lock().unwrap_or_else(PoisonError::into_inner) = Some((fault, line));
+                *lock(&this.handle.fault) = Some((fault, line));
                 if good == 0 { this.after_the_end(cx) } else { Poll::Ready(Ok(())) }
             }
             Verdict::BadBody { good, fault } => {

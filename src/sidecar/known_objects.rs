@@ -4,9 +4,10 @@
 //! code ran in). What a reply to this session has named may be named again without a grant's
 //! `stored_objects`; any other id could be another session's.
 
+use crate::base::sync::lock;
 use std::collections::{HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 /// Ids that are remembered, the latest: some 100 replies of many items each, in about 1 MiB.
 const MAX: usize = 32_768;
@@ -25,7 +26,7 @@ struct Known {
 
 impl KnownObjects {
     fn lock(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.known)
     }
 
     /// Remembers what a reply of this provider named.

@@ -13,7 +13,7 @@
 use std::collections::HashMap;
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use governor::clock::{Clock, DefaultClock};
@@ -23,6 +23,7 @@ use super::ledger::{Counts, DAY, State, grant_id};
 use super::record::Charge;
 use super::refusal::{Code, Denial};
 use super::scope::Permit;
+use crate::base::sync::lock;
 
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Limits {
@@ -101,11 +102,6 @@ pub struct Ledger {
     /// What grants had spent before this process.
     before: HashMap<Arc<str>, Counts>,
     limiters: Mutex<HashMap<Arc<str>, Arc<Limiter>>>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A poisoned count is still a count.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Ledger {

@@ -2,8 +2,8 @@
 //! that a client sends can make a new series.
 
 use std::collections::BTreeSet;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicI64, AtomicU64};
-use std::sync::{Mutex, PoisonError};
 
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
@@ -14,12 +14,13 @@ use prometheus_client::registry::Registry;
 
 use super::limit::Usage;
 use super::record::{Decision, Record};
+use crate::base::sync::lock;
 
 /// A provider's name as a label: kept for good, once for each name that was ever configured,
 /// so that counting a request copies no text.
 pub fn label(name: &str) -> &'static str {
     static KNOWN: Mutex<BTreeSet<&'static str>> = Mutex::new(BTreeSet::new());
-    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut known = lock(&KNOWN);
     if let Some(label) = known.get(name) {
         return label;
     }

@@ -3,8 +3,8 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use arc_swap::ArcSwap;
@@ -35,6 +35,7 @@ use super::scope::Permit;
 use super::secret::Store;
 use super::upstream::{self, Upstream};
 use super::{guard, limit, model, models, relay, route, scope, sign};
+use crate::base::sync::lock;
 
 /// What every request shares.
 #[derive(Debug)]
@@ -273,7 +274,7 @@ impl BusyFlag {
 
     /// Wakes this task when the request that is being served is over.
     pub fn wake_after(&self, waker: &Waker) {
-        *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) = Some(waker.clone());
+        *lock(&self.waiting) = Some(waker.clone());
     }
 }
 
@@ -289,7 +290,7 @@ impl Drop for Busy {
     fn drop(&mut self) {
         self.flag.busy.store(false, Ordering::Release);
         self.shared.metrics.in_flight.dec();
-        if let Some(waker) = self.flag.waiting.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        if let Some(waker) = lock(&self.flag.waiting).take() {
             waker.wake();
         }
     }

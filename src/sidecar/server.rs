@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU32;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -31,6 +31,7 @@ use super::metrics::Metrics;
 use super::proxy::{RETRY_MEMORY, Shared};
 use super::secret::{Kind, Store};
 use super::upstream::Upstream;
+use crate::base::sync::lock;
 
 /// How often files are looked at: grants within 1 s, keys within 2 s, with room to spare.
 const LOOK: Duration = Duration::from_millis(250);
@@ -218,7 +219,7 @@ async fn accept(shared: Arc<Shared>, listener: TcpListener, open: Open, mut stop
             }
             Ok((stream, _)) => {
                 id += 1;
-                let full = open.lock().unwrap_or_else(PoisonError::into_inner).len() >= shared.config.connections;
+                let full = lock(&open).len() >= shared.config.connections;
                 match admit(&shared, &open, loopback_v6 | id) {
                     Some(handle) => {
                         connections.spawn(tracked(shared.clone(), stream, handle, open.clone(), loopback_v6 | id, stop.clone()));
@@ -244,7 +245,7 @@ async fn accept(shared: Arc<Shared>, listener: TcpListener, open: Open, mut stop
 /// A place for a new connection. At the limit, the connection that is needed least makes room;
 /// or the request whose body comes slowest does, by being refused.
 fn admit(shared: &Shared, open: &Open, id: u64) -> Option<Arc<Handle>> {
-    let mut open = open.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut open = lock(open);
     if open.len() >= shared.config.connections {
         let least = open.iter().filter_map(|(id, h)| Some((h.rank()?, *id))).min();
         let leaving = match least {
@@ -270,7 +271,7 @@ async fn tracked(shared: Arc<Shared>, stream: TcpStream, handle: Arc<Handle>, op
     shared.metrics.connections.inc();
     connection::serve(shared.clone(), stream, handle, stop).await;
     shared.metrics.connections.dec();
-    open.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+    lock(&open).remove(&id);
 }
 
 async fn serve_admin(shared: Arc<Shared>, listener: TcpListener, mut end: watch::Receiver<bool>) {

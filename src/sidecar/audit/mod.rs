@@ -22,7 +22,7 @@ pub mod verify;
 mod writer;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 pub use self::recover::{Recovered, recover};
@@ -35,6 +35,7 @@ use super::limit::{Admission, Utilisation};
 use super::metrics::Metrics;
 use super::record::{Charge, Decision, Record};
 use super::refusal::{Code, Denial};
+use crate::base::sync::lock;
 use crate::base::token::lettered;
 
 /// What may wait in memory; when it is full, connections are closed unserved.
@@ -173,7 +174,7 @@ struct Mark {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.waiting)
     }
 
     fn push(&self, record: &mut Record, place: Option<Place>) {

@@ -8,11 +8,12 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
+use crate::base::sync::lock;
 use crate::sidecar::record::{Charge, Record};
 
 /// Bytes of a place; a longer note is cut down to what is needed to charge it.
@@ -100,7 +101,7 @@ impl Notes {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Places> {
-        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.places)
     }
 
     /// Notes a request that is about to go upstream.

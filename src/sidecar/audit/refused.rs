@@ -6,11 +6,12 @@
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 
+use crate::base::sync::lock;
 use crate::sidecar::metrics::Metrics;
 use crate::sidecar::record::Record;
 
@@ -44,7 +45,7 @@ impl Default for Refused {
 
 impl Refused {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<&'static str, Group>> {
-        self.groups.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.groups)
     }
 
     /// May one more have a record of its own?

@@ -22,6 +22,7 @@ use tokio::sync::watch;
 use zeroize::Zeroizing;
 
 use super::redact::Patterns;
+use crate::base::sync::lock;
 
 /// Where one key comes from.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -167,13 +168,13 @@ impl Store {
     }
 
     fn wake(&self) {
-        *self.hurry.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        *lock(&self.hurry.0) = true;
         self.hurry.1.notify_all();
     }
 
     /// Waits until files are to be looked at again: after `time`, or when a request asks for it.
     pub fn wait(&self, time: Duration) {
-        let hurried = self.hurry.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let hurried = lock(&self.hurry.0);
         let mut hurried = self.hurry.1.wait_timeout_while(hurried, time, |h| !*h).unwrap_or_else(PoisonError::into_inner).0;
         *hurried = false;
     }
@@ -244,7 +245,7 @@ impl Store {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Source, Entry>> {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.entries)
     }
 
     fn is_due(&self, source: &Source) -> bool {

@@ -18,7 +18,7 @@ mod tls;
 use std::error::Error as StdError;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use hyper::body::Incoming;
@@ -36,6 +36,7 @@ use super::config::Timeouts;
 
 use super::refusal::{Code, Denial};
 use super::sign::SignedRequest;
+use crate::base::sync::lock;
 
 /// Interim responses (1xx) before the real one.
 const MAX_INTERIM: u32 = 16;
@@ -81,7 +82,7 @@ impl Upstream {
         let too_many = Mutex::new(Some(too_many));
         hyper::ext::on_informational(&mut request, move |_| {
             if interim.fetch_add(1, Ordering::Relaxed) == MAX_INTERIM
-                && let Some(tx) = too_many.lock().unwrap_or_else(PoisonError::into_inner).take()
+                && let Some(tx) = lock(&too_many).take()
             {
                 let _ = tx.send(());
             }

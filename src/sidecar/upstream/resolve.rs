@@ -13,12 +13,13 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
 use super::connect::ConnectError;
+use crate::base::sync::lock;
 
 /// Names that can be looked up at the same time.
 const THREADS: usize = 8;
@@ -126,10 +127,6 @@ fn work(queue: &Mutex<mpsc::Receiver<(String, watch::Sender<Answer>)>>, names: &
         }
         answer.send_replace(Some(found.map_err(|e| e.to_string())));
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
