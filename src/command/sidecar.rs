@@ -20,10 +20,20 @@ pub fn run(args: &cli::Sidecar) -> Exit {
     for weakness in hardened {
         tracing::warn!("{weakness}");
     }
+    keep_freed_memory();
     match runtime(&config) {
         Ok(runtime) => runtime.block_on(serve(args)),
         Err(e) => fail(Exit::Unavailable, &format!("cannot start: {e}")),
     }
+}
+
+/// Has glibc keep up to twice this much freed memory at the end of its heap. By default it gives
+/// everything beyond 128 KiB back to the kernel and fetches it again with the next body; it keeps
+/// more once a block that it had mapped is freed (`M_TRIM_THRESHOLD` in mallopt(3)).
+const HEAP_BLOCK: usize = 512 * 1024;
+
+fn keep_freed_memory() {
+    drop(std::hint::black_box(Vec::<u8>::with_capacity(HEAP_BLOCK)));
 }
 
 fn runtime(config: &Config) -> std::io::Result<tokio::runtime::Runtime> {

@@ -40,6 +40,8 @@ const IDLE_TIME: Duration = Duration::from_secs(15);
 const BASE_TIME: Duration = Duration::from_secs(30);
 /// … but never longer than this.
 const MAX_TIME: Duration = Duration::from_secs(600);
+/// A late body is given up at most this much later.
+const LATENESS: Duration = Duration::from_millis(250);
 /// How long a request waits for memory that another was told to give back.
 const EVICTION_TIME: Duration = Duration::from_secs(1);
 /// A body is not slow before this.
@@ -121,6 +123,8 @@ pub struct BodyMemory {
     all: Arc<Semaphore>,
     large: Arc<Semaphore>,
     uploads: Mutex<Uploads>,
+    /// Told when an upload begins while there is no other.
+    first_upload: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -129,20 +133,32 @@ struct Uploads {
     open: BTreeMap<u64, Arc<Upload>>,
 }
 
+/// Why a body that was still coming is waited for no longer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum GivenUp {
+    /// Others needed its place.
+    MakeRoom,
+    /// Its next piece did not come in time, or the whole body did not.
+    Late,
+}
+
 /// A body that is still coming.
 #[derive(Debug)]
 struct Upload {
     since: Instant,
     progress: Mutex<Progress>,
-    /// Told to make room for others.
-    evicted: Notify,
+    /// Told that `progress.given_up` is set.
+    given_up: Notify,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Progress {
+    /// Bytes of memory that it holds.
     held: usize,
+    /// Bytes of the body that came.
+    received: usize,
     last: Instant,
-    evicted: bool,
+    given_up: Option<GivenUp>,
 }
 
 /// What one request holds of the memory.
@@ -182,7 +198,12 @@ impl Drop for Listed<'_> {
 
 impl Default for BodyMemory {
     fn default() -> Self {
-        BodyMemory { all: Arc::new(Semaphore::new(MEMORY)), large: Arc::new(Semaphore::new(LARGE_MEMORY)), uploads: Mutex::default() }
+        BodyMemory {
+            all: Arc::new(Semaphore::new(MEMORY)),
+            large: Arc::new(Semaphore::new(LARGE_MEMORY)),
+            uploads: Mutex::default(),
+            first_upload: Notify::new(),
+        }
     }
 }
 
@@ -229,11 +250,12 @@ impl BodyMemory {
         let now = Instant::now();
         let held: usize = uploads.open.values().map(|u| lock(&u.progress).held).sum();
         let fair = held / (uploads.open.len() + 1);
-        let candidates =
-            || uploads.open.iter().filter(|(id, _)| Some(**id) != but).map(|(_, u)| (u, *lock(&u.progress))).filter(|(_, p)| !p.evicted && p.held > 0);
+        let candidates = || {
+            uploads.open.iter().filter(|(id, _)| Some(**id) != but).map(|(_, u)| (u, *lock(&u.progress))).filter(|(_, p)| p.given_up.is_none() && p.held > 0)
+        };
         let still = candidates().filter(|(_, p)| now - p.last > GRACE).max_by_key(|(_, p)| (now - p.last, p.held));
         let greedy = || candidates().filter(|(_, p)| p.held > fair && p.held > mine).max_by_key(|(_, p)| p.held);
-        still.or_else(greedy).map(|(upload, _)| upload.evict()).is_some()
+        still.or_else(greedy).map(|(upload, _)| upload.give_up(GivenUp::MakeRoom)).is_some()
     }
 
     /// Ends the upload with the lowest mean rate, of those that have taken longer than `age`, to
@@ -242,14 +264,36 @@ impl BodyMemory {
         let uploads = lock(&self.uploads);
         let now = Instant::now();
         let rate = |u: &Upload, p: &Progress| (p.held as u128 * 1_000_000) / (now - u.since).as_micros().max(1);
-        let slowest = uploads.open.values().map(|u| (u, *lock(&u.progress))).filter(|(u, p)| !p.evicted && now - u.since > age).min_by_key(|(u, p)| rate(u, p));
-        slowest.map(|(upload, _)| upload.evict()).is_some()
+        let slowest =
+            uploads.open.values().map(|u| (u, *lock(&u.progress))).filter(|(u, p)| p.given_up.is_none() && now - u.since > age).min_by_key(|(u, p)| rate(u, p));
+        slowest.map(|(upload, _)| upload.give_up(GivenUp::MakeRoom)).is_some()
+    }
+
+    /// Gives up the bodies that are late, for as long as the sidecar runs. One clock for all of
+    /// them: a timer for each piece that is waited for costs as much as reading the piece.
+    pub async fn give_up_late(&self) {
+        loop {
+            self.first_upload.notified().await;
+            loop {
+                tokio::time::sleep(LATENESS).await;
+                let now = Instant::now();
+                let uploads = lock(&self.uploads);
+                if uploads.open.is_empty() {
+                    break;
+                }
+                uploads.open.values().filter(|u| u.is_late(now)).for_each(|u| u.give_up(GivenUp::Late));
+            }
+        }
     }
 
     fn list(&self) -> Listed<'_> {
         let now = Instant::now();
-        let upload = Arc::new(Upload { since: now, progress: Mutex::new(Progress { held: 0, last: now, evicted: false }), evicted: Notify::new() });
+        let progress = Progress { held: 0, received: 0, last: now, given_up: None };
+        let upload = Arc::new(Upload { since: now, progress: Mutex::new(progress), given_up: Notify::new() });
         let mut uploads = lock(&self.uploads);
+        if uploads.open.is_empty() {
+            self.first_upload.notify_one();
+        }
         uploads.next += 1;
         let id = uploads.next;
         uploads.open.insert(id, upload.clone());
@@ -283,7 +327,7 @@ impl BodyMemory {
             let ready = std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut body).poll_frame(cx))).await;
             let frame = match ready {
                 Poll::Ready(frame) => frame,
-                Poll::Pending => next_piece(&mut body, &listed.get_or_insert_with(|| self.list()).upload, len).await?,
+                Poll::Pending => next_piece(&mut body, &listed.get_or_insert_with(|| self.list()).upload).await?,
             };
             let Some(frame) = frame else { break };
             let frame = frame.map_err(|e| Denial::new(Code::BadRequest, "the request body is incomplete or malformed").cause(e))?;
@@ -314,7 +358,7 @@ impl BodyMemory {
                 small.extend_from_slice(&piece);
             }
             if let Some(listed) = &listed {
-                listed.upload.progressed(share.bytes);
+                listed.upload.progressed(share.bytes, len);
             }
         }
         pieces.extend((!small.is_empty()).then(|| small.freeze()));
@@ -374,15 +418,32 @@ struct Decoded {
 }
 
 impl Upload {
-    fn evict(&self) {
-        lock(&self.progress).evicted = true;
-        self.evicted.notify_one();
+    fn give_up(&self, why: GivenUp) {
+        lock(&self.progress).given_up.get_or_insert(why);
+        self.given_up.notify_one();
     }
 
-    fn progressed(&self, held: usize) {
+    fn progressed(&self, held: usize, received: usize) {
         let mut progress = lock(&self.progress);
         progress.held = held;
+        progress.received = received;
         progress.last = Instant::now();
+    }
+
+    fn is_late(&self, now: Instant) -> bool {
+        let progress = *lock(&self.progress);
+        let allowed = BASE_TIME + Duration::from_secs(progress.received as u64 / 1024);
+        now > self.since + allowed.min(MAX_TIME) || now > progress.last + IDLE_TIME
+    }
+
+    fn denial(&self) -> Denial {
+        let progress = *lock(&self.progress);
+        let (bytes, seconds) = (progress.received, self.since.elapsed().as_secs());
+        let message = match progress.given_up {
+            Some(GivenUp::Late) => format!("only {bytes} bytes of the request body arrived within {seconds} s"),
+            _ => format!("the request body was given up to make room for others ({bytes} bytes in {seconds} s)"),
+        };
+        Denial::new(Code::BodyTimeout, message)
     }
 }
 
@@ -391,21 +452,13 @@ fn room(small: &BytesMut, piece: usize) -> usize {
     if small.is_empty() || small.len() + piece > READ_BUFFER { READ_BUFFER } else { 0 }
 }
 
-/// Waits for the next piece of a body, as long as others do not need its place.
-async fn next_piece(body: &mut Incoming, upload: &Upload, len: usize) -> Result<Option<Result<Frame<Bytes>, hyper::Error>>, Denial> {
-    let mean = (upload.since + BASE_TIME + Duration::from_secs(len as u64 / 1024)).min(upload.since + MAX_TIME);
-    let deadline = mean.min(Instant::now() + IDLE_TIME);
+/// Waits for the next piece of a body, until the body is given up.
+async fn next_piece(body: &mut Incoming, upload: &Upload) -> Result<Option<Result<Frame<Bytes>, hyper::Error>>, Denial> {
     let frame = std::future::poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx));
     tokio::select! {
         biased;
-        () = upload.evicted.notified() => Err(Denial::new(
-            Code::BodyTimeout,
-            format!("the request body was given up to make room for others ({len} bytes in {} s)", upload.since.elapsed().as_secs()),
-        )),
-        frame = tokio::time::timeout_at(deadline.into(), frame) => frame.map_err(|_| Denial::new(
-            Code::BodyTimeout,
-            format!("only {len} bytes of the request body arrived within {} s", upload.since.elapsed().as_secs()),
-        )),
+        () = upload.given_up.notified() => Err(upload.denial()),
+        frame = frame => Ok(frame),
     }
 }
 
@@ -533,16 +586,32 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_body_must_keep_coming_and_not_too_slowly() {
+        let memory = BodyMemory::default();
+        let listed = memory.list();
+        let upload = &listed.upload;
+        assert!(!upload.is_late(Instant::now()));
+        assert!(upload.is_late(Instant::now() + IDLE_TIME + LATENESS), "no piece for so long");
+        upload.progressed(0, 10 * 1024);
+        lock(&upload.progress).last = upload.since + BASE_TIME + Duration::from_secs(10);
+        assert!(!upload.is_late(upload.since + BASE_TIME + Duration::from_secs(9)));
+        assert!(upload.is_late(upload.since + BASE_TIME + Duration::from_secs(11)), "below the mean rate");
+        upload.give_up(GivenUp::Late);
+        upload.given_up.notified().await;
+        assert!(upload.denial().message.starts_with("only 10240 bytes"));
+    }
+
+    #[tokio::test]
     async fn the_body_that_stands_still_makes_room() {
         let memory = BodyMemory::default();
         let (mut hog, mut other) = (Share::default(), Share::default());
         memory.reserve(&mut hog, MAX_BODY).await.unwrap();
         memory.reserve(&mut other, MAX_BODY).await.unwrap();
         let listed = memory.list();
-        listed.upload.progressed(MAX_BODY);
+        listed.upload.progressed(MAX_BODY, MAX_BODY);
         tokio::time::sleep(GRACE * 2).await;
         let evicted = async {
-            listed.upload.evicted.notified().await;
+            listed.upload.given_up.notified().await;
             drop(hog);
         };
         let mut share = Share::default();

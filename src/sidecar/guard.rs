@@ -7,24 +7,18 @@
 use std::time::Duration;
 
 use hyper::Method;
-use hyper::header::{CONTENT_TYPE, HOST, HeaderMap, ORIGIN, UPGRADE};
+use hyper::header::{CONTENT_TYPE, HOST, HeaderMap, HeaderName, ORIGIN, UPGRADE};
 use hyper::http::request::Parts;
 
-use super::refusal::{Client, Code, Denial};
+use super::refusal::{Code, Denial};
 use super::route;
 use crate::base::token::{Attempts, Token, bearer};
 
+static SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+
 /// Proof that a request came from a client and not from a page.
 #[derive(Debug)]
-pub struct Guarded {
-    client: Client,
-}
-
-impl Guarded {
-    pub fn client(&self) -> Client {
-        self.client
-    }
-}
+pub struct Guarded(());
 
 /// What stands in front of this port.
 #[derive(Debug)]
@@ -85,7 +79,7 @@ pub fn check(parts: &Parts, wall: &Wall) -> Result<Guarded, Denial> {
     if let Some(origin) = headers.get(ORIGIN) {
         return Err(Denial::new(Code::HostDenied, format!("requests from web pages are not served (origin `{}`)", origin.as_bytes().escape_ascii())));
     }
-    if headers.get("sec-fetch-site").is_some_and(|v| v != "none") {
+    if headers.get(&SEC_FETCH_SITE).is_some_and(|v| v != "none") {
         return Err(Denial::new(Code::HostDenied, "requests from web pages are not served (`sec-fetch-site`)"));
     }
     wall.authenticate(headers)?;
@@ -102,11 +96,14 @@ pub fn check(parts: &Parts, wall: &Wall) -> Result<Guarded, Denial> {
             return Err(d);
         }
     }
-    Ok(Guarded { client: Client::of(headers) })
+    Ok(Guarded(()))
 }
 
 fn json(headers: &HeaderMap) -> Result<(), Denial> {
     let value = headers.get(CONTENT_TYPE).map(|v| v.as_bytes()).unwrap_or_default();
+    if value == b"application/json" {
+        return Ok(());
+    }
     let text = std::str::from_utf8(value).unwrap_or_default().to_ascii_lowercase();
     let mut parts = text.split(';').map(str::trim);
     let plain = parts.next() == Some("application/json") && parts.all(|p| p.is_empty() || matches!(p, "charset=utf-8" | "charset=\"utf-8\""));

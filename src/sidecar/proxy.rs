@@ -11,7 +11,7 @@ use arc_swap::ArcSwap;
 use governor::DefaultDirectRateLimiter;
 use http_body_util::Full;
 use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
-use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderMap, HeaderValue};
+use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Request, Response};
 use tokio::sync::Semaphore;
@@ -248,8 +248,14 @@ impl Entry {
 }
 
 fn client_session(headers: &HeaderMap) -> Option<String> {
-    const NAMES: [&str; 5] = ["x-claude-code-session-id", "session-id", "session_id", "x-session-id", "x-session-affinity"];
-    let value = NAMES.iter().find_map(|n| headers.get(*n))?.to_str().ok()?;
+    static NAMES: [HeaderName; 5] = [
+        HeaderName::from_static("x-claude-code-session-id"),
+        HeaderName::from_static("session-id"),
+        HeaderName::from_static("session_id"),
+        HeaderName::from_static("x-session-id"),
+        HeaderName::from_static("x-session-affinity"),
+    ];
+    let value = NAMES.iter().find_map(|n| headers.get(n))?.to_str().ok()?;
     (value.len() <= 128).then(|| value.to_owned())
 }
 

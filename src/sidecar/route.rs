@@ -230,7 +230,8 @@ fn check_path(path: &str) -> Result<(), Denial> {
     if let Some(b) = odd {
         return Err(Denial::new(Code::BadRequest, format!("byte `{}` has no place in a path of this proxy", [b].escape_ascii())));
     }
-    let dots = |s: &str| matches!(s, "." | "..") || decode_once(s).is_some_and(|d| d == "." || d == ".." || d.contains("../") || d.contains("/.."));
+    let dots =
+        |s: &str| matches!(s, "." | "..") || s.contains('%') && decode_once(s).is_some_and(|d| d == "." || d == ".." || d.contains("../") || d.contains("/.."));
     if path.split('/').any(dots) {
         return Err(Denial::new(Code::BadRequest, "dot segments have no place in a path of this proxy"));
     }

@@ -63,7 +63,8 @@ pub struct Sidecar {
     acceptors: JoinSet<JoinSet<()>>,
     /// Told to end after the last connection has, so that readiness is seen to go.
     end: watch::Sender<bool>,
-    admin_task: JoinSet<()>,
+    /// What serves no client: the admin port, and the clock of request bodies.
+    background: JoinSet<()>,
     writer: Writer,
     followers: Vec<JoinHandle<()>>,
     following: Arc<AtomicBool>,
@@ -120,7 +121,9 @@ impl Sidecar {
         let followers = follow(path, &shared, &following).map_err(|e| StartError::Unavailable(e.to_string()))?;
         let (stop, stopping) = watch::channel(false);
         let (end, ending) = watch::channel(false);
-        let (mut acceptors, mut admin_task) = (JoinSet::new(), JoinSet::new());
+        let (mut acceptors, mut background) = (JoinSet::new(), JoinSet::new());
+        let ours = shared.clone();
+        background.spawn(async move { ours.body_memory.give_up_late().await });
         let open = Arc::new(Mutex::new(BTreeMap::new()));
         for listener in listeners {
             acceptors.spawn(accept(shared.clone(), listener, open.clone(), stopping.clone()));
@@ -128,12 +131,12 @@ impl Sidecar {
         let admin = match admin_listener {
             Some(listener) => {
                 let addr = local(&listener)?;
-                admin_task.spawn(serve_admin(shared.clone(), listener, ending));
+                background.spawn(serve_admin(shared.clone(), listener, ending));
                 Some(addr)
             }
             None => None,
         };
-        Ok(Sidecar { shared, addr, admin, stop, acceptors, end, admin_task, writer, followers, following })
+        Ok(Sidecar { shared, addr, admin, stop, acceptors, end, background, writer, followers, following })
     }
 
     /// Stops accepting, lets what is under way finish (for at most `timeouts.drain`, or until
@@ -164,7 +167,7 @@ impl Sidecar {
             }
         }
         let _ = self.end.send(true);
-        self.admin_task.shutdown().await;
+        self.background.shutdown().await;
         self.writer.close(Duration::from_secs(3));
         self.following.store(false, Ordering::Release);
         self.shared.secrets.stop();
