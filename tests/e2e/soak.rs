@@ -308,10 +308,22 @@ async fn send(port: u16, head: &str, body: &[u8]) -> Option<TcpStream> {
     Some(stream)
 }
 
+/// Answers that the attackers saw begin.
+static ANSWERS: AtomicU64 = AtomicU64::new(0);
+
+/// Reads to the end, and counts the answers.
 async fn drain(stream: Option<TcpStream>) {
+    const HEAD: &[u8] = b"HTTP/1.1 ";
     let Some(mut stream) = stream else { return };
-    let mut waste = vec![0; 64 << 10];
-    while stream.read(&mut waste).await.is_ok_and(|n| n > 0) {}
+    let (mut piece, mut kept) = (vec![0; 64 << 10], 0);
+    while let Ok(n @ 1..) = stream.read(&mut piece[kept..]).await {
+        let seen = &piece[..kept + n];
+        ANSWERS.fetch_add(memchr::memmem::find_iter(seen, HEAD).count() as u64, Ordering::Relaxed);
+        // What may be the beginning of a further head.
+        let tail = seen.len().saturating_sub(HEAD.len() - 1);
+        kept = seen.len() - tail;
+        piece.copy_within(tail..tail + kept, 0);
+    }
 }
 
 fn post_head(path: &str, length: usize) -> String {
@@ -455,7 +467,13 @@ async fn honest_requests_go_on_under_all_attacks_at_once() {
         assert!(under99 <= quiet99 + Duration::from_millis(50), "honest requests: {under99:?} against {quiet99:?}");
         assert!(health99 <= Duration::from_millis(100), "/healthz: {health99:?}");
     }
-    let all = records(&dir.path().join("audit.jsonl"));
+    let mut sidecar = sidecar;
+    sidecar.process.signal("TERM");
+    assert_eq!(sidecar.process.end().0, 0);
+    let all = rotated(&dir.path().join("audit.jsonl"));
+    let (answered, answered_honestly) = (ANSWERS.load(Ordering::Relaxed) as usize, under.len() + quiet.len());
+    println!("{} requests in the audit; {answered_honestly} honest answers and {answered} of the attackers'", all.len());
+    assert!(all.len() >= answered + answered_honestly, "each answer has a record, or is counted in one");
     let served = all.iter().filter(|r| r["client_session"] == "honest" && r["status"] == 200).count();
     assert!(served >= under.len() + quiet.len() - 64, "{served} records of {} honest requests", under.len() + quiet.len());
 }
