@@ -21,6 +21,12 @@ pub struct Balance {
     pub tools: Vec<OpenTool>,
     pub permissions: Vec<String>,
     pub questions: Vec<String>,
+    /// The last whole message of the turn.
+    #[serde(default)]
+    pub final_text: String,
+    /// How the last turn ended.
+    #[serde(default)]
+    pub outcome: Option<TurnEndReason>,
     /// What the CLI resumes by.
     pub native_session_id: Option<String>,
     pub ended: bool,
@@ -31,6 +37,9 @@ pub struct OpenTurn {
     pub turn: u64,
     /// Milliseconds since 1970.
     pub since: i64,
+    /// The number of its `turn.start`.
+    #[serde(default)]
+    pub sequence: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -59,7 +68,8 @@ impl Balance {
             Payload::TurnStart(start) => {
                 self.end_turn(now, TurnEndReason::Error, Usage::default(), String::new(), out);
                 self.turns += 1;
-                self.turn = Some(OpenTurn { turn: self.turns, since: now });
+                self.turn = Some(OpenTurn { turn: self.turns, since: now, sequence: 0 });
+                self.final_text.clear();
                 self.unanswered.clear();
                 self.push(TurnStart { turn: self.turns, ..start }, out);
             }
@@ -111,6 +121,12 @@ impl Balance {
                 self.ended = true;
                 self.push(end, out);
             }
+            Payload::AssistantMessage(message) => {
+                if message.parent_tool_use_id.is_none() && self.turn.is_some() {
+                    self.final_text.clone_from(&message.text);
+                }
+                self.push(message, out);
+            }
             Payload::UserMessage(message) => {
                 if self.turn.is_none() {
                     self.unanswered.push(message.input_id.clone());
@@ -135,6 +151,9 @@ impl Balance {
             self.push(QuestionResolved { request_id, answer: None }, out);
         }
         if let Some(turn) = &self.turn {
+            let last = std::mem::take(&mut self.final_text);
+            let final_text = if final_text.is_empty() { last } else { final_text };
+            self.outcome = Some(reason);
             let end = TurnEnd { turn: turn.turn, reason, usage, duration_ms: elapsed(turn.since, now), final_text };
             self.push(end, out);
             self.turn = None;
@@ -150,6 +169,21 @@ impl Balance {
         // Its time only has to be near: durations of what a crash left open are counted from it.
         let now = event.timestamp.parse::<jiff::Timestamp>().map_or(0, |t| t.as_millisecond());
         self.admit(now, event.payload.clone(), &mut Vec::new());
+        if matches!(event.payload, Payload::TurnStart(_)) {
+            self.began_at(event.sequence);
+        }
+    }
+
+    /// Nothing is open, and no input waits for a word: what comes next depends on nothing before.
+    pub fn is_quiet(&self) -> bool {
+        self.turn.is_none() && self.unanswered.is_empty()
+    }
+
+    /// The number of the `turn.start` of the turn that has begun; 0: none has.
+    pub fn began_at(&mut self, sequence: u64) {
+        if let Some(turn) = self.turn.as_mut().filter(|_| sequence > 0) {
+            turn.sequence = sequence;
+        }
     }
 }
 
@@ -159,7 +193,7 @@ fn elapsed(since: i64, now: i64) -> u64 {
 
 /// Types that the state depends on; the rest of a journal need not be parsed to rebuild it.
 pub fn is_followed(name: &[u8]) -> bool {
-    !matches!(name, b"assistant.delta" | b"reasoning.delta" | b"tool.output" | b"assistant.message" | b"reasoning" | b"agent.unparsed")
+    !matches!(name, b"assistant.delta" | b"reasoning.delta" | b"tool.output" | b"reasoning" | b"agent.unparsed")
 }
 
 #[cfg(test)]
@@ -224,6 +258,7 @@ mod tests {
         for payload in [start(), tool("a"), ErrorEvent::new(ErrorCode::Internal, "x").into(), result("a"), end(), start(), tool("b")] {
             balance.admit(5, payload, &mut out);
         }
+        balance.began_at(6);
         let mut again = Balance::new("s");
         for (i, (payload, turn_id)) in out.into_iter().enumerate() {
             let timestamp = "1970-01-01T00:00:00.005Z".to_owned();

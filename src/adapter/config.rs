@@ -61,6 +61,8 @@ pub struct Config {
     pub sidecar: String,
     /// What the CLI presents to the sidecar as its key.
     pub key: String,
+    /// Where that stands, if it is a token: it is read again before each start of the CLI.
+    pub key_file: Option<PathBuf>,
     /// Said on the stream once it is open.
     pub warnings: Vec<String>,
 }
@@ -176,7 +178,7 @@ fn config(value: Value, flags: &Flags, env: Env<'_>, problems: &Problems) -> Opt
     let idle = number(env, "IDLE_TIMEOUT_MS", problems).map(Duration::from_millis);
     let oneshot = mode(env, batch, problems);
     let (wall, stream, input) = ports(&mut root, flags);
-    let (sidecar, key) = sidecar(&mut root, flags, env);
+    let (sidecar, key, key_file) = sidecar(&mut root, flags, env);
     let journal = session.string("journal").map(PathBuf::from);
     let idle_in_file = session.duration("idleTimeout");
     let turns_in_file = session.integer("maxTurns", 1, 1_000_000);
@@ -216,6 +218,7 @@ fn config(value: Value, flags: &Flags, env: Env<'_>, problems: &Problems) -> Opt
         wall,
         sidecar,
         key,
+        key_file,
         warnings,
     };
     if !config.workdir.is_dir() {
@@ -401,14 +404,15 @@ fn ports(root: &mut Section, flags: &Flags) -> (Wall, SocketAddr, SocketAddr) {
     (wall, stream, input)
 }
 
-fn sidecar(root: &mut Section, flags: &Flags, env: Env<'_>) -> (String, String) {
-    let (mut url, mut key) = (None, "outrigger".to_owned());
+/// Its address, what it is shown as a key, and the file that holds this.
+fn sidecar(root: &mut Section, flags: &Flags, env: Env<'_>) -> (String, String, Option<PathBuf>) {
+    let (mut url, mut key, mut key_file) = (None, "outrigger".to_owned(), None);
     if let Some(mut s) = root.section("sidecar") {
         url = s.string("url");
         // The session's token, where the sidecar asks for one. It opens the sidecar, no provider.
-        if let Some(file) = s.string("tokenFile") {
-            match Token::read(Path::new(&file)).and_then(|_| std::fs::read_to_string(&file).map_err(|e| e.to_string())) {
-                Ok(text) => key = text.trim_end().to_owned(),
+        if let Some(file) = s.string("tokenFile").map(PathBuf::from) {
+            match read_key(&file) {
+                Ok(text) => (key, key_file) = (text, Some(file)),
                 Err(e) => s.add("tokenFile", e),
             }
         }
@@ -417,7 +421,16 @@ fn sidecar(root: &mut Section, flags: &Flags, env: Env<'_>) -> (String, String) 
     if !url.starts_with("http://") || url.len() < 8 {
         root.add("sidecar.url", format!("`{url}` is not an address such as `http://127.0.0.1:11432`"));
     }
-    (url.trim_end_matches('/').to_owned(), key)
+    (url.trim_end_matches('/').to_owned(), key, key_file)
+}
+
+/// The session's token.
+///
+/// # Errors
+/// Why the file holds none; never its content.
+pub fn read_key(file: &Path) -> Result<String, String> {
+    Token::read(file)?;
+    std::fs::read_to_string(file).map(|text| text.trim_end().to_owned()).map_err(|e| e.to_string())
 }
 
 /// Flag, environment, tier, the runtime's, its default: the first that says something.

@@ -188,8 +188,8 @@ pub fn preflight(wall: &Wall, headers: &HeaderMap) -> Result<Answer, Problem> {
         return Err(Problem::new(405, "method_denied", "`OPTIONS` is for pages whose origin is configured"));
     }
     let mut answer = full(StatusCode::NO_CONTENT, "text/plain", "");
-    answer.headers_mut().insert(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST"));
-    answer.headers_mut().insert(ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static("authorization, content-type, last-event-id"));
+    answer.headers_mut().insert(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST, DELETE"));
+    answer.headers_mut().insert(ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static("authorization, content-type, idempotency-key, last-event-id"));
     Ok(answer)
 }
 

@@ -3,9 +3,12 @@
 //!
 //! A body is checked whole before anything happens: what is refused has no effect.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use http_body_util::{BodyExt, Limited};
 use hyper::body::{Body, Bytes, Incoming};
 use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE};
@@ -15,12 +18,13 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
 use super::http::{Access, Answer, Problem, json_answer, not_allowed, preflight};
-use super::inbox::{Attachment, InboxError, Input};
+use super::health;
+use super::inbox::{Attachment, InboxError, Input, TakenBack};
 use super::runtime::Decision;
 use super::server::Shared;
 use super::session::Command;
 use crate::base::token::random_hex;
-use crate::event::{InputMode, InputSource};
+use crate::event::InputMode;
 
 const MAX_TEXT: usize = 64 << 10;
 /// All images of one input, as base64.
@@ -38,83 +42,153 @@ const BODY_TIME: Duration = Duration::from_secs(30);
 const MAX_ID: usize = 256;
 const MEDIA: [&str; 4] = ["image/png", "image/jpeg", "image/gif", "image/webp"];
 
-/// Routes that change something.
-pub fn is_route(path: &str) -> bool {
-    matches!(path, "/inject" | "/interrupt" | "/keepalive" | "/shutdown") || id_of(path, "/permission/").is_some() || id_of(path, "/question/").is_some()
+/// What stands behind one of the routes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Target {
+    Inject,
+    Interrupt,
+    Keepalive,
+    Shutdown,
+    Permission(String),
+    Question(String),
+    Inputs,
+    Input(String),
 }
 
-fn id_of<'a>(path: &'a str, prefix: &str) -> Option<&'a str> {
-    path.strip_prefix(prefix).filter(|id| !id.is_empty() && !id.contains('/'))
+impl Target {
+    fn of(path: &str) -> Option<Target> {
+        let id = |prefix: &str| {
+            let id = path.strip_prefix(prefix).filter(|id| !id.is_empty() && !id.contains('/'))?;
+            percent_encoding::percent_decode_str(id).decode_utf8().ok().map(Cow::into_owned)
+        };
+        Some(match path {
+            "/inject" => Target::Inject,
+            "/interrupt" => Target::Interrupt,
+            "/keepalive" => Target::Keepalive,
+            "/shutdown" => Target::Shutdown,
+            "/inputs" => Target::Inputs,
+            _ => id("/permission/").map(Target::Permission).or_else(|| id("/question/").map(Target::Question)).or_else(|| id("/inputs/").map(Target::Input))?,
+        })
+    }
+
+    fn method(&self) -> (Method, &'static str) {
+        match self {
+            Target::Inputs => (Method::GET, "GET"),
+            Target::Input(_) => (Method::DELETE, "DELETE"),
+            _ => (Method::POST, "POST"),
+        }
+    }
+}
+
+/// Is this one of the routes of inputs and answers?
+pub fn is_route(path: &str) -> bool {
+    Target::of(path).is_some()
+}
+
+/// What such a route asks of its caller.
+pub fn access(method: &Method, path: &str) -> Access {
+    match (method, path) {
+        (&Method::OPTIONS, _) | (_, "/health" | "/readyz") => Access::Open,
+        (_, "/inputs") => Access::Read,
+        _ => Access::Write,
+    }
 }
 
 /// # Errors
 /// Why the request is refused.
 pub async fn route(shared: &Arc<Shared>, request: Request<Incoming>) -> Result<Answer, Problem> {
     let path = request.uri().path();
-    let access = if path == "/health" || *request.method() == Method::OPTIONS { Access::Open } else { Access::Write };
-    shared.input_door.check(&shared.wall, request.headers(), access)?;
+    shared.input_door.check(&shared.wall, request.headers(), access(request.method(), path))?;
     if *request.method() == Method::OPTIONS {
         return preflight(&shared.wall, request.headers());
     }
+    let read = matches!(*request.method(), Method::GET | Method::HEAD);
     match path {
-        "/health" if matches!(*request.method(), Method::GET | Method::HEAD) => Ok(json_answer(200, &json!({ "status": "ok", "state": shared.state() }))),
-        "/health" => Ok(not_allowed("GET, HEAD")),
+        "/health" if read => Ok(health::health(shared)),
+        "/readyz" if read => Ok(health::readiness(shared)),
+        "/health" | "/readyz" => Ok(not_allowed("GET, HEAD")),
         p if is_route(p) => act(shared, request).await,
         p => Err(Problem::new(
             404,
             "route_denied",
-            format!("there is no `{p}`; offered: `/inject`, `/interrupt`, `/permission/{{id}}`, `/question/{{id}}`, `/keepalive`, `/shutdown`, `/health`"),
+            format!("there is no `{p}`; offered: `/inject`, `/interrupt`, `/permission/{{id}}`, `/question/{{id}}`, `/inputs`, `/inputs/{{id}}`, `/keepalive`, `/shutdown`, `/health`, `/readyz`"),
         )),
     }
 }
 
-/// A request that may write.
+/// A request for one of the routes, by a caller who may.
 pub async fn act(shared: &Arc<Shared>, request: Request<Incoming>) -> Result<Answer, Problem> {
-    if *request.method() != Method::POST {
-        return Ok(not_allowed("POST"));
-    }
     let path = request.uri().path().to_owned();
+    let target = Target::of(&path).ok_or_else(|| Problem::new(404, "route_denied", format!("there is no `{path}`")))?;
+    let (method, name) = target.method();
+    if *request.method() != method {
+        return Ok(not_allowed(name));
+    }
+    if target == Target::Inputs {
+        return Ok(json_answer(200, &json!({ "inputs": shared.inbox.list() })));
+    }
     let key = request.headers().get("idempotency-key").and_then(|v| v.to_str().ok()).map(str::to_owned);
-    let bytes = {
-        let Ok(_held) = shared.bodies.try_acquire() else { return Err(Problem::new(503, "busy", "too many requests are being read")) };
-        body(request, if path == "/inject" { MAX_BODY } else { MAX_ANSWER }).await?
-    };
+    let bytes = read_body(shared, request, &target).await?;
     match shared.state() {
         "ended" => return Err(Problem::new(409, "session_ended", "the session is over")),
         _ if shared.is_draining() => return Err(Problem::new(503, "draining", "the session is being stopped")),
         _ => {}
     }
-    if path == "/inject" {
+    if target == Target::Inject {
         return inject(shared, &bytes, key).await;
     }
     let body = object(&bytes)?;
-    match path.as_str() {
-        "/interrupt" => tell(shared, Command::Interrupt).await,
-        "/keepalive" => tell(shared, Command::Keepalive).await,
-        "/shutdown" => {
+    match target {
+        Target::Interrupt => tell(shared, Command::Interrupt).await,
+        Target::Keepalive => tell(shared, Command::Keepalive).await,
+        Target::Shutdown => {
             let summary = optional_text(&body, "summary")?;
             shared.drain();
             tell(shared, Command::Shutdown { summary }).await
         }
-        p => {
-            let (id, decision) = match (id_of(p, "/permission/"), id_of(p, "/question/")) {
-                (Some(id), _) => (id, permission(&body)?),
-                (_, Some(id)) => (id, question(&body)?),
-                _ => return Err(Problem::new(404, "route_denied", format!("there is no `{p}`"))),
-            };
-            let (known, answer) = oneshot::channel();
-            let command = Command::Answer { request_id: id.to_owned(), decision, known };
-            tell(shared, command).await?;
-            let Ok(known) = tokio::time::timeout(ANSWER_TIME, answer).await else {
-                return Err(Problem::new(503, "busy", "the session does not answer; it may be starting, or its disk is full"));
-            };
-            if known.unwrap_or(false) {
-                Ok(json_answer(202, &json!({ "request_id": id })))
-            } else {
-                Err(Problem::new(404, "unknown_request", format!("no request `{id}` waits for an answer"))
-                    .hint("it was answered, it timed out, its turn is over, or it is of the other kind"))
-            }
+        Target::Permission(id) => decide(shared, id, permission(&body)?).await,
+        Target::Question(id) => decide(shared, id, question(&body)?).await,
+        Target::Input(id) => take_back(shared, id).await,
+        Target::Inject | Target::Inputs => Err(Problem::new(404, "route_denied", format!("there is no `{path}`"))),
+    }
+}
+
+/// Reads the body while few others are being read. Slow ones of strangers must not keep an answer
+/// or a stop from being heard: those have places of their own.
+async fn read_body(shared: &Shared, request: Request<Incoming>, target: &Target) -> Result<Bytes, Problem> {
+    let (places, max) = if *target == Target::Inject { (&shared.bodies, MAX_BODY) } else { (&shared.small_bodies, MAX_ANSWER) };
+    // One that is empty needs no place.
+    if request.body().is_end_stream() {
+        return body(request, max).await;
+    }
+    let Ok(_held) = places.try_acquire() else { return Err(Problem::new(503, "busy", "too many requests are being read")) };
+    body(request, max).await
+}
+
+async fn decide(shared: &Shared, request_id: String, decision: Decision) -> Result<Answer, Problem> {
+    let (known, answer) = oneshot::channel();
+    tell(shared, Command::Answer { request_id: request_id.clone(), decision, known }).await?;
+    let Ok(known) = tokio::time::timeout(ANSWER_TIME, answer).await else {
+        return Err(Problem::new(503, "busy", "the session does not answer; it may be starting, or its disk is full"));
+    };
+    if known.unwrap_or(false) {
+        return Ok(json_answer(202, &json!({ "request_id": request_id })));
+    }
+    Err(Problem::new(404, "unknown_request", format!("no request `{request_id}` waits for an answer"))
+        .hint("it was answered, it timed out, its turn is over, or it is of the other kind"))
+}
+
+/// `DELETE /inputs/{id}`
+async fn take_back(shared: &Arc<Shared>, input_id: String) -> Result<Answer, Problem> {
+    let (keeper, id) = (shared.clone(), input_id.clone());
+    let taken = tokio::task::spawn_blocking(move || keeper.inbox.take_back(&id)).await.map_err(|e| Problem::new(500, "internal", e.to_string()))?;
+    match taken {
+        Ok(TakenBack::Yes) => Ok(json_answer(200, &json!({ "input_id": input_id }))),
+        Ok(TakenBack::TooLate) => {
+            Err(Problem::new(409, "input_sent", format!("input `{input_id}` does not wait any more")).hint("`POST /interrupt` stops the turn that it began"))
         }
+        Ok(TakenBack::Unknown) => Err(Problem::new(404, "unknown_input", format!("there is no input `{input_id}`"))),
+        Err(e) => Err(Problem::new(503, "inbox_unavailable", format!("the inbox cannot be written: {e}"))),
     }
 }
 
@@ -204,7 +278,7 @@ struct Inline {
 }
 
 async fn inject(shared: &Arc<Shared>, body: &[u8], key: Option<String>) -> Result<Answer, Problem> {
-    let inject: Inject = serde_json::from_slice(body).map_err(|e| {
+    let inject: Inject = serde_json::from_slice(body).and_then(|body: serde_json::Map<String, Value>| serde_json::from_value(body.into())).map_err(|e| {
         Problem::new(400, "bad_request", format!("not an input: {e}")).hint("`{\"text\": \"…\", \"mode\"?: \"auto\"|\"queue\"|\"steer\"|\"interrupt\"}`")
     })?;
     let input = checked(inject, key)?;
@@ -212,10 +286,10 @@ async fn inject(shared: &Arc<Shared>, body: &[u8], key: Option<String>) -> Resul
         return Err(Problem::new(400, "unsupported", format!("{} takes no images", shared.runtime.name)));
     }
     let (input_id, keeper) = (input.input_id.clone(), shared.clone());
-    let accepted = tokio::task::spawn_blocking(move || keeper.inbox.accept(input)).await.map_err(|e| Problem::new(500, "internal", e.to_string()))?;
+    let accepted = tokio::task::spawn_blocking(move || keeper.inbox.accept(input, keeper.journal.head())).await.map_err(|e| Problem::new(500, "internal", e.to_string()))?;
     match accepted {
         Ok(a) => Ok(json_answer(202, &json!({ "input_id": input_id, "position": a.position, "duplicate": a.duplicate }))),
-        Err(e @ InboxError::Full) => Err(Problem::new(429, "inbox_full", e.to_string())),
+        Err(e @ (InboxError::Full | InboxError::TooLarge)) => Err(Problem::new(429, "inbox_full", e.to_string())),
         Err(e @ InboxError::Closed) => Err(Problem::new(409, "session_ended", e.to_string())),
         Err(e @ InboxError::Io(_)) => Err(Problem::new(503, "inbox_unavailable", e.to_string())),
     }
@@ -248,11 +322,11 @@ fn checked(inject: Inject, key: Option<String>) -> Result<Input, Problem> {
     if inject.attachments.iter().map(|a| a.data.len()).sum::<usize>() > MAX_ATTACHMENTS {
         return Err(Problem::new(413, "body_too_large", format!("the attachments have more than {MAX_ATTACHMENTS} bytes")));
     }
-    if inject.attachments.iter().any(|a| a.data.is_empty() || !a.data.bytes().all(|b| b.is_ascii_alphanumeric() || b"+/=".contains(&b))) {
+    if inject.attachments.iter().any(|a| a.data.is_empty() || BASE64.decode(&a.data).is_err()) {
         return Err(bad("an attachment's `data` is not base64".into()));
     }
     let attachments = inject.attachments.into_iter().map(|a| Attachment { media_type: a.media_type, data: a.data }).collect();
-    Ok(Input { input_id, text, mode: inject.mode.unwrap_or_default(), source: InputSource::Inject, sender_id: inject.sender_id, attachments })
+    Ok(Input { mode: inject.mode.unwrap_or_default(), sender_id: inject.sender_id, attachments, ..Input::new(input_id, text) })
 }
 
 fn permission(body: &Value) -> Result<Decision, Problem> {

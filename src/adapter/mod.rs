@@ -7,6 +7,7 @@ pub mod config;
 mod console;
 pub mod draft;
 pub mod handed;
+mod health;
 mod http;
 pub mod inbox;
 mod input_api;
@@ -18,6 +19,7 @@ pub mod server;
 pub mod session;
 mod stream_api;
 pub mod transport;
+pub mod trouble;
 mod view;
 
 pub use openapi::document as openapi;

@@ -82,7 +82,11 @@ impl Process {
         let pid = child.id().and_then(|id| Pid::from_raw(id.cast_signed())).ok_or_else(|| io::Error::other("it has no process id"))?;
         CLI.store(pid.as_raw_nonzero().get().unsigned_abs(), Ordering::Release);
         if let Some(stdout) = child.stdout.take() {
-            tokio::spawn(drain(stdout, heard.clone(), Heard::Stdout));
+            let heard = heard.clone();
+            tokio::spawn(async move {
+                drain(stdout, heard.clone(), Heard::Stdout).await;
+                let _ = heard.send(Heard::StdoutOver).await;
+            });
         }
         if let Some(stderr) = child.stderr.take() {
             tokio::spawn(drain(stderr, heard.clone(), Heard::Stderr));

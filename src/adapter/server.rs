@@ -4,6 +4,8 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -16,17 +18,16 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
-use super::balance::Balance;
 use super::config::{Config, Wall};
 use super::http::{self, Door};
-use super::inbox::{Inbox, Input};
+use super::inbox::{self, Inbox, InboxError, Input};
 use super::journal::{Journal, Replay, Retention, Writer};
 use super::runtime::Runtime;
 use super::session::{Command, Ended, Parts, Rebuilt, Session, SharedStatus, Status};
 use super::stream_api::Tickets;
+use super::trouble::{Part, Troubles};
 use super::{input_api, stream_api};
 use crate::base::sync::lock;
-use crate::base::token::random_hex;
 use crate::event::{InputMode, InputSource};
 
 /// What one port serves at once, where the system allows so many descriptors.
@@ -34,8 +35,11 @@ const MAX_CONNECTIONS: usize = 4096;
 /// Descriptors that are not connections: journals, the CLI's pipes, calls.
 const OWN_DESCRIPTORS: u64 = 128;
 const MAX_BODIES: usize = 16;
+const MAX_SMALL_BODIES: usize = 256;
 /// How long subscribers may take to read a session's end.
 const LINGER: Duration = Duration::from_secs(3);
+/// When a prompt is tried again that the disk did not take.
+const PROMPT_RETRY: Duration = Duration::from_millis(500);
 /// The CLI's own lines are for debugging: fewer are kept than events.
 const RAW_SEGMENTS: usize = 4;
 
@@ -53,11 +57,14 @@ pub struct Shared {
     pub inbox: Arc<Inbox>,
     pub commands: mpsc::Sender<Command>,
     pub tickets: Tickets,
-    /// Bodies that may be read at once.
+    /// Inputs that may be read at once, and other bodies.
     pub bodies: Semaphore,
+    pub small_bodies: Semaphore,
     pub subscribers: Arc<AtomicUsize>,
+    pub troubles: Troubles,
     status: SharedStatus,
     draining: AtomicBool,
+    terminating: watch::Sender<bool>,
 }
 
 impl Shared {
@@ -72,6 +79,7 @@ impl Shared {
             "native_session_id": s.native_session_id,
             "turn": s.turn,
             "waiting_for": s.waiting_for,
+            "trouble": self.troubles.text(),
             "inputs_waiting": self.inbox.waiting(),
             "sequence": self.journal.head(),
             "first_sequence": self.journal.first(),
@@ -114,6 +122,8 @@ pub struct Assembled {
     inbox: Arc<Inbox>,
     pub commands: mpsc::Sender<Command>,
     status: SharedStatus,
+    troubles: Troubles,
+    terminating: watch::Sender<bool>,
 }
 
 impl Assembled {
@@ -122,31 +132,29 @@ impl Assembled {
     /// # Errors
     /// A directory or a file that cannot be had.
     pub fn new(mut config: Config) -> Result<Assembled, String> {
-        let dir = config.journal.clone();
-        let mut rebuilt = Rebuilt(Balance::new(config.session_id.as_deref().unwrap_or_default()));
-        let fresh = config.session_id.clone().unwrap_or_else(|| format!("ses_{}", random_hex()));
-        let state = serde_json::to_string(&Balance::new(&fresh)).unwrap_or_default();
-        let opened = Writer::open(&dir.join("events"), config.retention, &state, &mut rebuilt)?;
-        if opened.repaired > 0 {
-            tracing::warn!(bytes = opened.repaired, "the journal had a torn tail");
-        }
-        let mut balance = rebuilt.0;
-        if balance.session_id.is_empty() {
-            balance.session_id = fresh;
-        }
+        let (dir, troubles) = (config.journal.clone(), Troubles::default());
+        let mut rebuilt = Rebuilt::new(config.session_id.as_deref());
+        private_dir(&dir)?;
+        let (inbox, found) =
+            Inbox::open(&dir.join("inbox.jsonl"), troubles.clone()).map_err(|e| format!("the inbox in `{}` cannot be used: {e}", dir.display()))?;
+        let floor = inbox.undecided().iter().map(|o| o.since.saturating_sub(1)).max().unwrap_or(0);
+        let opened = Writer::open(&dir.join("events"), config.retention, floor, Part::Journal, &troubles, &mut rebuilt)?;
+        opened.writer.journal().are_quiet(&rebuilt.quiet);
+        let mut balance = rebuilt.balance;
         balance.native_session_id = balance.native_session_id.or_else(|| config.resume.take());
         let session_id = balance.session_id.clone();
-        let raw = if config.raw { Some(open_raw(&config)?) } else { None };
-        let inbox = Inbox::open(&dir.join("inbox.jsonl")).map_err(|e| format!("the inbox in `{}` cannot be used: {e}", dir.display()))?;
+        config.warnings.extend(opened.damage);
+        config.warnings.extend(inbox_damage(found, opened.writer.next() > 1));
+        let raw = if config.raw { Some(open_raw(&config, &troubles)?) } else { None };
         let inbox = Arc::new(inbox);
         if let Some(text) = config.prompt.take() {
             // The same prompt again is a restart; another one is another input.
             let digest = ring::digest::digest(&ring::digest::SHA256, text.as_bytes());
             let input_id = format!("initial-{:08x}", u32::from_be_bytes(digest.as_ref().first_chunk().copied().unwrap_or_default()));
-            let prompt = Input { input_id, text, mode: InputMode::Queue, source: InputSource::Initial, sender_id: None, attachments: Vec::new() };
-            inbox.accept(prompt).map_err(|e| e.to_string())?;
+            accept_prompt(&inbox, Input { source: InputSource::Initial, mode: InputMode::Queue, ..Input::new(input_id, text) }, opened.writer.next() - 1)?;
         }
         let (commands, commanded) = mpsc::channel(64);
+        let (terminating, told_to_end) = watch::channel(false);
         let status = Status { state: "starting", turn: balance.turns, native_session_id: None, runtime_version: None, waiting_for: Vec::new() };
         let status = Arc::new(Mutex::new(status));
         let (journal, raw_journal) = (opened.writer.journal(), raw.as_ref().map(Writer::journal));
@@ -159,8 +167,10 @@ impl Assembled {
             inbox: inbox.clone(),
             commands: commanded,
             status: status.clone(),
+            troubles: troubles.clone(),
+            terminating: told_to_end,
         };
-        Ok(Assembled { session: Session::new(parts), session_id, journal, raw: raw_journal, inbox, commands, status })
+        Ok(Assembled { session: Session::new(parts), session_id, journal, raw: raw_journal, inbox, commands, status, troubles, terminating })
     }
 
     /// Runs the session on a thread and a runtime of its own.
@@ -200,8 +210,11 @@ impl Adapter {
             commands: assembled.commands.clone(),
             tickets: Tickets::default(),
             bodies: Semaphore::new(MAX_BODIES),
+            small_bodies: Semaphore::new(MAX_SMALL_BODIES),
             subscribers: Arc::default(),
+            troubles: assembled.troubles.clone(),
             status: assembled.status.clone(),
+            terminating: assembled.terminating.clone(),
             draining: AtomicBool::new(false),
         });
         let ended = assembled.run_apart().map_err(|e| format!("the session cannot be started: {e}"))?;
@@ -228,6 +241,7 @@ impl Adapter {
     /// Tells the session to end.
     pub async fn terminate(&self) {
         self.shared.drain();
+        let _ = self.shared.terminating.send(true);
         // A session that hears nothing is left behind at the second signal.
         let _ = tokio::time::timeout(Duration::from_secs(1), self.shared.commands.send(Command::Terminate)).await;
     }
@@ -245,22 +259,68 @@ impl Adapter {
     }
 }
 
+/// What is to be said of an inbox that is not as it was left.
+fn inbox_damage(found: inbox::Opened, session_is_old: bool) -> Option<String> {
+    match found {
+        inbox::Opened { fresh: true, .. } if session_is_old => {
+            Some("the inbox is gone: inputs that waited are lost, and ids of earlier ones are not known any more".to_owned())
+        }
+        inbox::Opened { damaged: 1.., .. } => {
+            Some(format!("the inbox was damaged: {} of its lines cannot be read, and inputs that waited may be lost", found.damaged))
+        }
+        _ => None,
+    }
+}
+
+/// A full disk does not stop the start: the prompt is tried again until there is room.
+fn accept_prompt(inbox: &Arc<Inbox>, prompt: Input, sequence: u64) -> Result<(), String> {
+    match inbox.accept(prompt.clone(), sequence) {
+        Ok(_) => Ok(()),
+        Err(InboxError::Io(e)) if matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
+            let inbox = Arc::downgrade(inbox);
+            let again = move || {
+                while let Some(inbox) = inbox.upgrade() {
+                    if inbox.accept(prompt.clone(), sequence).is_ok() {
+                        return;
+                    }
+                    drop(inbox);
+                    std::thread::sleep(PROMPT_RETRY);
+                }
+            };
+            std::thread::Builder::new().name("prompt".into()).spawn(again).map(drop).map_err(|e| e.to_string())
+        }
+        Err(e) => Err(e.to_string()),
+    }
+}
+
+fn private_dir(dir: &Path) -> Result<(), String> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|e| format!("cannot make `{}`: {e}", dir.display()))
+}
+
 /// Follows nothing: the CLI's own lines are only kept.
 struct Unread;
 
 impl Replay for Unread {
-    fn state(&mut self, _: &[u8]) -> Result<(), String> {
-        Ok(())
+    fn state(&mut self, _: &[u8]) -> Result<bool, String> {
+        Ok(true)
     }
 
-    fn frame(&mut self, _: u64, json: &[u8]) -> bool {
+    fn frame(&mut self, _: u64, json: &[u8]) -> Result<bool, String> {
+        Ok(self.is_whole(0, json))
+    }
+
+    fn is_whole(&self, _: u64, json: &[u8]) -> bool {
         serde_json::from_slice::<serde::de::IgnoredAny>(json).is_ok()
+    }
+
+    fn rebuilt(&self) -> String {
+        String::new()
     }
 }
 
-fn open_raw(config: &Config) -> Result<Writer, String> {
+fn open_raw(config: &Config, troubles: &Troubles) -> Result<Writer, String> {
     let retention = Retention { segments: config.retention.segments.min(RAW_SEGMENTS), durable: false, ..config.retention };
-    Ok(Writer::open(&config.journal.join("raw"), retention, "", &mut Unread)?.writer)
+    Ok(Writer::open(&config.journal.join("raw"), retention, 0, Part::Raw, troubles, &mut Unread)?.writer)
 }
 
 async fn bind(address: SocketAddr) -> Result<TcpListener, String> {

@@ -18,20 +18,21 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::json;
-use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::{Instant, sleep_until};
 
 use self::cli::{Gone, Running, setting};
 pub use self::record::Rebuilt;
-use self::record::{raw_output, said_since};
+use self::record::{raw_output, said_in_pieces, said_since};
 use super::balance::{Admitted, Balance};
 use super::config::Config;
-use super::inbox::{Inbox, Input, Sent};
+use super::inbox::{Inbox, Input, MAX_DEATHS, Sent};
 use super::journal;
 use super::process;
 use super::runtime::{Action, Decision, Permissions, Phase, Translator, effective_mode};
 use super::transport::{self, Heard};
+use super::trouble::{Part, Troubles};
 use crate::base::sync::lock;
 use crate::event::{ErrorCode, ErrorEvent, InputMode, Payload, SessionEnd, SessionEndReason, TurnEndReason, TurnStart, Unparsed, Warning};
 
@@ -43,6 +44,10 @@ const ANSWER_TIME: Duration = Duration::from_secs(60);
 const MAX_CRASHES: usize = 5;
 const CRASH_WINDOW: Duration = Duration::from_secs(120);
 const FIRST_BACKOFF: Duration = Duration::from_millis(200);
+/// How long a CLI that has closed its output may take to end.
+const LAST_WORDS_TIME: Duration = Duration::from_millis(500);
+/// When something is tried again that the disk did not take.
+const DISK_RETRY: Duration = Duration::from_millis(200);
 /// Instead of a line that nobody keeps.
 const TOO_LONG: &[u8] = b"(a line that was too long)";
 
@@ -97,6 +102,13 @@ pub struct Session {
     inbox: Arc<Inbox>,
     commands: mpsc::Receiver<Command>,
     status: SharedStatus,
+    troubles: Troubles,
+    /// The session is told to end: nothing waits for a disk any more.
+    terminating: watch::Receiver<bool>,
+    /// An input that is noted as sent, on its way to stable storage.
+    handing: Option<Handing>,
+    /// When the disk is tried again.
+    retry_at: Option<Instant>,
     /// Inputs whose `user.message` stands in the journal already.
     said: Vec<String>,
     admitted: Vec<Admitted>,
@@ -121,6 +133,13 @@ pub struct Session {
     crashes: VecDeque<Instant>,
 }
 
+/// An input that is handed over once this is on stable storage.
+struct Handing {
+    input: Input,
+    native_id: String,
+    synced: JoinHandle<std::io::Result<()>>,
+}
+
 /// What a session is made of.
 pub struct Parts {
     pub config: Config,
@@ -131,14 +150,18 @@ pub struct Parts {
     pub inbox: Arc<Inbox>,
     pub commands: mpsc::Receiver<Command>,
     pub status: SharedStatus,
+    pub troubles: Troubles,
+    pub terminating: watch::Receiver<bool>,
 }
 
 impl Session {
     pub fn new(parts: Parts) -> Session {
-        let Parts { config, session_id, balance, journal, raw, inbox, commands, status } = parts;
+        let Parts { config, session_id, balance, journal, raw, inbox, commands, status, troubles, terminating } = parts;
         let now = Instant::now();
         Session {
             translator: (config.runtime.translator)(&setting(&config, &session_id, None, String::new())),
+            // A task that had its end before has it still.
+            outcome: balance.outcome.filter(|_| config.oneshot),
             config,
             session_id,
             balance,
@@ -147,6 +170,10 @@ impl Session {
             inbox,
             commands,
             status,
+            troubles,
+            terminating,
+            handing: None,
+            retry_at: None,
             said: Vec::new(),
             admitted: Vec::new(),
             calls: JoinSet::new(),
@@ -160,7 +187,6 @@ impl Session {
             wake_at: None,
             deadlines: Vec::new(),
             active: now,
-            outcome: None,
             unsteered: None,
             crashes: VecDeque::new(),
         }
@@ -169,6 +195,9 @@ impl Session {
     /// The whole of a session.
     pub async fn run(mut self) -> Ended {
         self.close_what_a_crash_left().await;
+        if self.config.oneshot && self.outcome.is_some() && self.inbox.waiting() == 0 {
+            return self.end_again().await;
+        }
         let end = loop {
             let gone = match self.start().await {
                 Ok(running) => self.serve(running).await,
@@ -179,7 +208,7 @@ impl Session {
                 Gone::Crashed { why, status, stderr, was_ready } => {
                     self.tell_crash(&why, status, &stderr).await;
                     let Some(pause) = self.backoff(was_ready) else { break crashed(status, stderr) };
-                    if let Some(end) = self.pause(pause).await {
+                    if let Some(end) = self.pause(pause, "restarting").await {
                         break end;
                     }
                 }
@@ -191,7 +220,10 @@ impl Session {
     /// What was open when an adapter before this one was killed, and whose input is where.
     async fn close_what_a_crash_left(&mut self) {
         process::sweep(&self.session_id).await;
-        if self.balance.turn.is_some() {
+        if let Some(turn) = &self.balance.turn {
+            for said in said_in_pieces(&self.journal.journal(), turn.sequence) {
+                self.say(said);
+            }
             let error = ErrorEvent::new(ErrorCode::Internal, "the adapter was stopped while this turn was running; the CLI is started again with its history");
             self.say(error);
             self.say(ended_turn(TurnEndReason::Error));
@@ -204,15 +236,38 @@ impl Session {
             self.say(ended_turn(TurnEndReason::Error));
             self.outcome = Some(TurnEndReason::Error);
         }
-        for (input, sent) in self.inbox.in_flight() {
-            if said_since(&self.journal.journal(), sent.sequence, &input.input_id) {
-                self.said.push(input.input_id.clone());
-            }
-        }
+        self.look_up_open_inputs();
         for warning in std::mem::take(&mut self.config.warnings) {
             self.say(Warning { message: warning });
         }
         self.commit().await;
+    }
+
+    /// What the journal tells of inputs whose fate is not known.
+    fn look_up_open_inputs(&mut self) {
+        let open = self.inbox.undecided();
+        let Some(from) = open.iter().map(|o| o.since).min() else { return };
+        let ids: Vec<&str> = open.iter().map(|o| o.input_id.as_str()).collect();
+        let said = said_since(&self.journal.journal(), from, &ids);
+        for open in open.iter().filter(|o| said.contains(&o.input_id)) {
+            if open.was_sent {
+                self.said.push(open.input_id.clone());
+            } else {
+                // The stream has it, and the note that it was sent is lost.
+                note(self.inbox.over(&open.input_id));
+            }
+        }
+    }
+
+    /// A task that is over, and whose adapter was started again.
+    async fn end_again(self) -> Ended {
+        if !self.balance.ended {
+            return self.end(ended(SessionEndReason::Completed)).await;
+        }
+        self.inbox.close(true);
+        self.set_state("ended");
+        self.journal.close();
+        Ended { reason: SessionEndReason::Completed, outcome: self.outcome }
     }
 
     /// Serves inputs and commands until the CLI is gone or the session is over.
@@ -240,6 +295,7 @@ impl Session {
                 .chain(self.interrupt_by)
                 .chain(self.answer_by)
                 .chain(self.deadlines.iter().map(|d| d.1))
+                .chain(self.retry_at)
                 .chain(self.idle_until())
                 .min();
             tokio::select! {
@@ -251,6 +307,7 @@ impl Session {
                     Some(command) => self.obey(&mut running, command).await,
                 },
                 () = until(wake) => self.on_time(&mut running).await,
+                synced = noted(&mut self.handing) => self.noted_as_sent(&mut running, synced).await,
                 heard = running.heard.recv() => if let Some(heard) = heard { self.hear(&mut running, heard).await },
                 () = self.inbox.changed.notified() => self.active = Instant::now(),
                 status = running.process.ended() => {
@@ -292,6 +349,13 @@ impl Session {
             }
             Heard::Stderr(bytes) => self.hear_stderr(running, &bytes, &mut actions),
             Heard::EventsOver(why) => running.broken = Some(format!("the events of {} ended: {why}", self.config.runtime.name)),
+            Heard::StdoutOver => {
+                // It ends, or it can say nothing any more.
+                let lives = tokio::time::timeout(LAST_WORDS_TIME, running.process.ended()).await.is_err();
+                if running.speaks_lines && lives {
+                    running.broken = Some(format!("{} closed its output", self.config.runtime.name));
+                }
+            }
             Heard::Reply(tag, reply) => self.translator.reply(tag, reply, &mut actions),
         }
         self.carry_out(running, actions).await;
@@ -333,7 +397,7 @@ impl Session {
                     note(self.inbox.over(&input_id));
                     self.said.retain(|said| *said != input_id);
                 }
-                Action::Undelivered { input_id } => persist(|| self.inbox.unsent(&input_id)).await,
+                Action::Undelivered { input_id } => note(self.inbox.unsent(&input_id)),
                 Action::Refused { input_id, why } => {
                     self.say(ErrorEvent::new(ErrorCode::Internal, format!("input `{input_id}` was not delivered: {why}")));
                     self.outcome = Some(TurnEndReason::Error);
@@ -487,12 +551,13 @@ impl Session {
             self.answer(&id, &decision, "adapter");
             self.deadlines.retain(|(late, _)| *late != id);
         }
+        past(&mut self.retry_at);
         self.carry_out(running, Vec::new()).await;
     }
 
     /// Hands the next input over, if its time has come.
     async fn deliver(&mut self, running: &mut Running) {
-        if self.inbox.is_in_flight() {
+        if self.inbox.is_in_flight() || self.retry_at.is_some() {
             return;
         }
         let Some(mode) = self.inbox.next_mode() else { return };
@@ -517,7 +582,7 @@ impl Session {
             return;
         }
         if let Some(input) = self.inbox.next() {
-            self.hand_over(running, &input).await;
+            self.hand_over(running, input).await;
         }
     }
 
@@ -527,21 +592,52 @@ impl Session {
         self.unsteered = Some(input.input_id);
     }
 
-    async fn hand_over(&mut self, running: &mut Running, input: &Input) {
+    /// First the note that it is sent, on stable storage; then the input.
+    async fn hand_over(&mut self, running: &mut Running, mut input: Input) {
         let mut random = [0; 14];
         if let Err(e) = getrandom::fill(&mut random) {
             running.broken = Some(format!("no random bytes: {e}"));
             return;
         }
+        if let Err(e) = self.inbox.load(&mut input) {
+            let refused = Action::Refused { input_id: input.input_id, why: format!("its attachments cannot be read: {e}") };
+            return self.carry_out(running, vec![refused]).await;
+        }
         let native_id = self.translator.native_id(jiff::Timestamp::now().as_millisecond(), random);
-        let sent = Sent { input_id: input.input_id.clone(), native_id: native_id.clone(), sequence: self.journal.next() };
-        persist(|| self.inbox.sent(sent.clone())).await;
+        let sent = Sent { input_id: input.input_id.clone(), native_id: native_id.clone() };
+        if let Err(e) = self.inbox.sent(sent) {
+            return self.wait_for_the_inbox(&e);
+        }
         if self.balance.turn.is_none() {
             self.answer_by = Some(Instant::now() + ANSWER_TIME);
         }
+        self.handing = Some(Handing { input, native_id, synced: self.sync_inbox() });
+    }
+
+    fn sync_inbox(&self) -> JoinHandle<std::io::Result<()>> {
+        let inbox = self.inbox.clone();
+        tokio::task::spawn_blocking(move || inbox.sync())
+    }
+
+    /// The note stands on stable storage, or cannot.
+    async fn noted_as_sent(&mut self, running: &mut Running, synced: std::io::Result<()>) {
+        let Some(handing) = self.handing.take() else { return };
+        if let Err(e) = synced {
+            self.wait_for_the_inbox(&e);
+            return note(self.inbox.unsent(&handing.input.input_id));
+        }
+        self.troubles.clear(Part::Inbox);
         let mut actions = Vec::new();
-        self.translator.deliver(input, &native_id, &mut actions);
+        self.translator.deliver(&handing.input, &handing.native_id, &mut actions);
         self.carry_out(running, actions).await;
+    }
+
+    fn wait_for_the_inbox(&mut self, e: &std::io::Error) {
+        if self.troubles.set(Part::Inbox, format!("the inbox cannot be written: {e}")) {
+            tracing::error!(error = %e, "the inbox cannot be written; the input waits");
+        }
+        self.answer_by = None;
+        self.retry_at = Some(Instant::now() + DISK_RETRY);
     }
 
     /// Is there a reason to end, now that nothing is running?
@@ -550,7 +646,9 @@ impl Session {
             return None;
         }
         if self.balance.turns >= self.config.max_turns {
-            self.say(Warning { message: format!("the session had its {} turns", self.config.max_turns) });
+            let waiting: Vec<String> = self.inbox.list().into_iter().map(|i| format!("`{}`", i.input_id)).collect();
+            let left = if waiting.is_empty() { String::new() } else { format!("; these inputs were not delivered: {}", waiting.join(", ")) };
+            self.say(Warning { message: format!("the session had its {} turns{left}", self.config.max_turns) });
             self.inbox.close(true);
             return Some(ended(SessionEndReason::Completed));
         }
@@ -575,6 +673,26 @@ impl Session {
         self.say(error);
         self.close_translator();
         self.commit().await;
+        self.give_up_poison().await;
+    }
+
+    /// An input during which the CLI ended again and again is not tried for ever.
+    async fn give_up_poison(&mut self) {
+        for (input, _) in self.inbox.in_flight() {
+            let deaths = self.inbox.died(&input.input_id).unwrap_or_else(|e| {
+                tracing::error!(error = %e, "the inbox cannot be written");
+                1
+            });
+            if deaths >= MAX_DEATHS {
+                let why = format!("input `{}` was given up: {} ended {deaths} times while it had it", input.input_id, self.config.runtime.name);
+                self.say(ErrorEvent::new(ErrorCode::RuntimeCrashed, why));
+                self.outcome = Some(TurnEndReason::Error);
+                self.commit().await;
+                note(self.inbox.over(&input.input_id));
+                // What is behind it has its own tries.
+                self.crashes.clear();
+            }
+        }
     }
 
     fn close_translator(&mut self) {
@@ -590,6 +708,7 @@ impl Session {
             self.say(ended_turn(TurnEndReason::Error));
         }
         (self.interrupt_by, self.answer_by, self.wake_at) = (None, None, None);
+        (self.handing, self.retry_at) = (None, None);
         self.deadlines.clear();
     }
 
@@ -601,14 +720,14 @@ impl Session {
             self.crashes.pop_front();
         }
         // One that never worked will not by itself.
-        let worked_once = was_ready || self.version.is_some() && self.balance.native_session_id.is_some();
+        let worked_once = was_ready || self.balance.native_session_id.is_some();
         let again = worked_once && self.crashes.len() < MAX_CRASHES && !(self.config.oneshot && self.outcome.is_some());
         again.then(|| FIRST_BACKOFF * 2_u32.pow(self.crashes.len() as u32 - 1))
     }
 
-    /// Waits before a restart, and still obeys.
-    async fn pause(&mut self, time: Duration) -> Option<SessionEnd> {
-        self.set_state("restarting");
+    /// Waits, and still obeys.
+    async fn pause(&mut self, time: Duration, state: &'static str) -> Option<SessionEnd> {
+        self.set_state(state);
         tokio::time::timeout(time, asked_to_end(&mut self.commands)).await.ok()
     }
 
@@ -619,6 +738,9 @@ impl Session {
         let reason = end.reason;
         self.say(end);
         self.commit().await;
+        if let Err(e) = self.journal.commit_once() {
+            tracing::error!(error = %e, "the last events could not be written");
+        }
         self.set_state("ended");
         process::sweep(&self.session_id).await;
         self.journal.close();
@@ -676,11 +798,11 @@ fn describe(status: Option<ExitStatus>) -> String {
     status.map_or_else(|| "no exit status".to_owned(), |s| s.to_string())
 }
 
-/// Writes what the next step depends on, however long the disk is full.
-async fn persist(write: impl Fn() -> std::io::Result<()>) {
-    while let Err(e) = write() {
-        tracing::error!(error = %e, "the inbox cannot be written; the input waits");
-        sleep(Duration::from_millis(200)).await;
+/// Waits until an input that is handed over is noted as such on stable storage.
+async fn noted(handing: &mut Option<Handing>) -> std::io::Result<()> {
+    match handing {
+        Some(handing) => (&mut handing.synced).await.unwrap_or_else(|e| Err(std::io::Error::other(e))),
+        None => std::future::pending().await,
     }
 }
 

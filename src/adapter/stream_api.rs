@@ -14,11 +14,12 @@ use hyper::body::{Body, Bytes, Frame, Incoming};
 use hyper::header::HeaderValue;
 use hyper::{Method, Request, Response, StatusCode};
 use serde_json::json;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
 use super::http::{Access, Answer, Problem, full, json_answer, not_allowed, preflight};
-use super::input_api;
-use super::journal::Cursor;
+use super::{health, input_api};
+use super::journal::{Cursor, Part};
 use super::server::Shared;
 use super::view::{Shape, View, Wish};
 use crate::base::sync::lock;
@@ -32,7 +33,7 @@ const PARTS_AT_ONCE: usize = 8;
 const MAX_SUBSCRIBERS: usize = 2048;
 const TICKET_TIME: Duration = Duration::from_secs(60);
 const MAX_TICKETS: usize = 1024;
-const ROUTES: [&str; 7] = ["/stream", "/health", "/status", "/capabilities", "/openapi.json", "/schema/events.json", "/"];
+const ROUTES: [&str; 8] = ["/stream", "/health", "/readyz", "/status", "/capabilities", "/openapi.json", "/schema/events.json", "/"];
 /// They are the same for everybody who asks.
 static OPENAPI: LazyLock<String> = LazyLock::new(|| super::openapi::document().to_string());
 static SCHEMA: LazyLock<String> = LazyLock::new(|| event::schema().to_string());
@@ -64,10 +65,10 @@ impl Tickets {
 pub async fn route(shared: &Arc<Shared>, request: Request<Incoming>) -> Result<Answer, Problem> {
     let path = request.uri().path().to_owned();
     let access = match path.as_str() {
-        "/" | "/health" | "/openapi.json" | "/schema/events.json" => Access::Open,
+        "/" | "/health" | "/readyz" | "/openapi.json" | "/schema/events.json" => Access::Open,
         _ if *request.method() == Method::OPTIONS => Access::Open,
         "/stream" if ticketed(shared, &request) => Access::Open,
-        p if input_api::is_route(p) => Access::Write,
+        p if input_api::is_route(p) => input_api::access(request.method(), p),
         _ => Access::Read,
     };
     shared.stream_door.check(&shared.wall, request.headers(), access)?;
@@ -91,7 +92,8 @@ pub async fn route(shared: &Arc<Shared>, request: Request<Incoming>) -> Result<A
     match path.as_str() {
         "/stream" => stream(shared, &request),
         "/" => Ok(console()),
-        "/health" => Ok(health(shared)),
+        "/health" => Ok(health::health(shared)),
+        "/readyz" => Ok(health::readiness(shared)),
         "/status" => Ok(json_answer(200, &shared.status())),
         "/capabilities" => Ok(json_answer(
             200,
@@ -133,10 +135,11 @@ fn stream(shared: &Arc<Shared>, request: &Request<Incoming>) -> Result<Answer, P
     }
     let slot = Slot::take(&shared.subscribers)?;
     let view = View::new(wish, seen, shared.session_id.clone(), shared.runtime.id);
-    let cursor = journal.subscribe(view.first());
+    let cursor = journal.subscribe(view.first(journal));
     let mut heartbeat = interval_at(Instant::now() + HEARTBEAT, HEARTBEAT);
     heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let queue = VecDeque::from([Bytes::from_static(b"retry: 1000\n\n")]);
+    let view = Looking::Here(Box::new(view));
     let body = Subscription { cursor, view, heartbeat, queue, over: *request.method() == Method::HEAD, _slot: slot };
     let mut answer = Response::new(body.boxed());
     let headers = answer.headers_mut();
@@ -210,12 +213,6 @@ fn console() -> Answer {
     answer
 }
 
-fn health(shared: &Shared) -> Answer {
-    let (state, trouble) = (shared.state(), shared.journal.trouble());
-    let well = trouble.is_none() && state != "ended";
-    json_answer(if well { 200 } else { 503 }, &json!({ "status": if well { "ok" } else { "failing" }, "state": state, "trouble": trouble }))
-}
-
 /// A subscriber that is counted.
 #[derive(Debug)]
 struct Slot(Arc<AtomicUsize>);
@@ -239,11 +236,47 @@ impl Drop for Slot {
 /// What a subscriber is sent: the journal from its place on, and a heartbeat.
 struct Subscription {
     cursor: Cursor,
-    view: View,
+    view: Looking,
     heartbeat: Interval,
     queue: VecDeque<Bytes>,
     over: bool,
     _slot: Slot,
+}
+
+/// Who looks at what a view does not pass on as it is.
+enum Looking {
+    Here(Box<View>),
+    /// A thread that nobody is served by.
+    Apart(JoinHandle<(Box<View>, VecDeque<Bytes>)>),
+    /// That thread failed.
+    Nobody,
+}
+
+impl Subscription {
+    /// Goes on with what was looked at elsewhere. False: it is not done.
+    fn is_here(&mut self, cx: &mut Context<'_>) -> bool {
+        let Looking::Apart(looking) = &mut self.view else { return true };
+        match Pin::new(looking).poll(cx) {
+            Poll::Pending => return false,
+            Poll::Ready(Ok((view, queue))) => (self.view, self.queue) = (Looking::Here(view), queue),
+            Poll::Ready(Err(_)) => (self.view, self.over) = (Looking::Nobody, true),
+        }
+        true
+    }
+
+    fn feed(&mut self, part: Part) {
+        let Looking::Here(view) = &mut self.view else { return };
+        if !view.takes_its_time(&part) {
+            return view.feed(part, &mut self.queue);
+        }
+        if let Looking::Here(mut view) = std::mem::replace(&mut self.view, Looking::Nobody) {
+            self.view = Looking::Apart(tokio::task::spawn_blocking(move || {
+                let mut queue = VecDeque::new();
+                view.feed(part, &mut queue);
+                (view, queue)
+            }));
+        }
+    }
 }
 
 impl Body for Subscription {
@@ -253,14 +286,17 @@ impl Body for Subscription {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let this = &mut *self;
         for _ in 0..PARTS_AT_ONCE {
-            if this.over {
-                return Poll::Ready(None);
+            if !this.is_here(cx) {
+                return Poll::Pending;
             }
             if let Some(bytes) = this.queue.pop_front() {
                 return Poll::Ready(Some(Ok(Frame::data(bytes))));
             }
+            if this.over {
+                return Poll::Ready(None);
+            }
             match this.cursor.poll_next(cx) {
-                Poll::Ready(Some(part)) => this.view.feed(part, &mut this.queue),
+                Poll::Ready(Some(part)) => this.feed(part),
                 Poll::Ready(None) => this.over = true,
                 Poll::Pending if this.heartbeat.poll_tick(cx).is_ready() => this.queue.push_back(Bytes::from_static(b": heartbeat\n\n")),
                 Poll::Pending => return Poll::Pending,

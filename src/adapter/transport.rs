@@ -36,6 +36,8 @@ const CALL_TIME: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub enum Heard {
     Stdout(Bytes),
+    /// It has closed that.
+    StdoutOver,
     Stderr(Bytes),
     /// Of its stream of events.
     Events(Bytes),

@@ -8,12 +8,15 @@ use std::collections::{HashSet, VecDeque};
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-use super::journal::Part;
+use super::journal::{Journal, Part};
 use super::transport::Lines;
 use crate::event::{self, Event, Gap, Payload, SessionEndReason};
 
 /// Longest event that a filter sees: a line of the CLI, and what JSON adds to it.
 const MAX_EVENT: usize = 64 << 20;
+
+/// What is looked at where it is served; more is looked at elsewhere.
+const LITTLE: usize = 8 << 10;
 
 /// What a subscriber asked for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -54,9 +57,15 @@ impl View {
     }
 
     /// Where its cursor starts.
-    pub fn first(&self) -> u64 {
-        // Which texts were said in pieces depends on what came before.
-        if self.wish.shape == Shape::X1 { 1 } else { self.seen + 1 }
+    pub fn first(&self, journal: &Journal) -> u64 {
+        let next = self.seen + 1;
+        // Which texts were said in pieces depends on what came before in the turn.
+        if self.wish.shape == Shape::X1 { journal.quiet_before(next).min(next) } else { next }
+    }
+
+    /// Whether so much is looked at that others must not wait for it.
+    pub fn takes_its_time(&self, part: &Part) -> bool {
+        !self.passes_all() && matches!(part, Part::Frames(frames) if frames.len() > LITTLE)
     }
 
     fn passes_all(&self) -> bool {
@@ -88,12 +97,19 @@ impl View {
     }
 
     fn gap(&self, from: u64, to: u64) -> Option<Bytes> {
-        if self.wish.shape == Shape::X1 {
+        let from = from.max(self.seen + 1);
+        if from > to {
             return None;
         }
         let timestamp = format!("{:.3}", jiff::Timestamp::now());
         let (session_id, runtime) = (self.session_id.clone(), self.runtime.to_owned());
         let event = Event { session_id, sequence: to, timestamp, turn_id: None, runtime, payload: Gap { from, to }.into() };
+        if self.wish.shape == Shape::X1 {
+            let message = json!({ "session_id": event.session_id, "timestamp": event.timestamp, "sequence": to, "type": "stream.gap", "payload": { "from": from, "to": to } });
+            let mut sent = Vec::new();
+            frame(to, None, message.to_string().as_bytes(), &mut sent);
+            return Some(sent.into());
+        }
         let mut json = Vec::new();
         event.write(&mut json).ok()?;
         let mut sent = Vec::new();

@@ -748,11 +748,11 @@ async fn subscribers_that_never_read_hold_nobody_up() {
 async fn a_full_disk_holds_the_cli_back_and_loses_nothing() {
     let mut pod = Pod::new(json!({ "session": { "raw": false } })).await;
     let mount = pod.path("journal");
-    let Some(_disk) = SmallDisk::mount(&mount, 512, "a full disk under the journal") else { return };
+    let Some(_disk) = SmallDisk::mount(&mount, 640, "a full disk under the journal") else { return };
     pod.start();
     pod.wait("a session", |e| e["type"] == "session.start").await;
     let ballast = mount.join("ballast");
-    std::fs::write(&ballast, vec![0; 400_000]).unwrap();
+    std::fs::write(&ballast, vec![0; 530_000]).unwrap();
     pod.say("a", "n=2000").await;
     let health = async || request(pod.stream, "GET", "/health", &[], b"").await;
     until_async("the trouble", async || health().await.status == 503).await;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use outrigger::adapter::balance::{Admitted, Balance};
 use outrigger::adapter::inbox::Input;
 use outrigger::adapter::runtime::{Action, Decision, Mcp, Permissions, Reply, Setting, Translator, registry};
-use outrigger::event::{InputMode, InputSource, Payload};
+use outrigger::event::{InputSource, Payload};
 use serde_json::Value;
 
 fn root() -> PathBuf {
@@ -133,7 +133,7 @@ impl Player {
                 let text = texts.into_iter().find_map(Value::as_str).unwrap_or_default().to_owned();
                 self.inputs += 1;
                 let source = if self.inputs == 1 { InputSource::Initial } else { InputSource::Inject };
-                let input = Input { input_id: format!("input-{}", self.inputs), text, mode: InputMode::Auto, source, sender_id: None, attachments: vec![] };
+                let input = Input { source, ..Input::new(format!("input-{}", self.inputs), text) };
                 let native = m["uuid"].as_str().map_or_else(|| format!("native-{}", self.inputs), str::to_owned);
                 self.translator.deliver(&input, &native, actions);
                 same = &["turn/start", "turn/steer"];

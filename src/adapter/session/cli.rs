@@ -1,6 +1,7 @@
 //! The coming and going of the CLI: started, found, heard, stopped.
 
 use std::collections::VecDeque;
+use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::process::ExitStatus;
@@ -13,22 +14,29 @@ use tokio::time::{Instant, sleep};
 
 use super::record::raw_output;
 use super::{Session, TOO_LONG, asked_to_end, describe, until};
-use crate::adapter::config::Config;
+use crate::adapter::config::{Config, read_key};
 use crate::adapter::process::{self, Process, Program};
 use crate::adapter::runtime::{Launch, Setting, Wiring};
 use crate::adapter::transport::{Heard, Http, Lines};
+use crate::adapter::trouble::Part;
 use crate::base::token::Token;
-use crate::event::{SessionEnd, SessionEndReason, StageState, Warning};
+use crate::event::{ErrorCode, ErrorEvent, SessionEnd, SessionEndReason, StageState, Warning};
 
 /// From its start until it can take a first input.
 const START_TIME: Duration = Duration::from_secs(60);
 /// One try of its health; an early one may never be answered.
 const HEALTH_TIME: Duration = Duration::from_millis(500);
 const HEALTH_EVERY: Duration = Duration::from_millis(50);
-/// How long it waits for the sidecar before it starts a CLI that cannot work without.
-const SIDECAR_TIME: Duration = Duration::from_secs(30);
+/// One try to reach the sidecar: one that has little CPU takes its time.
+const SIDECAR_TIME: Duration = Duration::from_secs(5);
+/// Between two tries: at first, and in the end.
+const SIDECAR_EVERY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+/// How often it is said that the sidecar is waited for.
+const SIDECAR_STAGE: Duration = Duration::from_secs(60);
 /// How long what is in the pipes of a CLI that is gone is read.
 const WIND_UP_TIME: Duration = Duration::from_secs(2);
+/// Between two tries to write its settings on a full disk.
+const DISK_EVERY: Duration = Duration::from_millis(500);
 /// What is kept of what it writes to stderr.
 const STDERR_TAIL: usize = 4 << 10;
 
@@ -111,10 +119,7 @@ impl Session {
         let failed = |why: String| Gone::Crashed { why, status: None, stderr: String::new(), was_ready: false };
         let random = Token::draw().map_err(|e| failed(format!("no random bytes can be drawn: {e}")))?;
         let setting = setting(&self.config, &self.session_id, self.balance.native_session_id.clone(), random);
-        let private = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&setting.home);
-        let prepared = private.and_then(|()| (self.config.runtime.launch)(&setting));
-        let Launch { args, env, wiring, warnings, session } =
-            prepared.map_err(|e| failed(format!("what the CLI reads cannot be written into `{}`: {e}", setting.home.display())))?;
+        let Launch { args, env, wiring, warnings, session } = self.prepare(&setting).await?;
         let program = self.config.program.clone().unwrap_or_else(|| self.config.runtime.program.to_owned());
         let ours: Vec<(String, String)> = self.config.env.iter().cloned().chain(env).collect();
         let env = process::environment(self.config.inherit_env, &self.config.allow_env, &ours, host(&self.config.sidecar));
@@ -167,6 +172,30 @@ impl Session {
         match got_ready.unwrap_or_else(|_| Err(format!("it was not ready within {START_TIME:?}"))) {
             Ok(()) => Ok(running),
             Err(why) => Err(self.gone(running, why).await),
+        }
+    }
+
+    /// Writes what the CLI reads. A full disk is waited for.
+    async fn prepare(&mut self, setting: &Setting) -> Result<Launch, Gone> {
+        loop {
+            let private = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&setting.home);
+            let e = match private.and_then(|()| (self.config.runtime.launch)(setting)) {
+                Ok(launch) => {
+                    self.troubles.clear(Part::Settings);
+                    return Ok(launch);
+                }
+                Err(e) => e,
+            };
+            let why = format!("what the CLI reads cannot be written into `{}`: {e}", setting.home.display());
+            if !matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
+                return Err(Gone::Crashed { why, status: None, stderr: String::new(), was_ready: false });
+            }
+            if self.troubles.set(Part::Settings, &why) {
+                tracing::error!("{why}; the CLI is not started until it can");
+            }
+            if let Some(end) = self.pause(DISK_EVERY, "starting").await {
+                return Err(Gone::Ended(end));
+            }
         }
     }
 
@@ -244,38 +273,59 @@ impl Session {
         Ok(())
     }
 
-    /// A CLI without its provider would only fail, each in its own way.
+    /// A CLI without its provider would only fail, each in its own way. The sidecar may come later
+    /// than the agent: it is waited for without end.
     pub(super) async fn wait_for_sidecar(&mut self) -> Result<(), Gone> {
         let (since, address) = (Instant::now(), self.config.sidecar.trim_start_matches("http://").to_owned());
-        let http = Http { address: address.clone(), authorization: format!("Bearer {}", self.config.key) };
-        let mut told = false;
+        let (mut told, mut refused, mut every) = (None::<Instant>, false, SIDECAR_EVERY.0);
         loop {
-            let why = match http.ask("HEAD", "/", None, HEALTH_TIME).await {
-                Ok((200, _)) => {
-                    if told {
-                        self.stage("sidecar", StageState::Done, since, None).await;
+            self.read_key_again();
+            let http = Http { address: address.clone(), authorization: format!("Bearer {}", self.config.key) };
+            let why = match http.ask("HEAD", "/", None, SIDECAR_TIME).await {
+                Ok((200, _)) => break,
+                Ok((401, _)) => {
+                    if !std::mem::replace(&mut refused, true) {
+                        self.say(self.wrong_token(&address));
                     }
-                    return Ok(());
+                    every = SIDECAR_EVERY.1;
+                    "it refuses this session's token".to_owned()
                 }
-                Ok((status, _)) => format!("status {status}"),
+                Ok((status, _)) => format!("it answers with status {status}"),
                 Err(why) => why,
             };
-            if !told {
-                told = true;
-                self.stage("sidecar", StageState::Started, since, Some(format!("waiting for the sidecar at {address}"))).await;
+            let why = format!("the sidecar at {address} is waited for: {why}");
+            self.troubles.set(Part::Sidecar, &why);
+            if told.is_none_or(|at| at.elapsed() >= SIDECAR_STAGE) {
+                told = Some(Instant::now());
+                self.stage("sidecar", StageState::Started, since, Some(why)).await;
             }
-            if since.elapsed() > SIDECAR_TIME {
-                self.stage("sidecar", StageState::Failed, since, Some(why.clone())).await;
-                let why = format!(
-                    "the sidecar at `{}` does not answer: {why}\nhint: start `outrigger sidecar`, or name another address in `sidecar.url`",
-                    self.config.sidecar
-                );
-                return Err(Gone::Crashed { why, status: None, stderr: String::new(), was_ready: false });
-            }
-            if let Some(end) = self.pause(Duration::from_millis(200)).await {
+            if let Some(end) = self.pause(every, "starting").await {
+                self.troubles.clear(Part::Sidecar);
                 return Err(Gone::Ended(end));
             }
-            self.set_state("starting");
+            every = (every * 2).min(SIDECAR_EVERY.1);
+        }
+        self.troubles.clear(Part::Sidecar);
+        if told.is_some() {
+            self.stage("sidecar", StageState::Done, since, None).await;
+        }
+        Ok(())
+    }
+
+    fn wrong_token(&self, address: &str) -> ErrorEvent {
+        let hint = match &self.config.key_file {
+            Some(file) => format!("`{}` must hold the token of the sidecar's `tokenFile`", file.display()),
+            None => "name the file that holds it in `sidecar.tokenFile` of adapter.yaml".to_owned(),
+        };
+        ErrorEvent::new(ErrorCode::Auth, format!("the sidecar at {address} refuses this session's token\nhint: {hint}"))
+    }
+
+    /// The token may have been renewed since.
+    fn read_key_again(&mut self) {
+        let Some(file) = &self.config.key_file else { return };
+        match read_key(file) {
+            Ok(key) => self.config.key = key,
+            Err(e) => tracing::warn!("the session's token stays as it was: {e}"),
         }
     }
 

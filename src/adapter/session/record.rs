@@ -1,7 +1,10 @@
 //! What a session writes down: events, the CLI's own lines, and what a restart reads of them.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
+use indexmap::IndexMap;
+use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -9,32 +12,46 @@ use super::Session;
 use crate::adapter::balance::{self, Balance};
 use crate::adapter::journal::{self, Replay};
 use crate::adapter::transport::Lines;
-use crate::event::{self, Event, Payload, SessionStage, SessionStart, StageState, Warning};
+use crate::base::token::random_hex;
+use crate::event::{self, AssistantMessage, Event, Payload, Reasoning, SessionStage, SessionStart, StageState, Warning};
 
 impl Session {
     /// Adds an event to what the next commit shows.
     pub(super) fn say(&mut self, payload: impl Into<Payload>) {
-        let now = jiff::Timestamp::now();
-        self.balance.admit(now.as_millisecond(), payload.into(), &mut self.admitted);
+        let (now, payload) = (jiff::Timestamp::now(), payload.into());
+        if self.balance.is_quiet() && begins_a_turn(&payload) {
+            self.journal.journal().are_quiet(&[self.journal.next()]);
+        }
+        self.balance.admit(now.as_millisecond(), payload, &mut self.admitted);
         let timestamp = format!("{now:.3}");
+        let mut began = 0;
         for (payload, turn_id) in self.admitted.drain(..) {
             let (session_id, runtime) = (&self.session_id, self.config.runtime.id);
             self.journal.append(|sequence, out| {
+                began = began.max(if matches!(payload, Payload::TurnStart(_)) { sequence } else { 0 });
                 let event = Event { session_id: session_id.clone(), sequence, timestamp: timestamp.clone(), turn_id, runtime: runtime.to_owned(), payload };
                 if let Err(e) = event.write(out) {
                     tracing::error!(error = %e, "an event cannot be written");
                 }
             });
         }
+        self.balance.began_at(began);
     }
 
+    /// Writes what was said. A full disk is waited for, unless the session is to end.
     pub(super) async fn commit(&mut self) {
         if let Some(raw) = &mut self.raw {
-            raw.commit(String::new).await;
+            raw.commit_or_drop();
         }
         let balance = &self.balance;
         let state = || serde_json::to_string(balance).unwrap_or_default();
-        if let Some(trouble) = self.journal.commit(state).await {
+        let mut terminating = self.terminating.clone();
+        let trouble = tokio::select! {
+            biased;
+            trouble = self.journal.commit(state) => trouble,
+            _ = terminating.wait_for(|it_is| *it_is) => return,
+        };
+        if let Some(trouble) = trouble {
             self.say(Warning {
                 message: format!("the journal could not be written for {:.1} s; the CLI was held back, and nothing was lost", trouble.as_secs_f64()),
             });
@@ -82,45 +99,126 @@ pub(super) fn raw_output(raw: &mut Option<journal::Writer>, stream: &str, line: 
     }
 }
 
-/// Does the journal, from `sequence` on, tell of this input?
-pub(super) fn said_since(journal: &Arc<journal::Journal>, sequence: u64, input_id: &str) -> bool {
-    let mut cursor = journal.subscribe(sequence);
-    let (mut lines, mut found) = (Lines::default(), false);
+/// Which of these inputs does the journal, from `sequence` on, tell of?
+pub(super) fn said_since(journal: &Arc<journal::Journal>, sequence: u64, input_ids: &[&str]) -> HashSet<String> {
+    let mut found = HashSet::new();
+    read_since(journal, sequence, |event| {
+        if let Payload::UserMessage(message) = event.payload
+            && input_ids.contains(&message.input_id.as_str())
+        {
+            found.insert(message.input_id);
+        }
+    });
+    found
+}
+
+/// Texts that were said in pieces since `sequence`, and that no message has replaced.
+pub(super) fn said_in_pieces(journal: &Arc<journal::Journal>, sequence: u64) -> Vec<Payload> {
+    let mut open = IndexMap::<String, Payload>::new();
+    read_since(journal, sequence, |event| match event.payload {
+        Payload::AssistantDelta(d) => {
+            let fresh = AssistantMessage { item_id: d.item_id.clone(), text: String::new(), truncated: true, parent_tool_use_id: d.parent_tool_use_id };
+            if let Payload::AssistantMessage(message) = open.entry(d.item_id).or_insert_with(|| fresh.into()) {
+                message.text.push_str(&d.text);
+            }
+        }
+        Payload::ReasoningDelta(d) => {
+            let fresh = Reasoning { item_id: d.item_id.clone(), text: String::new(), truncated: true, parent_tool_use_id: d.parent_tool_use_id };
+            if let Payload::Reasoning(reasoning) = open.entry(d.item_id).or_insert_with(|| fresh.into()) {
+                reasoning.text.push_str(&d.text);
+            }
+        }
+        Payload::AssistantMessage(m) => _ = open.shift_remove(&m.item_id),
+        Payload::Reasoning(r) => _ = open.shift_remove(&r.item_id),
+        _ => {}
+    });
+    open.into_values().collect()
+}
+
+fn read_since(journal: &Arc<journal::Journal>, sequence: u64, mut see: impl FnMut(Event)) {
+    let (mut cursor, mut lines) = (journal.subscribe(sequence), Lines::default());
     while let Ok(Some(part)) = cursor.read() {
         let journal::Part::Frames(frames) = part else { continue };
         lines.feed(&frames, |line| {
-            let event = line.ok().and_then(|l| l.strip_prefix(b"data: ")).and_then(|json| Event::read(json).ok());
-            found |= matches!(event, Some(Event { payload: Payload::UserMessage(m), .. }) if m.input_id == input_id);
+            if let Some(event) = line.ok().and_then(|l| l.strip_prefix(b"data: ")).and_then(|json| Event::read(json).ok()) {
+                see(event);
+            }
         });
     }
-    found
 }
 
 /// Follows a journal that is opened.
 #[derive(Debug)]
-pub struct Rebuilt(pub Balance);
+pub struct Rebuilt {
+    pub balance: Balance,
+    /// Where views can begin, see [`Balance::is_quiet`].
+    pub quiet: Vec<u64>,
+    /// The id that a new session gets; one that is not asked for is drawn.
+    fresh: Option<String>,
+}
 
-impl Replay for Rebuilt {
-    fn state(&mut self, json: &[u8]) -> Result<(), String> {
-        let state: Balance = serde_json::from_slice(json).map_err(|e| format!("its head is not of this version: {e}"))?;
-        if !self.0.session_id.is_empty() && state.session_id != self.0.session_id {
-            return Err(format!("it belongs to session `{}`, not to `{}`\nhint: another session needs another journal", state.session_id, self.0.session_id));
-        }
-        self.0 = state;
-        Ok(())
+impl Rebuilt {
+    /// Of the session with this id, or of whichever is there.
+    pub fn new(session_id: Option<&str>) -> Rebuilt {
+        let fresh = session_id.is_none().then(|| format!("ses_{}", random_hex()));
+        Rebuilt { balance: Balance::new(session_id.or(fresh.as_deref()).unwrap_or_default()), quiet: Vec::new(), fresh }
     }
 
-    fn frame(&mut self, sequence: u64, json: &[u8]) -> bool {
+    fn is_ours(&mut self, session_id: &str) -> Result<(), String> {
+        if self.fresh.take().is_some() {
+            session_id.clone_into(&mut self.balance.session_id);
+        }
+        if session_id != self.balance.session_id {
+            return Err(format!("it belongs to session `{session_id}`, not to `{}`\nhint: another session needs another journal", self.balance.session_id));
+        }
+        Ok(())
+    }
+}
+
+impl Replay for Rebuilt {
+    fn state(&mut self, json: &[u8]) -> Result<bool, String> {
+        let Ok(state) = serde_json::from_slice::<Balance>(json) else { return Ok(false) };
+        self.is_ours(&state.session_id)?;
+        self.balance = state;
+        Ok(true)
+    }
+
+    fn frame(&mut self, sequence: u64, json: &[u8]) -> Result<bool, String> {
         // Only what the state depends on is read whole; the rest must be JSON.
         if !balance::is_followed(event::kind(json)) {
-            return serde_json::from_slice::<serde::de::IgnoredAny>(json).is_ok();
+            return Ok(self.is_whole(sequence, json));
         }
         match Event::read(json) {
             Ok(event) if event.sequence == sequence => {
-                self.0.follow(&event);
-                true
+                self.is_ours(&event.session_id)?;
+                if self.balance.is_quiet() && begins_a_turn(&event.payload) {
+                    self.quiet.push(sequence);
+                }
+                self.balance.follow(&event);
+                Ok(true)
             }
-            _ => false,
+            Ok(_) => Ok(false),
+            // Of a later version: kept, as far as it says that it is this frame.
+            Err(_) => Ok(self.is_whole(sequence, json)),
         }
     }
+
+    fn is_whole(&self, sequence: u64, json: &[u8]) -> bool {
+        serde_json::from_slice::<Numbered>(json).is_ok_and(|n| n.sequence == sequence)
+    }
+
+    fn rebuilt(&self) -> String {
+        serde_json::to_string(&self.balance).unwrap_or_default()
+    }
+}
+
+/// With such an event a turn begins, or what leads to one.
+fn begins_a_turn(payload: &Payload) -> bool {
+    matches!(payload, Payload::UserMessage(_) | Payload::TurnStart(_))
+}
+
+/// What every event has, whatever its version.
+#[derive(Deserialize)]
+struct Numbered {
+    sequence: u64,
 }

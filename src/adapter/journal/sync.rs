@@ -1,0 +1,162 @@
+//! The thread that puts segments on stable storage, many commits at once.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crate::adapter::trouble::{Part, Troubles};
+
+/// Longest that a visible frame is not yet on stable storage.
+const SYNC_TIME: Duration = Duration::from_millis(50);
+
+/// What is to be done, in this order.
+enum Wish {
+    /// Syncs a segment: now, or when others have come.
+    Segment { file: Arc<File>, now: bool },
+    /// Syncs a directory, so that a file that was made in it stays.
+    Directory(PathBuf),
+    /// Syncs a small file.
+    File(Arc<File>),
+}
+
+#[derive(Debug)]
+pub struct Syncer {
+    wishes: Option<mpsc::Sender<Wish>>,
+    state: Arc<State>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// The thread knows already that there is something to do.
+    wished: AtomicBool,
+    /// Frames up to this one are in files.
+    written: AtomicU64,
+    /// Frames up to this one are on stable storage.
+    synced: AtomicU64,
+    troubles: Troubles,
+}
+
+impl Syncer {
+    /// # Errors
+    /// The system's.
+    pub fn start(synced: u64, troubles: Troubles) -> io::Result<Syncer> {
+        let state = Arc::new(State { wished: AtomicBool::new(false), written: AtomicU64::new(synced), synced: AtomicU64::new(synced), troubles });
+        let (wishes, wanted) = mpsc::channel();
+        let seen = state.clone();
+        let thread = std::thread::Builder::new().name("journal-sync".into()).spawn(move || run(&wanted, &seen))?;
+        Ok(Syncer { wishes: Some(wishes), state, thread: Some(thread) })
+    }
+
+    /// Frames up to this one are on stable storage.
+    pub fn synced(&self) -> u64 {
+        self.state.synced.load(Ordering::Acquire)
+    }
+
+    /// Has everything up to `head`, whose last frames are in `file`, put on stable storage: `now`,
+    /// or within 50 ms.
+    pub fn wish(&self, file: &Arc<File>, head: u64, now: bool) {
+        self.state.written.store(head, Ordering::Release);
+        if let Some(wishes) = &self.wishes
+            && (now || !self.state.wished.swap(true, Ordering::AcqRel))
+        {
+            let _ = wishes.send(Wish::Segment { file: file.clone(), now });
+        }
+    }
+
+    /// Makes a file that was made in this directory stay there.
+    pub fn directory(&self, dir: &Path) {
+        self.send(Wish::Directory(dir.to_owned()));
+    }
+
+    /// Puts a small file on stable storage.
+    pub fn file(&self, file: &Arc<File>) {
+        self.send(Wish::File(file.clone()));
+    }
+
+    fn send(&self, wish: Wish) {
+        if let Some(wishes) = &self.wishes {
+            let _ = wishes.send(wish);
+        }
+    }
+
+    /// Waits until everything that was wished for is done.
+    pub fn finish(&mut self) {
+        self.wishes = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn run(wanted: &mpsc::Receiver<Wish>, state: &State) {
+    let mut wish = wanted.recv().ok();
+    while let Some(this) = wish {
+        wish = match this {
+            Wish::Segment { file, now } => {
+                let (now, next) = if now { (true, None) } else { company(wanted, &file) };
+                if now {
+                    state.wished.store(false, Ordering::Release);
+                }
+                state.sync(&file);
+                next
+            }
+            Wish::Directory(dir) => {
+                state.note(File::open(dir).and_then(|dir| dir.sync_all()));
+                None
+            }
+            Wish::File(file) => {
+                state.note(file.sync_all());
+                None
+            }
+        }
+        .or_else(|| wanted.recv().ok());
+    }
+}
+
+/// Waits for more of the same, for a while. Returns whether that time is over, and what else came.
+fn company(wanted: &mpsc::Receiver<Wish>, file: &Arc<File>) -> (bool, Option<Wish>) {
+    let until = Instant::now() + SYNC_TIME;
+    loop {
+        match wanted.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            Ok(Wish::Segment { file: other, now }) if Arc::ptr_eq(&other, file) => {
+                if now {
+                    return (true, None);
+                }
+            }
+            Ok(other) => return (false, Some(other)),
+            Err(_) => return (true, None),
+        }
+    }
+}
+
+impl State {
+    fn sync(&self, file: &File) {
+        let written = self.written.load(Ordering::Acquire);
+        if self.note(file.sync_data()) {
+            self.synced.fetch_max(written, Ordering::AcqRel);
+        }
+    }
+
+    /// Whether it is on stable storage; said once, where it is not.
+    fn note(&self, synced: io::Result<()>) -> bool {
+        match synced {
+            Ok(()) => {
+                if self.troubles.clear(Part::Storage) {
+                    tracing::warn!("events are put on stable storage again");
+                }
+                true
+            }
+            Err(e) => {
+                if self.troubles.set(Part::Storage, format!("events could not be put on stable storage: {e}")) {
+                    tracing::error!(error = %e, "the journal could not be put on stable storage");
+                }
+                false
+            }
+        }
+    }
+}
