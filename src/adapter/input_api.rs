@@ -17,8 +17,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
-use super::http::{Access, Answer, Problem, json_answer, not_allowed, preflight};
 use super::health;
+use super::http::{Access, Answer, Problem, json_answer, not_allowed, preflight};
 use super::inbox::{Attachment, InboxError, Input, TakenBack};
 use super::runtime::Decision;
 use super::server::Shared;
@@ -111,7 +111,9 @@ pub async fn route(shared: &Arc<Shared>, request: Request<Incoming>) -> Result<A
         p => Err(Problem::new(
             404,
             "route_denied",
-            format!("there is no `{p}`; offered: `/inject`, `/interrupt`, `/permission/{{id}}`, `/question/{{id}}`, `/inputs`, `/inputs/{{id}}`, `/keepalive`, `/shutdown`, `/health`, `/readyz`"),
+            format!(
+                "there is no `{p}`; offered: `/inject`, `/interrupt`, `/permission/{{id}}`, `/question/{{id}}`, `/inputs`, `/inputs/{{id}}`, `/keepalive`, `/shutdown`, `/health`, `/readyz`"
+            ),
         )),
     }
 }
@@ -286,7 +288,9 @@ async fn inject(shared: &Arc<Shared>, body: &[u8], key: Option<String>) -> Resul
         return Err(Problem::new(400, "unsupported", format!("{} takes no images", shared.runtime.name)));
     }
     let (input_id, keeper) = (input.input_id.clone(), shared.clone());
-    let accepted = tokio::task::spawn_blocking(move || keeper.inbox.accept(input, keeper.journal.head())).await.map_err(|e| Problem::new(500, "internal", e.to_string()))?;
+    let accepted = tokio::task::spawn_blocking(move || keeper.inbox.accept(input, keeper.journal.head()))
+        .await
+        .map_err(|e| Problem::new(500, "internal", e.to_string()))?;
     match accepted {
         Ok(a) => Ok(json_answer(202, &json!({ "input_id": input_id, "position": a.position, "duplicate": a.duplicate }))),
         Err(e @ (InboxError::Full | InboxError::TooLarge)) => Err(Problem::new(429, "inbox_full", e.to_string())),

@@ -18,10 +18,10 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
 use super::http::{Access, Answer, Problem, full, json_answer, not_allowed, preflight};
-use super::{health, input_api};
 use super::journal::{Cursor, Part};
 use super::server::Shared;
 use super::view::{Shape, View, Wish};
+use super::{health, input_api};
 use crate::base::sync::lock;
 use crate::base::token::Token;
 use crate::event::{self, Payload};

@@ -5,7 +5,8 @@
 //! It is this test binary itself, started by a script (`install`) that names the one test below.
 //!
 //! A prompt is a list of words: `n=<deltas>`, `ms=<pause>`, `fork` (daemons that ignore
-//! signals), `flood` (stderr), `huge` (a line of 100 MB), `noise` (garbage), `exit`, `hang`.
+//! signals), `flood` (stderr), `huge` (a line of 100 MB), `noise` (garbage), `exit`,
+//! `hang`, `poison` (it dies before it has the prompt).
 
 use std::convert::Infallible;
 use std::io::Write;
@@ -68,6 +69,9 @@ impl Fake {
     }
 
     async fn prompt(self, id: String, text: String) {
+        if text.contains("poison") {
+            std::process::exit(9);
+        }
         let mut history = std::fs::OpenOptions::new().create(true).append(true).open(self.dir.join("history")).unwrap();
         // One write: a kill leaves the whole line or none of it.
         history.write_all(format!("{id} {}\n", text.replace('\n', " ")).as_bytes()).unwrap();

@@ -8,18 +8,46 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
+use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use serde::{Deserialize, Serialize};
 
 use super::sync::Syncer;
 
+/// `STATX_MNT_ID_UNIQUE`: the number of a mount that no other has had since the boot. An older
+/// kernel gives none.
+const MNT_ID_UNIQUE: u32 = 0x4000;
 /// The file is always so long, so that it can be written on a full disk.
-const BYTES: usize = 256;
+const BYTES: usize = 512;
 
+/// What has in memory all that was written to the journal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Mark {
+struct Kernel {
     /// The boot of the machine, and the device of the file system.
     boot: String,
     device: u64,
+    /// The mount, as seen from a mount namespace; another namespace (a container that is started
+    /// again) sees the same file system under another number.
+    mount: u64,
+    namespace: String,
+}
+
+impl Kernel {
+    fn of(dir: &Path) -> Kernel {
+        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
+        let namespace = std::fs::read_link("/proc/self/ns/mnt").unwrap_or_default().display().to_string();
+        let status = statx(CWD, dir, AtFlags::empty(), StatxFlags::from_bits_retain(MNT_ID_UNIQUE));
+        Kernel { boot, device: std::fs::metadata(dir).map_or(0, |m| m.dev()), mount: status.map_or(0, |s| s.stx_mnt_id), namespace }
+    }
+
+    fn is_the_same(&self, other: &Kernel) -> bool {
+        let here = self.boot == other.boot && self.device == other.device;
+        here && (self.namespace != other.namespace || self.mount == other.mount)
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Mark {
+    kernel: Kernel,
     /// It was closed behind this number; `None` while a writer has it.
     closed: Option<u64>,
     /// Numbers below this were shown.
@@ -31,8 +59,8 @@ struct Mark {
 
 impl Mark {
     fn sum(&self) -> u32 {
-        let Mark { boot, device, closed, shown, crc32: _ } = self;
-        crc32fast::hash(format!("{boot} {device} {closed:?} {shown}").as_bytes())
+        let Mark { kernel, closed, shown, crc32: _ } = self;
+        crc32fast::hash(format!("{kernel:?} {closed:?} {shown}").as_bytes())
     }
 }
 
@@ -41,11 +69,17 @@ impl Mark {
 pub enum Last {
     /// There was none, or one that left no mark.
     Unknown,
-    Closed { head: u64 },
+    Closed {
+        head: u64,
+    },
     /// The process was killed. Numbers below `shown` were shown.
-    Killed { shown: u64 },
+    Killed {
+        shown: u64,
+    },
     /// The machine may have ended with it.
-    Cut { shown: u64 },
+    Cut {
+        shown: u64,
+    },
 }
 
 #[derive(Debug)]
@@ -57,22 +91,21 @@ pub struct Life {
 impl Life {
     /// Reads the mark of the last writer and leaves one of this.
     pub fn begin(dir: &Path) -> (Life, Last) {
-        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
-        let device = std::fs::metadata(dir).map_or(0, |m| m.dev());
+        let kernel = Kernel::of(dir);
         let path = dir.join("life");
         let before: Option<Mark> = std::fs::read(&path).ok().and_then(|bytes| serde_json::from_slice(bytes.trim_ascii_end()).ok());
         let before = before.filter(|mark| mark.crc32 == mark.sum());
         let last = match &before {
             None => Last::Unknown,
             Some(Mark { closed: Some(head), .. }) => Last::Closed { head: *head },
-            Some(mark) if mark.boot == boot && mark.device == device => Last::Killed { shown: mark.shown },
+            Some(mark) if mark.kernel.is_the_same(&kernel) => Last::Killed { shown: mark.shown },
             Some(mark) => Last::Cut { shown: mark.shown },
         };
         let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path).ok().map(Arc::new);
         // Whatever stood there before.
         let _ = file.as_ref().map(|file| file.set_len(BYTES as u64));
         let shown = before.map_or(0, |mark| mark.shown);
-        (Life { file, mark: Mark { boot, device, closed: None, shown, crc32: 0 } }, last)
+        (Life { file, mark: Mark { kernel, closed: None, shown, crc32: 0 } }, last)
     }
 
     /// Everything below `shown` may have been shown from now on.
