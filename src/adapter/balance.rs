@@ -24,6 +24,9 @@ pub struct Balance {
     /// The last whole message of the turn.
     #[serde(default)]
     pub final_text: String,
+    /// What all turns used.
+    #[serde(default)]
+    pub spent: Usage,
     /// How the last turn ended.
     #[serde(default)]
     pub outcome: Option<TurnEndReason>,
@@ -154,6 +157,10 @@ impl Balance {
             let last = std::mem::take(&mut self.final_text);
             let final_text = if final_text.is_empty() { last } else { final_text };
             self.outcome = Some(reason);
+            // A CLI that was stopped may say zero for what it does not know.
+            let cut = matches!(reason, TurnEndReason::Interrupted | TurnEndReason::Error);
+            let usage = if cut && usage.is_zero() { Usage::default() } else { usage };
+            self.spent.add(&usage);
             let end = TurnEnd { turn: turn.turn, reason, usage, duration_ms: elapsed(turn.since, now), final_text };
             self.push(end, out);
             self.turn = None;

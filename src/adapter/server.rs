@@ -79,6 +79,7 @@ impl Shared {
             "native_session_id": s.native_session_id,
             "turn": s.turn,
             "waiting_for": s.waiting_for,
+            "usage": s.usage,
             "trouble": self.troubles.text(),
             "inputs_waiting": self.inbox.waiting(),
             "sequence": self.journal.head(),
@@ -155,7 +156,14 @@ impl Assembled {
         }
         let (commands, commanded) = mpsc::channel(64);
         let (terminating, told_to_end) = watch::channel(false);
-        let status = Status { state: "starting", turn: balance.turns, native_session_id: None, runtime_version: None, waiting_for: Vec::new() };
+        let status = Status {
+            state: "starting",
+            turn: balance.turns,
+            native_session_id: None,
+            runtime_version: None,
+            waiting_for: Vec::new(),
+            usage: balance.spent.clone(),
+        };
         let status = Arc::new(Mutex::new(status));
         let (journal, raw_journal) = (opened.writer.journal(), raw.as_ref().map(Writer::journal));
         let parts = Parts {

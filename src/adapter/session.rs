@@ -34,7 +34,7 @@ use super::runtime::{Action, Decision, Permissions, Phase, Translator, effective
 use super::transport::{self, Heard};
 use super::trouble::{Part, Troubles};
 use crate::base::sync::lock;
-use crate::event::{ErrorCode, ErrorEvent, InputMode, Payload, SessionEnd, SessionEndReason, TurnEndReason, TurnStart, Unparsed, Warning};
+use crate::event::{ErrorCode, ErrorEvent, InputMode, Payload, SessionEnd, SessionEndReason, TurnEndReason, TurnStart, Unparsed, Usage, Warning};
 
 /// After this a CLI that was told to stop its turn is restarted.
 const INTERRUPT_TIME: Duration = Duration::from_secs(10);
@@ -80,6 +80,8 @@ pub struct Status {
     pub runtime_version: Option<String>,
     /// Requests that wait for a decision or an answer.
     pub waiting_for: Vec<String>,
+    /// What all turns used; null where no CLI said it.
+    pub usage: Usage,
 }
 
 pub type SharedStatus = Arc<Mutex<Status>>;
@@ -756,6 +758,7 @@ impl Session {
         status.turn = self.balance.turns;
         status.native_session_id.clone_from(&self.balance.native_session_id);
         status.runtime_version.clone_from(&self.version);
+        status.usage.clone_from(&self.balance.spent);
         status.waiting_for = self.balance.permissions.iter().chain(&self.balance.questions).cloned().collect();
     }
 

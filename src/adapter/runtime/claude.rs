@@ -19,8 +19,8 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use super::{
-    Action, Capabilities, DENIED, Decision, Launch, Mcp, Permissions, Phase, Record, Reply, Runtime, Setting, Tag, Translator, Wiring, hex, model_of_platform,
-    parsed, permission_options, plan, private_file, text, text_of,
+    Action, COMPACTED, Capabilities, DENIED, Decision, Launch, Mcp, Permissions, Phase, Record, Reply, Runtime, Setting, Tag, Translator, Wiring, hex,
+    model_of_platform, parsed, permission_options, plan, private_file, text, text_of,
 };
 use crate::adapter::cause;
 use crate::adapter::draft::{Drafts, Kind};
@@ -80,7 +80,11 @@ fn launch(setting: &Setting) -> io::Result<Launch> {
     // A project's settings may set variables too; these come after them.
     let mut settled: Map<String, Value> = provider.iter().map(|(name, value)| ((*name).to_owned(), value.clone().into())).collect();
     settled.extend(DETOURS.map(|name| (name.to_owned(), "".into())));
-    let settings = json!({ "skipWebFetchPreflight": true, "env": settled });
+    let mut settings = json!({ "skipWebFetchPreflight": true, "env": settled });
+    if asks_for_each_command(setting) {
+        // By itself it runs what it takes for read-only.
+        settings["permissions"] = json!({ "ask": ["Bash"] });
+    }
     let home = setting.home.join("claude");
     let [settings_file, mcp_file] = ["outrigger-settings.json", "outrigger-mcp.json"].map(|name| home.join(name));
     private_file(&settings_file, &settings.to_string())?;
@@ -130,6 +134,11 @@ fn launch(setting: &Setting) -> io::Result<Launch> {
         warnings,
         session: Some(session),
     })
+}
+
+/// Its rules to ask stand above those to allow: with commands that may run, they cannot be used.
+fn asks_for_each_command(setting: &Setting) -> bool {
+    setting.permissions != Permissions::Allow && !setting.allowed_tools.iter().any(|t| t.starts_with("Bash"))
 }
 
 /// The session's id, and whether it is there to be resumed: it is not before its first turn.
@@ -232,9 +241,10 @@ impl Claude {
                     out.push(Action::Step);
                 }
             }
-            "status" if m["status"] == "compacting" => {
-                out.push(Warning { message: "the conversation is compacted: the model sees a summary of what came before".into() }.into());
+            "status" if m["compact_result"] == "failed" => {
+                out.push(Warning { message: "the conversation could not be compacted".into() }.into());
             }
+            "compact_boundary" => out.push(Warning { message: COMPACTED.into() }.into()),
             "api_retry" => {
                 self.drafts.cut(out);
                 let status = m["error_status"].as_u64().map(|s| s as u16);
@@ -266,8 +276,7 @@ impl Claude {
             | "task_updated"
             | "task_notification"
             | "hook_started"
-            | "hook_response"
-            | "compact_boundary" => {}
+            | "hook_response" => {}
             _ => return false,
         }
         true
@@ -442,7 +451,8 @@ impl Claude {
         let Some(turn) = self.turn.take() else { return };
         let aborted = turn.aborted || text(m, "/terminal_reason").starts_with("aborted");
         let limit = m["subtype"] == "error_max_turns";
-        let failed = m["is_error"] == true && !aborted && !limit;
+        let refused = turn.refused || m["stop_reason"] == "refusal" || turn.stop_reason.as_deref() == Some("refusal");
+        let failed = m["is_error"] == true && !aborted && !limit && !refused;
         if failed {
             let (word, said) = turn.failed.unwrap_or_default();
             let message = [said.as_str(), text(m, "/result"), &errors, &word].into_iter().find(|s| !s.is_empty()).unwrap_or("the turn failed").to_owned();
@@ -456,9 +466,8 @@ impl Claude {
             _ if aborted => TurnEndReason::Interrupted,
             _ if limit => TurnEndReason::MaxSteps,
             _ if failed => TurnEndReason::Error,
-            _ if turn.refused => TurnEndReason::Refusal,
+            _ if refused => TurnEndReason::Refusal,
             Some("max_tokens" | "model_context_window_exceeded") => TurnEndReason::MaxTokens,
-            Some("refusal") => TurnEndReason::Refusal,
             _ => TurnEndReason::EndTurn,
         };
         let usage = self.spent(m);

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 
 use super::{
     Action, COMPACTED, Capabilities, Decision, Launch, Mcp, Permissions, Phase, Runtime, Setting, Translator, Wiring, hex, parsed, permission_options,
-    private_file, text, text_of,
+    private_file, request_id, text, text_of,
 };
 use crate::adapter::cause;
 use crate::adapter::draft::{Drafts, Kind};
@@ -115,6 +115,10 @@ stream_max_retries = 0
         url = quoted(&format!("{}/openai/v1", setting.sidecar)),
         subagents = setting.subagents,
     );
+    if setting.permissions == Permissions::Deny {
+        // What it takes for harmless it would run without asking.
+        toml = toml.replacen("[features]\n", "[features]\nshell_tool = false\nunified_exec = false\n", 1);
+    }
     // Trusted, a project starts tool servers and allows commands: not where tools are asked for.
     let trust = if setting.permissions == Permissions::Allow { "trusted" } else { "untrusted" };
     let _ = writeln!(toml, "[projects.{}]\ntrust_level = \"{trust}\"", quoted(&setting.workdir.display().to_string()));
@@ -533,7 +537,7 @@ impl Codex {
                 return false;
             }
         };
-        let request_id = format!("{item}:{number}");
+        let request_id = request_id(item, number);
         self.permissions.insert(request_id.clone(), number.clone());
         let options = permission_options();
         out.push(PermissionRequest { request_id, tool_use_id: Some(item.to_owned()), name: name.to_owned(), input, options, parent_tool_use_id: None }.into());

@@ -18,8 +18,8 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use super::{
-    Action, Capabilities, Decision, Launch, Mcp, Permissions, Phase, Record, Reply, Runtime, Setting, Tag, Translator, Wiring, model_of_platform, parsed,
-    permission_options, plan, private_file, sent_at, text, timed_id,
+    Action, Capabilities, DENIED, Decision, Launch, Mcp, Permissions, Phase, Record, Reply, Runtime, Setting, Tag, Translator, Wiring, model_of_platform,
+    parsed, permission_options, plan, private_file, request_id, sent_at, text, timed_id,
 };
 use crate::adapter::cause;
 use crate::adapter::draft::{Drafts, Kind};
@@ -122,6 +122,10 @@ fn configuration(setting: &Setting) -> Value {
     if !setting.subagents {
         excluded.push("invoke_agent");
     }
+    if setting.permissions == Permissions::Deny && !setting.allowed_tools.iter().any(|t| t.starts_with("Bash")) {
+        // What it takes for harmless it would run without asking.
+        excluded.push("run_shell_command");
+    }
     let mut settings = json!({
         "security": { "auth": { "selectedType": "gemini-api-key" } },
         "privacy": { "usageStatisticsEnabled": false },
@@ -220,6 +224,15 @@ struct Turn {
     counting: bool,
 }
 
+/// A permission that waits.
+#[derive(Debug)]
+struct Asking {
+    /// The request's number in the protocol.
+    number: Value,
+    options: Value,
+    tool: String,
+}
+
 #[derive(Default)]
 pub struct Gemini {
     workdir: String,
@@ -240,7 +253,7 @@ pub struct Gemini {
     held: VecDeque<Value>,
     used: HashSet<String>,
     /// Permissions that wait: the number of the request, and the options that there are.
-    permissions: HashMap<String, (Value, Value)>,
+    permissions: HashMap<String, Asking>,
 }
 
 impl Gemini {
@@ -574,7 +587,9 @@ impl Gemini {
             {
                 let n = |key: &str| entry["tokens"][key].as_u64();
                 let input = n("input").map(|all| all.saturating_sub(n("cached").unwrap_or(0)));
-                sums.add(&Usage { input, cache_read: n("cached"), cache_write: None, output: n("output"), reasoning: n("thoughts"), cost_usd: None });
+                // What it calls output is without reasoning.
+                let output = n("output").map(|output| output + n("thoughts").unwrap_or(0));
+                sums.add(&Usage { input, cache_read: n("cached"), cache_write: None, output, reasoning: n("thoughts"), cost_usd: None });
             }
             if sums != Usage::default() {
                 // The protocol's own sum has subagents in it.
@@ -591,8 +606,8 @@ impl Gemini {
         self.begin_turn("", out);
         self.tool_use(call, out);
         let id = text(call, "/toolCallId");
-        let request_id = format!("{id}:{number}");
-        self.permissions.insert(request_id.clone(), (number.clone(), p["options"].clone()));
+        let request_id = request_id(id, number);
+        self.permissions.insert(request_id.clone(), Asking { number: number.clone(), options: p["options"].clone(), tool: id.to_owned() });
         let native = id.split_once("__").map_or(id, |(name, _)| name);
         let input = if call["kind"] == "execute" { json!({ "command": call["title"] }) } else { json!({ "title": call["title"], "content": call["content"] }) };
         let has = |kind: &str| p["options"].as_array().into_iter().flatten().any(|o| o["kind"] == kind);
@@ -748,7 +763,7 @@ impl Translator for Gemini {
     fn interrupt(&mut self, out: &mut Vec<Action>) {
         if let Some(turn) = &mut self.turn {
             turn.aborted = true;
-            for (request_id, (number, _)) in std::mem::take(&mut self.permissions) {
+            for (request_id, Asking { number, .. }) in std::mem::take(&mut self.permissions) {
                 out.push(Action::Send(json!({ "jsonrpc": "2.0", "id": number, "result": { "outcome": { "outcome": "cancelled" } } })));
                 out.push(PermissionResolved { request_id, decision: "cancelled".into(), by: "adapter".into() }.into());
             }
@@ -763,11 +778,15 @@ impl Translator for Gemini {
             Decision::Deny { .. } => "reject_once",
             Decision::Answers(_) | Decision::RejectQuestion => return false,
         };
-        let Some((number, options)) = self.permissions.remove(request_id) else { return false };
+        let Some(Asking { number, options, tool }) = self.permissions.remove(request_id) else { return false };
         let option = options.as_array().into_iter().flatten().find(|o| o["kind"] == kind).map(|o| o["optionId"].clone());
         let outcome = option.map_or_else(|| json!({ "outcome": "cancelled" }), |id| json!({ "outcome": "selected", "optionId": id }));
         out.push(Action::Send(json!({ "jsonrpc": "2.0", "id": number, "result": { "outcome": outcome } })));
         out.push(PermissionResolved { request_id: request_id.to_owned(), decision: decision.name().to_owned(), by: by.to_owned() }.into());
+        if let Decision::Deny { message } = decision {
+            // The CLI says no more of this call.
+            self.tool_result(&tool, message.clone().unwrap_or_else(|| DENIED.to_owned()), true, None, out);
+        }
         true
     }
 

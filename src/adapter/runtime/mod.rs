@@ -394,6 +394,12 @@ fn text_of(content: &Value) -> String {
     }
 }
 
+/// An id of ours, made from ids of a CLI: it can stand in a path as it is.
+fn request_id(tool: &str, number: &Value) -> String {
+    let unreserved = |c: char| if c.is_ascii_alphanumeric() || "-._~".contains(c) { c } else { '-' };
+    format!("{tool}.{number}").chars().map(unreserved).collect()
+}
+
 /// A plan whose steps have a `content` and a `status`.
 fn plan(steps: &Value) -> Action {
     let step = |s: &Value| PlanItem { text: text(s, "/content").into(), status: text(s, "/status").into() };

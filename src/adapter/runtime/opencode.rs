@@ -70,6 +70,8 @@ const LATE_TIME: Duration = Duration::from_secs(5);
 const ANSWER_TIME: Duration = Duration::from_secs(15);
 /// By then what it was given stands in its history, or never will.
 const STORE_TIME: Duration = Duration::from_secs(20);
+/// By then the call has come that a request was made for.
+const CALL_TIME: Duration = Duration::from_millis(500);
 
 fn launch(setting: &Setting) -> io::Result<Launch> {
     without_plugin(&setting.user_config.join("opencode"));
@@ -228,6 +230,8 @@ struct Message {
 #[derive(Debug, Default)]
 struct Tool {
     id: String,
+    /// The provider's id of the call.
+    call: String,
     name: String,
     input: Value,
     used: bool,
@@ -235,6 +239,14 @@ struct Tool {
     seen: String,
     /// The session that a `task` runs in.
     child: Option<String>,
+}
+
+/// A permission or a question that came before its call.
+#[derive(Debug)]
+struct Early {
+    asked: Value,
+    parent: Option<String>,
+    question: bool,
 }
 
 #[derive(Debug, Default)]
@@ -286,6 +298,8 @@ pub struct Opencode {
     decided: HashMap<String, (String, String)>,
     /// Requests that wait: whether it is a question, and whether it was answered.
     asked: HashMap<String, (bool, bool)>,
+    /// Requests for calls that were not told of yet.
+    early: Vec<Early>,
     first: bool,
 }
 
@@ -376,9 +390,9 @@ impl Opencode {
             "message.part.updated" => return self.part(&p["part"], parent, out),
             "session.status" => self.status(id, &p["status"], parent, out),
             "session.error" => self.error(&p["error"], parent, out),
-            "permission.asked" => self.permission_asked(p, parent, out),
+            "permission.asked" => self.asked_for(Early { asked: p.clone(), parent, question: false }, out),
             "permission.replied" => self.permission_replied(p, out),
-            "question.asked" => self.question_asked(p, parent, out),
+            "question.asked" => self.asked_for(Early { asked: p.clone(), parent, question: true }, out),
             "question.replied" | "question.rejected" => self.question_over(p, out),
             "todo.updated" if parent.is_none() => out.push(plan(&p["todos"])),
             "todo.updated" => {}
@@ -653,7 +667,7 @@ impl Opencode {
             let call = text(part, "/callID");
             let taken = call.is_empty() || !self.tool_ids.insert(call.to_owned());
             let tool_id = if taken { id.to_owned() } else { call.to_owned() };
-            self.tools.insert(id.to_owned(), Tool { id: tool_id, ..Tool::default() });
+            self.tools.insert(id.to_owned(), Tool { id: tool_id, call: call.to_owned(), ..Tool::default() });
         }
         let Some(tool) = self.tools.get_mut(id) else { return };
         text(part, "/tool").clone_into(&mut tool.name);
@@ -680,7 +694,10 @@ impl Opencode {
                 }
                 .into(),
             );
+            let call = tool.call.clone();
+            self.call_is_told(&call, out);
         }
+        let Some(tool) = self.tools.get_mut(id) else { return };
         if let Some(output) = state["metadata"]["output"].as_str().filter(|_| status == "running") {
             let news = news(&tool.seen, output).to_owned();
             output.clone_into(&mut tool.seen);
@@ -706,11 +723,15 @@ impl Opencode {
         }
         let Some(turn) = &mut self.turn else { return };
         let tokens = &part["tokens"];
+        let n = |key: &str| tokens[key].as_u64().unwrap_or(0);
+        let cached = ["read", "write"].iter().filter_map(|key| tokens["cache"][*key].as_u64()).sum::<u64>();
+        // With some providers reasoning stands beside the output, with others in it: the total tells.
+        let beside = n("total") > 0 && n("total") == n("input") + n("output") + n("reasoning") + cached;
         turn.usage.add(&Usage {
             input: tokens["input"].as_u64(),
             cache_read: tokens["cache"]["read"].as_u64(),
             cache_write: tokens["cache"]["write"].as_u64(),
-            output: tokens["output"].as_u64(),
+            output: tokens["output"].as_u64().map(|output| output + if beside { n("reasoning") } else { 0 }),
             reasoning: tokens["reasoning"].as_u64(),
             cost_usd: part["cost"].as_f64(),
         });
@@ -719,16 +740,62 @@ impl Opencode {
         }
     }
 
+    /// What a call waits for is told behind the call, although it may come before it.
+    fn asked_for(&mut self, early: Early, out: &mut Vec<Action>) {
+        let call = text(&early.asked, "/tool/callID");
+        if call.is_empty() || self.tools.values().any(|t| t.call == call && t.used) {
+            return self.tell_request(&early, out);
+        }
+        self.early.push(early);
+        out.push(Action::Wake(CALL_TIME));
+    }
+
+    fn tell_request(&mut self, early: &Early, out: &mut Vec<Action>) {
+        if early.question {
+            self.question_asked(&early.asked, early.parent.clone(), out);
+        } else {
+            self.permission_asked(&early.asked, early.parent.clone(), out);
+        }
+    }
+
+    /// Tells the requests that waited for this call.
+    fn call_is_told(&mut self, call: &str, out: &mut Vec<Action>) {
+        for early in std::mem::take(&mut self.early) {
+            if text(&early.asked, "/tool/callID") == call {
+                self.tell_request(&early, out);
+            } else {
+                self.early.push(early);
+            }
+        }
+    }
+
+    /// The call did not come: it is told as the request describes it.
+    fn tell_early(&mut self, out: &mut Vec<Action>) {
+        for early in std::mem::take(&mut self.early) {
+            let (call, native_name) = (text(&early.asked, "/tool/callID"), text(&early.asked, "/permission"));
+            let waiting = self.tools.values_mut().find(|t| t.call == call);
+            if let Some(tool) = waiting.filter(|t| !t.used) {
+                tool.used = true;
+                let (tool_use_id, name) = (tool.id.clone(), canonical(native_name, &self.mcp));
+                let input = early.asked["metadata"].clone();
+                out.push(ToolUse { tool_use_id, name, native_name: native_name.to_owned(), input, parent_tool_use_id: early.parent.clone() }.into());
+            }
+            self.tell_request(&early, out);
+        }
+    }
+
     fn permission_asked(&mut self, p: &Value, parent: Option<String>, out: &mut Vec<Action>) {
         let (request_id, call) = (text(p, "/id").to_owned(), text(p, "/tool/callID"));
         // It may ask before it has said what with: then its own summary stands for the input.
-        let known = self.tools.values().find(|t| t.id == call).map(|t| &t.input);
+        let tool = self.tools.values().find(|t| t.call == call);
+        let known = tool.map(|t| &t.input);
+        let tool_use_id = tool.map_or_else(|| call.to_owned(), |t| t.id.clone());
         let input = [known, Some(&p["metadata"])].into_iter().flatten().find(|i| i.as_object().is_some_and(|o| !o.is_empty())).cloned();
         self.asked.insert(request_id.clone(), (false, false));
         out.push(
             PermissionRequest {
                 request_id,
-                tool_use_id: Some(call.to_owned()).filter(|c| !c.is_empty()),
+                tool_use_id: Some(tool_use_id).filter(|c| !c.is_empty()),
                 name: canonical(text(p, "/permission"), &self.mcp),
                 input: input.unwrap_or_else(|| json!({ "patterns": p["patterns"] })),
                 options: permission_options(),
@@ -1003,6 +1070,7 @@ impl Translator for Opencode {
     }
 
     fn wake(&mut self, out: &mut Vec<Action>) {
+        self.tell_early(out);
         if self.turn.as_ref().is_some_and(|t| t.draining) {
             self.end_turn(out);
         } else if self.turn.is_none() && !self.waiting.is_empty() {

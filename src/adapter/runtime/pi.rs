@@ -136,10 +136,26 @@ pub struct Pi {
     accepted: bool,
     /// One was to join a run that was stopped, and stays where it is.
     stranded: bool,
+    /// Its file is written with its first answer; until then it forgets what it was given when it
+    /// is stopped.
+    file: History,
+}
+
+#[derive(Debug, Default, PartialEq, Eq)]
+enum History {
+    #[default]
+    None,
+    /// Its first answer is said, and about to be written.
+    Coming,
+    Written,
 }
 
 impl Pi {
     fn message(&mut self, m: &Value, out: &mut Vec<Action>) -> bool {
+        if self.file == History::Coming {
+            self.file = History::Written;
+            self.handed.acknowledge(|_, _| true, out);
+        }
         match text(m, "/type") {
             "response" => self.responded(m, out),
             "agent_start" => {
@@ -252,7 +268,9 @@ impl Pi {
         if message["role"] == "user" {
             let said = text_of(&message["content"]);
             // It may be another text than was sent: what extensions and templates made of it.
-            if !self.handed.acknowledge(|_, _| true, out) {
+            if self.file == History::None && !self.handed.is_empty() {
+                // Told with the beginning of its turn, and delivered once it is in the file.
+            } else if !self.handed.acknowledge(|_, _| true, out) {
                 self.handed.foreign(&format!("user-{}", message["timestamp"]), &said, out);
             }
         } else if message["role"] == "assistant" {
@@ -288,6 +306,9 @@ impl Pi {
     fn message_over(&mut self, message: &Value, out: &mut Vec<Action>) {
         if message["role"] != "assistant" {
             return;
+        }
+        if self.file == History::None {
+            self.file = History::Coming;
         }
         self.cut(out);
         let Some(turn) = &mut self.turn else { return };

@@ -15,8 +15,9 @@ use super::{AuditConfig, Mark, Shared};
 use crate::sidecar::ledger::State;
 use crate::sidecar::metrics::Metrics;
 
-/// Records wait this long for company: one write and one sync for all of them.
-const BATCH: Duration = Duration::from_millis(10);
+/// Records wait this long for company: one write and one sync for all of them. On a machine with
+/// one CPU the requests of that moment wait for it: it is rare enough to stand above their p99.
+const BATCH: Duration = Duration::from_millis(25);
 const RETRY: Duration = Duration::from_millis(250);
 /// How often spent budgets are saved, at most.
 const SAVE: Duration = Duration::from_millis(250);
