@@ -7,7 +7,7 @@ use clap::{Parser, Subcommand};
 
 /// Keys out of reach, every model call checked and audited.
 #[derive(Debug, Parser)]
-#[command(name = "outrigger", version, about, long_about = None, disable_help_subcommand = true)]
+#[command(name = "outrigger", version, about, long_about = None)]
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
@@ -52,6 +52,23 @@ pub enum Command {
     /// Example: outrigger audit verify /var/lib/outrigger/audit.jsonl
     #[command(subcommand)]
     Audit(Audit),
+    /// Print what a shell needs to complete this command line
+    ///
+    /// Example: outrigger completions bash > /etc/bash_completion.d/outrigger
+    Completions(Completions),
+    /// Print the manual page
+    ///
+    /// Example: outrigger man | man -l -
+    Man,
+    /// Print the version
+    ///
+    /// Example: outrigger version
+    Version,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Completions {
+    pub shell: clap_complete::Shell,
 }
 
 #[derive(Debug, clap::Args)]
@@ -83,13 +100,13 @@ pub struct Adapter {
     /// Where the session is kept, across restarts
     #[arg(long, value_name = "DIR")]
     pub journal: Option<PathBuf>,
-    /// Where events are served
+    /// Where events are served; 127.0.0.1:3100 without it
     #[arg(long, value_name = "ADDR")]
     pub stream: Option<SocketAddr>,
-    /// Where input is taken
+    /// Where input is taken; 127.0.0.1:8788 without it
     #[arg(long, value_name = "ADDR")]
     pub input: Option<SocketAddr>,
-    /// The sidecar
+    /// The sidecar; http://127.0.0.1:11432 without it
     #[arg(long, value_name = "URL")]
     pub sidecar: Option<String>,
     /// The session that this is; without it, the journal's, or a new one
@@ -106,10 +123,10 @@ pub struct Adapter {
 /// Which CLI is to run, and with which model.
 #[derive(Debug, Clone, clap::Args)]
 pub struct AgentFlags {
-    /// The CLI to run
+    /// The CLI to run: opencode (the default), claude, codex, gemini, pi, or a name from the configuration
     #[arg(long, value_name = "NAME")]
     pub runtime: Option<String>,
-    /// The model, as `provider/model`
+    /// The model, as `provider/model`; without it, the configuration's or the runtime's own
     #[arg(long, value_name = "MODEL")]
     pub model: Option<String>,
     /// One of the runtime's tiers in the configuration
@@ -125,8 +142,8 @@ pub struct SessionFlags {
     /// A first input
     #[arg(long, value_name = "TEXT")]
     pub prompt: Option<String>,
-    /// Whether tools that need a permission run, wait for one, or do not run: allow, ask, deny
-    #[arg(long, value_name = "POLICY")]
+    /// Whether tools that need a permission run, wait for one, or do not run
+    #[arg(long, value_name = "POLICY", value_parser = ["allow", "ask", "deny"])]
     pub permissions: Option<String>,
 }
 
@@ -143,8 +160,8 @@ pub struct Run {
     pub resume: Option<String>,
     #[command(flatten)]
     pub agent: AgentFlags,
-    /// Whether tools that need a permission run or do not run: allow, deny
-    #[arg(long, value_name = "POLICY")]
+    /// Whether tools that need a permission run or do not run; there is nobody to ask
+    #[arg(long, value_name = "POLICY", value_parser = ["allow", "deny"])]
     pub permissions: Option<String>,
     /// The configuration file; without this, `/etc/outrigger/adapter.yaml` where there is one
     #[arg(long, value_name = "FILE")]
@@ -152,7 +169,7 @@ pub struct Run {
     /// Where the CLI runs; without it, here
     #[arg(long, value_name = "DIR")]
     pub workdir: Option<PathBuf>,
-    /// The sidecar
+    /// The sidecar; http://127.0.0.1:11432 without it
     #[arg(long, value_name = "URL")]
     pub sidecar: Option<String>,
     /// Where runs are kept, so that they can be gone on with
@@ -185,6 +202,15 @@ pub struct Up {
     /// A configuration of the sidecar with real providers
     #[arg(long, value_name = "FILE")]
     pub sidecar_config: Option<PathBuf>,
+    /// A configuration of the adapter
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["program", "origin"])]
+    pub adapter_config: Option<PathBuf>,
+    /// The origin of a page that may read the stream and send input, such as http://localhost:5173
+    #[arg(long, value_name = "ORIGIN")]
+    pub origin: Vec<String>,
+    /// Begin another session; without this, the one in --dir goes on
+    #[arg(long)]
+    pub fresh: bool,
 }
 
 #[derive(Debug, clap::Args)]

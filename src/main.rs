@@ -24,6 +24,9 @@ fn main() -> ExitCode {
         Command::Rehearse(args) => command::rehearse::run(&args),
         Command::Audit(args) => command::audit::run(&args),
         Command::Healthcheck(args) => command::healthcheck::run(&args),
+        Command::Completions(args) => command::generated::completions(&args),
+        Command::Man => command::generated::man(),
+        Command::Version => command::generated::version(),
     };
     exit.into()
 }

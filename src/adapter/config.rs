@@ -15,7 +15,7 @@ use serde_json::Value;
 use super::journal::Retention;
 use super::process;
 use super::runtime::{Env, Mcp, Permissions, Runtime, registry};
-use crate::base::settings::{Problems, Section, parse_yaml};
+use crate::base::settings::{Problems, Section, did_you_mean, parse_yaml, placed};
 use crate::base::token::Token;
 
 /// A session, as it was asked for.
@@ -59,6 +59,8 @@ pub struct Config {
     pub wall: Wall,
     /// The sidecar, without a trailing slash.
     pub sidecar: String,
+    /// How long it is waited for; `None`: without end.
+    pub sidecar_patience: Option<Duration>,
     /// What the CLI presents to the sidecar as its key.
     pub key: String,
     /// Where that stands, if it is a token: it is read again before each start of the CLI.
@@ -121,16 +123,19 @@ pub fn load(path: Option<&Path>, flags: &Flags, env: Env<'_>) -> Result<Config, 
 /// # Errors
 /// As [`load`].
 pub fn parse(text: &str, flags: &Flags, env: Env<'_>) -> Result<Config, Vec<String>> {
-    let value = parse_yaml(text).map_err(|e| vec![format!("not YAML: {e}")])?;
+    let value = parse_yaml(text).map_err(|e| vec![e])?;
     let problems = Problems::default();
     let env = |name: &str| env(name).filter(|v| !v.is_empty());
     let config = config(value, flags, &env, &problems);
-    let all = problems.take();
+    let all = placed(text, problems.take());
     match config {
         Some(config) if all.is_empty() => Ok(config),
         _ => Err(all),
     }
 }
+
+/// Tools that can be allowed, as Claude Code spells them.
+const TOOLS: [&str; 13] = ["Bash", "Read", "Write", "Edit", "MultiEdit", "NotebookEdit", "Glob", "Grep", "LS", "WebFetch", "WebSearch", "Task", "TodoWrite"];
 
 /// What `agents` says of one runtime.
 #[derive(Debug, Default)]
@@ -153,7 +158,9 @@ fn config(value: Value, flags: &Flags, env: Env<'_>, problems: &Problems) -> Opt
     let agent = agents.remove(&name).unwrap_or_default();
     let id = agent.adapter.clone().unwrap_or_else(|| name.clone());
     let runtime = registry::find(&id).unwrap_or_else(|| {
-        problems.add("agents.defaultRuntime", format!("`{id}` is not a runtime; known: {}", registry::names()));
+        let place = if flags.runtime.is_some() { "--runtime" } else { "agents.defaultRuntime" };
+        let meant = did_you_mean(&id, registry::ALL.iter().map(|r| r.id));
+        problems.add(place, format!("`{id}` is not a runtime{meant}; known: {}", registry::names()));
         registry::ALL[0]
     });
     if let Some((of, _)) = resume.as_ref().filter(|(of, _)| of != runtime.id) {
@@ -217,6 +224,7 @@ fn config(value: Value, flags: &Flags, env: Env<'_>, problems: &Problems) -> Opt
         input,
         wall,
         sidecar,
+        sidecar_patience: None,
         key,
         key_file,
         warnings,
@@ -248,6 +256,12 @@ fn agents(root: &mut Section, warnings: &mut Vec<String>) -> (Option<String>, bo
             env: s.texts("env"),
             program: s.string("program"),
         };
+        let id = agent.adapter.as_deref().unwrap_or(&name);
+        if registry::find(id).is_none() && Some(&name) != chosen.as_ref() {
+            let meant = did_you_mean(id, registry::ALL.iter().map(|r| r.id));
+            // A file of another project may have more.
+            warnings.push(format!("`agents.agentRuntimes.{name}` is not used: `{id}` is not a runtime{meant}; known: {}", registry::names()));
+        }
         agents.insert(name, agent);
     }
     if !credentials.is_empty() {
@@ -285,6 +299,13 @@ fn agent_env(problems: &Problems, runtime: &str, vars: BTreeMap<String, String>,
 fn project(root: &mut Section, problems: &Problems, env: Env<'_>) -> (Vec<String>, BTreeMap<String, Mcp>) {
     let Some(mut project) = root.section("project") else { return Default::default() };
     let allowed = project.strings("allowedTools").unwrap_or_default();
+    for (i, tool) in allowed.iter().enumerate() {
+        let name = tool.split_once('(').map_or(tool.as_str(), |(name, _)| name);
+        if !TOOLS.contains(&name) && !name.starts_with("mcp__") {
+            let meant = did_you_mean(name, TOOLS.iter().copied());
+            project.add(&format!("allowedTools[{i}]"), format!("`{name}` is not a tool{meant}; known: `{}`, `mcp__<server>__<tool>`", TOOLS.join("`, `")));
+        }
+    }
     let mut servers = BTreeMap::new();
     for (name, mut s) in project.entries("mcpServers") {
         let (command, url) = (s.value("command"), s.string("url"));
@@ -544,7 +565,7 @@ session: {idle_timeout: 5m, max_steps: 7, permissions: ask}
         let bad = "agents: {defaultRuntime: nope, agentRuntimes: {nope: {env: {OPENAI_API_KEY: sk-1234}}, other: {env: {A: '${UNSET}'}}}}\nsession: {permissions: maybe, maxSteps: 0}\nlisten: {stream: '0.0.0.0:3100', hosts: ['a:1'], origins: ['https://a/']}\nwhat: 1\n";
         let problems = with(bad, &Flags::default(), &[("SESSION_MODE", "x"), ("MAX_TURNS", "-1")]).unwrap_err();
         for part in [
-            "`agents.defaultRuntime`: `nope`",
+            "`agents.defaultRuntime` (line 1): `nope`",
             "OPENAI_API_KEY",
             "`session.permissions`",
             "`session.maxSteps`",

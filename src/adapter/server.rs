@@ -162,7 +162,7 @@ impl Assembled {
             native_session_id: None,
             runtime_version: None,
             waiting_for: Vec::new(),
-            usage: balance.spent.clone(),
+            usage: balance.spent,
         };
         let status = Arc::new(Mutex::new(status));
         let (journal, raw_journal) = (opened.writer.journal(), raw.as_ref().map(Writer::journal));

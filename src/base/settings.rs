@@ -27,12 +27,77 @@ impl Problems {
 /// Parses YAML (or JSON). An empty file is an empty mapping.
 ///
 /// # Errors
-/// The parser's own words, with line and column; a repeated key is an error.
+/// What is wrong, with line and column; a repeated key is an error.
 pub fn parse_yaml(text: &str) -> Result<Value, String> {
     if text.lines().all(|l| l.trim().is_empty() || l.trim_start().starts_with('#')) {
         return Ok(Value::Object(Map::new()));
     }
-    serde_saphyr::from_str::<Value>(text).map_err(|e| e.to_string().lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned())
+    serde_saphyr::from_str::<Value>(text).map_err(|e| plain(e.to_string().lines().next().unwrap_or_default().trim_start_matches("error: ")))
+}
+
+/// The parser's words without its advice to programmers.
+fn plain(said: &str) -> String {
+    let (place, what) = said.split_once(": ").filter(|(place, _)| place.starts_with("line ")).unwrap_or(("", said));
+    let place = if place.is_empty() { String::new() } else { format!("{place}: ") };
+    if let Some(key) = what.strip_prefix("duplicate mapping key: ") {
+        return format!("{place}the key `{}` stands twice", key.split(", set ").next().unwrap_or(key));
+    }
+    if what.contains("from_str_multiple") {
+        return format!("{place}the file holds more than one document; one is allowed");
+    }
+    format!("{place}not YAML: {what}")
+}
+
+/// Adds to each problem the line that its path leads to, as far as that can be found.
+pub fn placed(text: &str, problems: Vec<String>) -> Vec<String> {
+    let with_line = |problem: String| {
+        let Some((path, what)) = problem.strip_prefix('`').and_then(|p| p.split_once("`: ")) else { return problem };
+        match line_of(text, path) {
+            Some(line) => format!("`{path}` (line {line}): {what}"),
+            None => problem,
+        }
+    };
+    problems.into_iter().map(with_line).collect()
+}
+
+/// The line of `a.b[1].c`: of the deepest part that stands on a line of its own.
+fn line_of(text: &str, path: &str) -> Option<usize> {
+    let lines: Vec<&str> = text.lines().collect();
+    let indent = |line: &str| line.len() - line.trim_start().len();
+    let (mut from, mut found) = (0, None);
+    for part in path.replace('[', ".[").split('.').filter(|p| !p.is_empty()) {
+        let here = match part.strip_prefix('[').and_then(|p| p.strip_suffix(']')).and_then(|p| p.parse::<usize>().ok()) {
+            Some(item) => {
+                let first = lines[from..].iter().position(|l| l.trim_start().starts_with("- ")).map(|i| i + from);
+                let depth = first.map(|i| indent(lines[i]));
+                let items = (from..lines.len()).filter(|i| lines[*i].trim_start().starts_with("- ") && Some(indent(lines[*i])) == depth);
+                items.into_iter().nth(item)
+            }
+            None => (from..lines.len()).find(|i| {
+                let line = lines[*i].trim_start().trim_start_matches("- ").trim_start();
+                line.split_once(':').is_some_and(|(key, _)| camel_case(key.trim().trim_matches(['"', '\''])) == camel_case(part))
+            }),
+        };
+        let Some(here) = here else { break };
+        (from, found) = (here, Some(here + 1));
+        if part.starts_with('[') {
+            continue;
+        }
+        // The next part is on this line, or below it.
+        from = here + usize::from(lines[here].trim_end().ends_with(':'));
+    }
+    found
+}
+
+/// The one of these that somebody may have meant.
+pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let scored = known.into_iter().map(|k| (strsim::jaro_winkler(&word.to_lowercase(), &k.to_lowercase()), k));
+    scored.filter(|(score, _)| *score > 0.85).max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, k)| k)
+}
+
+/// `; did you mean …?`, where that can be said.
+pub fn did_you_mean<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> String {
+    nearest(word, known).map_or_else(String::new, |k| format!("; did you mean `{k}`?"))
 }
 
 /// A mapping whose keys are taken one by one. Dropped, it reports those left over.
@@ -65,7 +130,11 @@ impl Section {
     }
 
     pub fn path(&self, key: &str) -> String {
-        if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
+        match (self.path.as_str(), key) {
+            ("", key) => key.to_owned(),
+            (path, "") => path.to_owned(),
+            (path, key) => format!("{path}.{key}"),
+        }
     }
 
     pub fn add(&self, key: &str, what: impl std::fmt::Display) {
@@ -119,7 +188,7 @@ impl Section {
         match self.value(key)? {
             Value::String(s) => Some(s),
             other => {
-                self.add(key, format!("expected a text, found {}", kind(&other)));
+                self.add(key, format!("expected a text (in quotes), found {}", kind(&other)));
                 None
             }
         }
@@ -178,7 +247,8 @@ impl Section {
         match value.as_u64().filter(|n| (low..=high).contains(n)) {
             Some(n) => Some(n),
             None => {
-                self.add(key, format!("`{value}` is not a whole number from {low} to {high}"));
+                let range = if high == u64::MAX { format!("of at least {low}") } else { format!("from {low} to {high}") };
+                self.add(key, format!("`{value}` is not a whole number {range}"));
                 None
             }
         }
@@ -215,11 +285,15 @@ impl Section {
 
     /// One of a few texts.
     pub fn choice<T: Copy>(&mut self, key: &'static str, choices: &[(&str, T)]) -> Option<T> {
-        let s = self.string(key)?;
+        let s = match self.value(key)? {
+            Value::String(s) => s,
+            other => other.to_string(),
+        };
         let found = choices.iter().find(|(name, _)| *name == s).map(|(_, t)| *t);
         if found.is_none() {
             let names: Vec<String> = choices.iter().map(|(n, _)| format!("`{n}`")).collect();
-            self.add(key, format!("`{s}` is not one of {}", names.join(", ")));
+            let meant = did_you_mean(&s, choices.iter().map(|(name, _)| *name));
+            self.add(key, format!("`{s}` is not one of {}{meant}", names.join(", ")));
         }
         found
     }
@@ -229,7 +303,8 @@ impl Drop for Section {
     fn drop(&mut self) {
         for key in self.map.keys() {
             let known: Vec<String> = self.known.iter().map(|k| format!("`{k}`")).collect();
-            self.problems.add(&self.path(key), format!("unknown key; known here: {}", known.join(", ")));
+            let meant = did_you_mean(key, self.known.iter().copied());
+            self.problems.add(&self.path(key), format!("unknown key{meant}; known here: {}", known.join(", ")));
         }
     }
 }
@@ -292,6 +367,18 @@ mod tests {
         let all = problems.take();
         assert_eq!(all.len(), 3, "{all:?}");
         assert!(all[0].starts_with("`list[0].n`") && all[1].contains("`list[1].z`: unknown key") && all[2].starts_with("`t`: `5x`"), "{all:?}");
+    }
+
+    #[test]
+    fn mistakes_are_told_with_their_lines_and_what_was_meant() {
+        let text = "listen: x\npermission_grants:\n  - scope: a\n    limits: { concurrent: 0 }\n  - scoop: b\naudit:\n  fiel: y\n";
+        let lines = |path: &str| line_of(text, path);
+        assert_eq!(lines("permissionGrants[0].limits.concurrent"), Some(4));
+        assert_eq!(lines("permissionGrants[1].scoop"), Some(5));
+        assert_eq!((lines("audit.fiel"), lines("none")), (Some(7), None));
+        assert_eq!(placed(text, vec!["`audit.fiel`: unknown key".into(), "other".into()]), ["`audit.fiel` (line 7): unknown key", "other"]);
+        assert_eq!((nearest("auditt", ["audit", "admin"]), nearest("zzz", ["audit"])), (Some("audit"), None));
+        assert_eq!(parse_yaml("a: 1\na: 2\n").unwrap_err(), "line 2 column 1: the key `a` stands twice");
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! `outrigger adapter`: refuse to run beside a key, start, reap, end with the session.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use super::{Exit, Signals, broken, fail};
+use super::{Exit, Signals, broken, fail, print};
 use crate::adapter::config::{self, Config, Flags};
 use crate::adapter::process;
 use crate::adapter::server::Adapter;
@@ -26,7 +27,12 @@ pub fn run(args: &cli::Adapter) -> Exit {
         return broken(Path::new("the agent's container"), &keys);
     }
     if args.check {
-        return Exit::Ok;
+        let name = path.as_deref().unwrap_or(Path::new("the command line and the environment"));
+        let problems = missing(&config);
+        for warning in &config.warnings {
+            let _ = writeln!(std::io::stderr(), "warning: {warning}");
+        }
+        return if problems.is_empty() { print(&format!("`{}` is good\n", name.display())) } else { broken(name, &problems) };
     }
     let hardened = harden::this_process();
     let _log = logging::start(tracing::Level::INFO, false);
@@ -40,6 +46,25 @@ pub fn run(args: &cli::Adapter) -> Exit {
         Ok(runtime) => runtime.block_on(serve(config)),
         Err(e) => fail(Exit::Unavailable, &format!("cannot start: {e}")),
     }
+}
+
+/// What a start would not find.
+fn missing(config: &Config) -> Vec<String> {
+    let mut problems = Vec::new();
+    let program = config.program.as_deref().unwrap_or(config.runtime.program);
+    if process::find(program, std::env::var_os("PATH").as_ref()).is_none() {
+        let place = format!("agents.agentRuntimes.{}.program", config.runtime.id);
+        problems.push(format!(
+            "`{program}` was not found on `PATH`, or cannot be run\n    hint: install it (`{}`), or name it in `{place}`",
+            config.runtime.install()
+        ));
+    }
+    if let Some(above) = config.journal.ancestors().find(|dir| dir.exists())
+        && !(above.is_dir() && rustix::fs::access(above, rustix::fs::Access::WRITE_OK).is_ok())
+    {
+        problems.push(format!("the journal `{}` cannot be made: `{}` cannot be written", config.journal.display(), above.display()));
+    }
+    problems
 }
 
 fn flags(args: &cli::Adapter) -> Flags {
@@ -93,7 +118,7 @@ async fn serve(config: Config) -> Exit {
         tokio::select! {
             ended = adapter.ended() => break ended,
             // Asked again: whatever is still in the way is left behind.
-            () = signals.next() => {
+            _ = signals.next() => {
                 if asked {
                     break None;
                 }

@@ -2,6 +2,7 @@
 
 pub mod adapter;
 pub mod audit;
+pub mod generated;
 pub mod healthcheck;
 pub mod rehearse;
 pub mod run;
@@ -27,6 +28,8 @@ pub enum Exit {
     Unavailable,
     /// A bug.
     Software,
+    /// Ctrl-C.
+    Interrupted,
 }
 
 impl From<Exit> for ExitCode {
@@ -37,6 +40,7 @@ impl From<Exit> for ExitCode {
             Exit::Usage => 64,
             Exit::Unavailable => 69,
             Exit::Software => 70,
+            Exit::Interrupted => 130,
         })
     }
 }
@@ -46,6 +50,16 @@ pub fn fail(exit: Exit, what: &str) -> Exit {
     use std::io::Write;
     let _ = writeln!(std::io::stderr(), "outrigger: {what}");
     exit
+}
+
+/// Prints what a command is for. A reader that has seen enough is no error.
+pub fn print(text: &str) -> Exit {
+    use std::io::Write;
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => fail(Exit::Unavailable, &format!("cannot write: {e}")),
+        _ => Exit::Ok,
+    }
 }
 
 /// Says everything that is wrong with a configuration.
@@ -73,11 +87,12 @@ impl Signals {
         Ok(Signals { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())?, hup: signal(SignalKind::hangup())? })
     }
 
-    pub async fn next(&mut self) {
+    /// Waits for one. True: it was Ctrl-C.
+    pub async fn next(&mut self) -> bool {
         tokio::select! {
-            _ = self.term.recv() => {}
-            _ = self.int.recv() => {}
-            _ = self.hup.recv() => {}
+            _ = self.term.recv() => false,
+            _ = self.int.recv() => true,
+            _ = self.hup.recv() => false,
         }
     }
 }

@@ -25,6 +25,8 @@ use crate::event::{Event, Payload, SessionEndReason, TurnEndReason};
 
 /// In a run's directory: the token that goes on with it.
 const TOKEN: &str = "token";
+/// Whoever waits for a task is told soon when there is no sidecar.
+const SIDECAR_PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);
 
 pub fn run(args: &cli::Run) -> Exit {
     let dir = match home_of(args) {
@@ -35,6 +37,9 @@ pub fn run(args: &cli::Run) -> Exit {
         Ok(task) => task,
         Err(e) => return fail(Exit::Usage, &format!("the task cannot be read from stdin: {e}")),
     };
+    if task.trim().is_empty() {
+        return fail(Exit::Usage, "the task is empty\nhint: --task \"what the agent is to do\"");
+    }
     let path = args.config.clone().or_else(|| Some(PathBuf::from(DEFAULT)).filter(|p| p.exists()));
     let mut config = match config::load(path.as_deref(), &flags(args, task, &dir), &|name| std::env::var(name).ok()) {
         Ok(config) => config,
@@ -47,7 +52,7 @@ pub fn run(args: &cli::Run) -> Exit {
     if let Err(e) = prepare(&args.dir, &dir) {
         return fail(Exit::Unavailable, &format!("the run cannot be kept in `{}`: {e}", dir.display()));
     }
-    (config.oneshot, config.raw) = (true, false);
+    (config.oneshot, config.raw, config.sidecar_patience) = (true, false, Some(SIDECAR_PATIENCE));
     harden::this_process();
     let _log = logging::start(tracing::Level::ERROR, false);
     process::adopt_orphans();
@@ -134,7 +139,8 @@ async fn serve(config: Config, json: bool, dir: &Path) -> Exit {
         Ok(ended) => ended,
         Err(e) => return fail(Exit::Unavailable, &format!("the session cannot be started: {e}")),
     };
-    let (mut printer, mut lines, mut asked) = (Printer { json, in_text: false, token: None }, Lines::default(), false);
+    let (mut interrupted, mut asked) = (false, false);
+    let (mut printer, mut lines) = (Printer { json, in_text: false, token: None }, Lines::default());
     loop {
         tokio::select! {
             part = cursor.next() => match part {
@@ -146,10 +152,12 @@ async fn serve(config: Config, json: bool, dir: &Path) -> Exit {
                 Some(_) => {}
                 None => break,
             },
-            () = signals.next() => {
+            ctrl_c = signals.next() => {
+                interrupted |= ctrl_c;
                 if std::mem::replace(&mut asked, true) {
                     process::sweep(&session_id).await;
-                    return fail(Exit::Unavailable, "stopped before the session had ended");
+                    let exit = if interrupted { Exit::Interrupted } else { Exit::Unavailable };
+                    return fail(exit, "stopped before the session had ended");
                 }
                 let _ = commands.try_send(Command::Terminate);
             }
@@ -163,9 +171,10 @@ async fn serve(config: Config, json: bool, dir: &Path) -> Exit {
         if let Err(e) = std::fs::write(dir.join(TOKEN), token) {
             return fail(Exit::Unavailable, &format!("the token cannot be kept in `{}`: {e}", dir.display()));
         }
-        printer.aside(&format!("resume with: --resume {token}"));
+        printer.aside(&format!("go on with: outrigger run --resume {token} --task …"));
     }
     match (reason, outcome) {
+        _ if interrupted => Exit::Interrupted,
         (SessionEndReason::Completed, Some(TurnEndReason::EndTurn)) => Exit::Ok,
         // It never had a turn: the CLI is not there, or does not start.
         (SessionEndReason::Crashed, None) => Exit::Unavailable,

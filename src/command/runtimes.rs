@@ -1,10 +1,8 @@
 //! `outrigger runtimes`: what each runtime can do, and whether it is here.
 
-use std::io::Write;
-
 use serde_json::{Value, json};
 
-use super::{Exit, fail};
+use super::{Exit, print};
 use crate::adapter::process;
 use crate::adapter::runtime::{Runtime, registry};
 use crate::cli;
@@ -12,10 +10,7 @@ use crate::cli;
 pub fn run(args: &cli::Runtimes) -> Exit {
     let all: Vec<Value> = registry::ALL.into_iter().map(described).collect();
     let text = if args.json { format!("{:#}\n", Value::from(all)) } else { all.iter().map(shown).collect() };
-    match write!(std::io::stdout(), "{text}") {
-        Ok(()) => Exit::Ok,
-        Err(e) => fail(Exit::Unavailable, &format!("cannot write: {e}")),
-    }
+    print(&text)
 }
 
 fn described(runtime: &Runtime) -> Value {
@@ -26,7 +21,7 @@ fn described(runtime: &Runtime) -> Value {
         "tier": runtime.capabilities.tier(),
         "verified": runtime.verified,
         "program": program.map(|p| p.display().to_string()),
-        "install": runtime.install,
+        "install": runtime.install(),
         "default_model": runtime.default_model,
         "providers": runtime.providers,
         "capabilities": runtime.capabilities,

@@ -1,8 +1,6 @@
 //! `outrigger schema`: what other programs can rely on, for their tools.
 
-use std::io::Write;
-
-use super::{Exit, fail};
+use super::{Exit, print};
 use crate::cli::{self, SchemaOf};
 use crate::{adapter, event};
 
@@ -11,8 +9,5 @@ pub fn run(args: &cli::Schema) -> Exit {
         SchemaOf::Events => event::schema(),
         SchemaOf::Openapi => adapter::openapi(),
     };
-    match writeln!(std::io::stdout(), "{document:#}") {
-        Ok(()) => Exit::Ok,
-        Err(e) => fail(Exit::Unavailable, &format!("cannot write: {e}")),
-    }
+    print(&format!("{document:#}\n"))
 }

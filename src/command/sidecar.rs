@@ -1,6 +1,6 @@
 //! `outrigger sidecar`: harden the process, start, wait for a signal, drain.
 
-use super::{Exit, Signals, broken, fail};
+use super::{Exit, Signals, broken, fail, print};
 use crate::base::{harden, logging};
 use crate::cli;
 use crate::sidecar::config::{Config, LogFormat};
@@ -14,7 +14,11 @@ pub fn run(args: &cli::Sidecar) -> Exit {
         Err(problems) => return broken(&args.config, &problems),
     };
     if args.check {
-        return Exit::Ok;
+        return match server::check(&args.config) {
+            Ok(()) => print(&format!("`{}` is good\n", args.config.display())),
+            Err(StartError::Config(problems)) => broken(&args.config, &problems),
+            Err(StartError::Unavailable(why)) => fail(Exit::Unavailable, &why),
+        };
     }
     let _log = logging::start(config.log.level, config.log.format == LogFormat::Json);
     for weakness in hardened {
@@ -56,7 +60,11 @@ async fn serve(args: &cli::Sidecar) -> Exit {
     tracing::info!(address = %sidecar.addr, admin = sidecar.admin.map(tracing::field::display), session = sidecar.shared.ledger.session(), "ready");
     signals.next().await;
     tracing::info!("draining");
-    sidecar.stop(signals.next()).await;
+    sidecar
+        .stop(async {
+            signals.next().await;
+        })
+        .await;
     tracing::info!("stopped");
     Exit::Ok
 }

@@ -4,7 +4,7 @@
 //!
 //! Ctrl-C, or the end of any of them, ends them all.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -14,11 +14,15 @@ use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{Exit, Signals, fail};
+use crate::adapter::process;
 use crate::adapter::runtime::registry;
 use crate::adapter::transport::Http;
+use crate::base::token::random_hex;
 use crate::cli;
 
 const START_TIME: Duration = Duration::from_secs(20);
+/// The idle time of a session that a terminal keeps open.
+const FOR_GOOD: Duration = Duration::from_secs(30 * 86_400);
 const STOP_TIME: Duration = Duration::from_secs(10);
 
 pub fn run(args: &cli::Up) -> Exit {
@@ -44,18 +48,22 @@ async fn serve(args: &cli::Up) -> Exit {
         Ok(signals) => signals,
         Err(e) => return fail(Exit::Unavailable, &format!("cannot handle signals: {e}")),
     };
+    let layout = match lay_out(args) {
+        Ok(layout) => layout,
+        Err(why) => return fail(Exit::Usage, &why),
+    };
     let mut children = Vec::new();
+    let by_signal = |ctrl_c| if ctrl_c { Exit::Interrupted } else { Exit::Ok };
     let started = tokio::select! {
-        started = start(args, &mut children) => started,
-        () = signals.next() => Ok(()),
+        started = start(args, &layout, &mut children) => started.map_err(|why| fail(Exit::Unavailable, &why)),
+        ctrl_c = signals.next() => Err(by_signal(ctrl_c)),
     };
     let exit = match started {
-        Ok(()) if children.len() < 2 => Exit::Ok,
         Ok(()) => tokio::select! {
-            () = signals.next() => Exit::Ok,
+            ctrl_c = signals.next() => by_signal(ctrl_c),
             exit = first_end(&mut children) => exit,
         },
-        Err(why) => fail(Exit::Unavailable, &why),
+        Err(exit) => exit,
     };
     // The adapter first: its CLI still talks to the others.
     for (name, child) in children.iter_mut().rev() {
@@ -64,19 +72,25 @@ async fn serve(args: &cli::Up) -> Exit {
     exit
 }
 
-async fn start(args: &cli::Up, children: &mut Vec<(&'static str, Child)>) -> Result<(), String> {
-    let layout = lay_out(args)?;
-    let config = match &args.sidecar_config {
+async fn start(args: &cli::Up, layout: &Layout, children: &mut Vec<(&'static str, Child)>) -> Result<(), String> {
+    // What cannot work is said before anything is started.
+    let config = adapter_config(args, layout)?;
+    installed(args)?;
+    free(args, layout)?;
+    let sidecar = match &args.sidecar_config {
         Some(config) => config.clone(),
         None => {
             children.push(("rehearse", spawn(&["rehearse", "--listen", &layout.provider.to_string()])?));
-            rehearsed(&layout)?
+            rehearsed(layout)?
         }
     };
-    children.push(("sidecar", spawn(&["sidecar", "--config", &config.display().to_string()])?));
+    let session = session_id(args, layout)?;
+    let mut words = vec!["sidecar".to_owned(), "--config".to_owned(), sidecar.display().to_string()];
+    words.extend(session.iter().flat_map(|id| ["--session-id".to_owned(), id.clone()]));
+    children.push(("sidecar", spawn(&words.iter().map(String::as_str).collect::<Vec<_>>())?));
     let workdir = args.workdir.clone().unwrap_or_else(|| layout.dir.join("workspace"));
     std::fs::create_dir_all(&workdir).map_err(|e| format!("cannot make `{}`: {e}", workdir.display()))?;
-    children.push(("adapter", adapter(args, &layout, &workdir)?));
+    children.push(("adapter", adapter(args, layout, &workdir, config.as_deref(), session.as_deref())?));
     wait_for(layout.stream, children).await?;
     if let Some(text) = &args.session.prompt {
         // By `inject`, not as the session's first: in this directory one may go on.
@@ -86,18 +100,77 @@ async fn start(args: &cli::Up, children: &mut Vec<(&'static str, Child)>) -> Res
             return Err(format!("the prompt was not taken: {}", String::from_utf8_lossy(&answer)));
         }
     }
+    say(&banner(args, layout));
+    Ok(())
+}
+
+fn banner(args: &cli::Up, layout: &Layout) -> String {
     let url = format!("http://localhost:{}/", layout.stream.port());
-    let model = if args.sidecar_config.is_some() { "your providers" } else { "the scripted provider" };
-    say(&format!(
+    let (model, audit) = match &args.sidecar_config {
+        Some(config) => ("your providers", audit_of(config)),
+        None => ("the scripted provider", layout.dir.join("audit.jsonl").display().to_string()),
+    };
+    format!(
         "\nThe console:  {url}\n\n\
          The stream:   curl -N {url}stream\n\
          An input:     curl {url}inject -H 'content-type: application/json' -d '{{\"text\":\"hello\"}}'\n\
-         The audit:    {}\n\
+         The audit:    {audit}\n\
          The answers come from {model}. All of this runs as one user, so the agent could read the\n\
-         sidecar's files: keep real keys to containers. Ctrl-C ends everything.\n",
-        layout.dir.join("audit.jsonl").display()
-    ));
+         sidecar's files: keep real keys to containers. Ctrl-C ends everything.\n"
+    )
+}
+
+/// The CLI must be there, or the banner would promise what does not come.
+fn installed(args: &cli::Up) -> Result<(), String> {
+    let id = args.session.agent.runtime.as_deref().unwrap_or(registry::ALL[0].id);
+    let Some(runtime) = registry::find(id).filter(|_| args.adapter_config.is_none()) else { return Ok(()) };
+    let program = args.program.as_ref().map_or_else(|| runtime.program.to_owned(), |p| p.display().to_string());
+    match process::find(&program, std::env::var_os("PATH").as_ref()) {
+        Some(_) => Ok(()),
+        None => Err(format!("`{program}` was not found on `PATH`\nhint: install it (`{}`), or name its program with `--program`", runtime.install())),
+    }
+}
+
+/// Each port must be free: else another program would answer for us.
+fn free(args: &cli::Up, layout: &Layout) -> Result<(), String> {
+    let ours = [("the console", layout.stream), ("input", layout.input)];
+    let theirs = [("the proxy", layout.proxy), ("the proxy's admin port", layout.admin), ("the scripted provider", layout.provider)];
+    let theirs = theirs.into_iter().filter(|_| args.sidecar_config.is_none());
+    for (what, address) in ours.into_iter().chain(theirs) {
+        if let Err(e) = std::net::TcpListener::bind(address) {
+            return Err(format!(
+                "port {} is needed for {what}: {e}\nhint: another `outrigger up` may run; `--port` names the first of five others",
+                address.port()
+            ));
+        }
+    }
     Ok(())
+}
+
+/// One id for both halves, so that audit and events can be joined. `None`: a session of an
+/// earlier version goes on, whose id only its journal has.
+fn session_id(args: &cli::Up, layout: &Layout) -> Result<Option<String>, String> {
+    let (session, file) = (layout.dir.join("session"), layout.dir.join("session-id"));
+    if args.fresh && session.exists() {
+        std::fs::remove_dir_all(&session).map_err(|e| format!("cannot remove the session in `{}`: {e}", session.display()))?;
+    }
+    match std::fs::read_to_string(&file) {
+        Ok(id) if !args.fresh => return Ok(Some(id.trim().to_owned())),
+        _ if session.join("events").exists() => return Ok(None),
+        _ => {}
+    }
+    let id = format!("ses_{}", random_hex());
+    std::fs::write(&file, &id).map_err(|e| format!("cannot write `{}`: {e}", file.display()))?;
+    Ok(Some(id))
+}
+
+fn audit_of(config: &Path) -> String {
+    let value = std::fs::read_to_string(config).ok().and_then(|text| crate::base::settings::parse_yaml(&text).ok()).unwrap_or_default();
+    match value["audit"]["file"].as_str() {
+        Some("-") => "on the standard output".to_owned(),
+        Some(file) => file.to_owned(),
+        None => format!("where `{}` says", config.display()),
+    }
 }
 
 fn lay_out(args: &cli::Up) -> Result<Layout, String> {
@@ -109,7 +182,7 @@ fn lay_out(args: &cli::Up) -> Result<Layout, String> {
         args.port
             .checked_add(offset)
             .map(|port| SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port))
-            .ok_or_else(|| format!("there are no five ports from {} on", args.port))
+            .ok_or_else(|| format!("`--port {}`: five ports are needed from there on; the largest that can be given is 65531", args.port))
     };
     Ok(Layout { dir, stream: at(0)?, input: at(1)?, proxy: at(2)?, admin: at(3)?, provider: at(4)? })
 }
@@ -133,7 +206,26 @@ fn rehearsed(layout: &Layout) -> Result<PathBuf, String> {
     Ok(config)
 }
 
-fn adapter(args: &cli::Up, layout: &Layout, workdir: &Path) -> Result<Child, String> {
+/// The adapter's configuration: the user's, or what the flags say of it.
+fn adapter_config(args: &cli::Up, layout: &Layout) -> Result<Option<PathBuf>, String> {
+    if args.adapter_config.is_some() || (args.program.is_none() && args.origin.is_empty()) {
+        return Ok(args.adapter_config.clone());
+    }
+    let mut yaml = serde_json::json!({});
+    if let Some(program) = &args.program {
+        let runtime = args.session.agent.runtime.clone().unwrap_or_else(|| registry::ALL[0].id.into());
+        let program = std::path::absolute(program).map_err(|e| e.to_string())?;
+        yaml["agents"] = serde_json::json!({ "agentRuntimes": { runtime: { "program": program } } });
+    }
+    if !args.origin.is_empty() {
+        yaml["listen"] = serde_json::json!({ "origins": args.origin });
+    }
+    let config = layout.dir.join("adapter.yaml");
+    std::fs::write(&config, yaml.to_string()).map_err(|e| format!("cannot write `{}`: {e}", config.display()))?;
+    Ok(Some(config))
+}
+
+fn adapter(args: &cli::Up, layout: &Layout, workdir: &Path, config: Option<&Path>, session_id: Option<&str>) -> Result<Child, String> {
     let session = args.session.clone();
     let mut words: Vec<String> =
         ["adapter", "--clean-env", "--stream", &layout.stream.to_string(), "--input", &layout.input.to_string()].map(str::to_owned).to_vec();
@@ -143,35 +235,31 @@ fn adapter(args: &cli::Up, layout: &Layout, workdir: &Path) -> Result<Child, Str
         None => format!("http://{}", layout.proxy),
     };
     let options = [
+        ("--config", config.map(|c| c.display().to_string())),
+        ("--session-id", session_id.map(str::to_owned)),
         ("--workdir", Some(workdir.display().to_string())),
         ("--journal", Some(layout.dir.join("session").display().to_string())),
         ("--sidecar", Some(sidecar)),
-        ("--runtime", session.agent.runtime.clone()),
+        ("--runtime", session.agent.runtime),
         ("--model", session.agent.model),
         ("--tier", session.agent.tier),
         ("--permissions", session.permissions),
     ];
     for (name, value) in options {
-        if let Some(value) = value {
-            words.extend([name.to_owned(), value]);
-        }
-    }
-    if let Some(program) = &args.program {
-        let runtime = session.agent.runtime.unwrap_or_else(|| registry::ALL[0].id.into());
-        let program = std::path::absolute(program).map_err(|e| e.to_string())?;
-        let config = layout.dir.join("adapter.yaml");
-        let yaml = serde_json::json!({ "agents": { "agentRuntimes": { runtime: { "program": program } } } });
-        std::fs::write(&config, yaml.to_string()).map_err(|e| format!("cannot write `{}`: {e}", config.display()))?;
-        words.extend(["--config".to_owned(), config.display().to_string()]);
+        words.extend(value.into_iter().flat_map(|value| [name.to_owned(), value]));
     }
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let mut command = command(&words)?;
     // A home of its own: the CLI shall not see yours, nor the adapter your keys.
     command.env_clear().env("HOME", layout.dir.join("home"));
-    for name in ["PATH", "LANG", "TZ", "TERM", "TMPDIR", "USER", "SHELL", "NO_COLOR"] {
+    for name in ["PATH", "LANG", "TZ", "TERM", "TMPDIR", "USER", "SHELL", "NO_COLOR", "IDLE_TIMEOUT_MS"] {
         if let Some(value) = std::env::var_os(name) {
             command.env(name, value);
         }
+    }
+    if args.adapter_config.is_none() && std::env::var_os("IDLE_TIMEOUT_MS").is_none() && std::io::stdout().is_terminal() {
+        // Somebody is there for as long as the terminal is.
+        command.env("IDLE_TIMEOUT_MS", FOR_GOOD.as_millis().to_string());
     }
     command.spawn().map_err(|e| format!("cannot start the adapter: {e}"))
 }

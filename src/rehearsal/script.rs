@@ -12,7 +12,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::{Ask, Tool, example};
-use crate::base::settings::{Problems, Section, parse_yaml};
+use crate::base::settings::{Problems, Section, parse_yaml, placed};
 use crate::base::sync::lock;
 
 #[derive(Debug, Clone, PartialEq)]
@@ -126,7 +126,7 @@ impl Script {
     /// # Errors
     /// As [`Script::load`].
     pub fn parse(text: &str) -> Result<Script, Vec<String>> {
-        let value = parse_yaml(text).map_err(|e| vec![format!("not YAML: {e}")])?;
+        let value = parse_yaml(text).map_err(|e| vec![e])?;
         let problems = Problems::default();
         let steps = {
             let mut root = Section::new("", value, &problems);
@@ -136,7 +136,7 @@ impl Script {
             }
             steps
         };
-        let all = problems.take();
+        let all = placed(text, problems.take());
         if all.is_empty() { Ok(Script { steps, asked: Mutex::default() }) } else { Err(all) }
     }
 

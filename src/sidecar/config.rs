@@ -18,7 +18,7 @@ use super::limit::{Ledger, Limits};
 use super::provider::registry::{self, Auth, Feature, Provider};
 use super::scope::{self, Glob, Grant};
 use super::secret;
-use crate::base::settings::{Problems, Section, parse_yaml};
+use crate::base::settings::{Problems, Section, parse_yaml, placed};
 use crate::base::token::Token;
 use crate::catalogue::Overrides;
 
@@ -163,7 +163,7 @@ pub fn read(path: &Path) -> std::io::Result<Vec<u8>> {
 /// # Errors
 /// As [`load`].
 pub fn parse(text: &str) -> Result<Loaded, Vec<String>> {
-    let value = parse_yaml(text).map_err(|e| vec![format!("not YAML: {e}")])?;
+    let value = parse_yaml(text).map_err(|e| vec![e])?;
     // A file that is being written may hold nothing, or comments alone: that grants nothing, and
     // is not meant.
     if value.is_null() || value.as_object().is_some_and(serde_json::Map::is_empty) {
@@ -184,7 +184,7 @@ pub fn parse(text: &str) -> Result<Loaded, Vec<String>> {
         }
         Loaded { config, policy }
     };
-    let all = problems.take();
+    let all = placed(text, problems.take());
     if all.is_empty() { Ok(loaded) } else { Err(all) }
 }
 

@@ -69,9 +69,21 @@ struct ResultLabel {
 type Usd = Counter<f64, AtomicU64>;
 type Histograms = Family<ProviderLabel, Histogram, fn() -> Histogram>;
 
+/// Everything that one request counts in: most are counted as the one before them.
+#[derive(Debug)]
+struct Series {
+    labels: RequestLabels,
+    requests: Counter,
+    tokens: [Counter; 5],
+    cost: Usd,
+    duration: Histogram,
+    first_byte: Histogram,
+}
+
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
+    last: Mutex<Option<Series>>,
     requests: Family<RequestLabels, Counter>,
     tokens: Family<TokenLabels, Counter>,
     cost: Family<ProviderLabel, Usd>,
@@ -107,6 +119,7 @@ impl Metrics {
         let seconds: fn() -> Histogram = || Histogram::new([0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0]);
         let mut m = Metrics {
             registry: Registry::with_prefix("outrigger"),
+            last: Mutex::default(),
             requests: Family::default(),
             tokens: Family::default(),
             cost: Family::default(),
@@ -168,20 +181,38 @@ impl Metrics {
             _ => "none",
         };
         let labels = RequestLabels { provider, endpoint: record.endpoint.unwrap_or("none"), model: model.unwrap_or("none"), code: code(record), status };
-        self.requests.get_or_create(&labels).inc();
+        let mut last = lock(&self.last);
+        let series = match &mut *last {
+            Some(series) if series.labels == labels => series,
+            other => other.insert(self.series(labels)),
+        };
+        series.requests.inc();
         let t = &record.tokens;
-        for (kind, n) in [("input", t.input), ("cache_read", t.cache_read), ("cache_write", t.cache_write), ("output", t.output), ("reasoning", t.reasoning)] {
+        for (n, counter) in [t.input, t.cache_read, t.cache_write, t.output, t.reasoning].into_iter().zip(&series.tokens) {
             if let Some(n) = n {
-                self.tokens.get_or_create(&TokenLabels { provider, kind }).inc_by(n);
+                counter.inc_by(n);
             }
         }
-        let label = ProviderLabel { provider };
         if let Some(usd) = record.cost_usd {
-            self.cost.get_or_create(&label).inc_by(usd);
+            series.cost.inc_by(usd);
         }
-        self.duration.get_or_create(&label).observe(record.duration_ms / 1000.0);
+        series.duration.observe(record.duration_ms / 1000.0);
         if let Some(ms) = record.ttft_ms {
-            self.first_byte.get_or_create(&label).observe(ms / 1000.0);
+            series.first_byte.observe(ms / 1000.0);
+        }
+    }
+
+    /// What a request with these labels counts in.
+    fn series(&self, labels: RequestLabels) -> Series {
+        let provider = labels.provider;
+        let label = ProviderLabel { provider };
+        Series {
+            requests: self.requests.get_or_create_owned(&labels),
+            tokens: ["input", "cache_read", "cache_write", "output", "reasoning"].map(|kind| self.tokens.get_or_create_owned(&TokenLabels { provider, kind })),
+            cost: self.cost.get_or_create_owned(&label),
+            duration: self.duration.get_or_create_owned(&label),
+            first_byte: self.first_byte.get_or_create_owned(&label),
+            labels,
         }
     }
 

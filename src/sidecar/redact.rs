@@ -315,7 +315,7 @@ mod tests {
     const KEY: &str = "sk-ant-api03-Canary_0123456789-abcdefXYZ";
 
     fn patterns(keys: &[&str]) -> Arc<Patterns> {
-        let secrets: Vec<Secret> = keys.iter().map(|k| Secret { text: secrecy::SecretString::from(*k) }).collect();
+        let secrets: Vec<Secret> = keys.iter().map(|k| Secret::from_text(k)).collect();
         Arc::new(Patterns::new(secrets.iter()))
     }
 

@@ -78,6 +78,16 @@ pub fn read_config(path: &Path) -> Result<Config, Vec<String>> {
     config::load(path).map(|l| l.config)
 }
 
+/// Looks at everything that a start would refuse, but for the ports.
+///
+/// # Errors
+/// As [`Sidecar::start`].
+pub fn check(path: &Path) -> Result<(), StartError> {
+    let config = read_config(path).map_err(StartError::Config)?;
+    Upstream::new(&config.timeouts, config.ca_file.as_deref()).map_err(|e| StartError::Config(vec![e]))?;
+    audit::check(&config.audit).map_err(|e| StartError::Config(vec![format!("`audit.file`: {e}")]))
+}
+
 impl Sidecar {
     /// Starts serving. Must be called within a tokio runtime.
     ///

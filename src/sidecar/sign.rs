@@ -12,8 +12,6 @@ use std::sync::Arc;
 
 use hyper::header::{ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Method, Request, Uri};
-use secrecy::ExposeSecret;
-use zeroize::Zeroizing;
 
 use super::body::{BufferedBody, BufferedBodyStream};
 use super::provider::registry::{Auth, Verb};
@@ -105,7 +103,7 @@ pub fn sign(route: &Route, permit: &Permit, client: &HeaderMap, body: BufferedBo
             Auth::Bearer | Auth::OptionalBearer => (AUTHORIZATION, "Bearer "),
             Auth::Header(name) => (HeaderName::from_static(name), ""),
         };
-        headers.insert(name, credential(prefix, secret)?);
+        headers.insert(name, secret.header(prefix).ok_or_else(|| Denial::new(Code::Internal, "the key cannot stand in a header"))?);
     }
     Ok(SignedRequest { request, secret })
 }
@@ -132,13 +130,6 @@ fn scrub_all(headers: &mut HeaderMap, name: &'static str, scrub: fn(&str) -> Cow
             headers.append(name, kept);
         }
     }
-}
-
-fn credential(prefix: &str, secret: &Secret) -> Result<HeaderValue, Denial> {
-    let text = Zeroizing::new(format!("{prefix}{}", secret.text.expose_secret()));
-    let mut value = HeaderValue::from_str(&text).map_err(|_| Denial::new(Code::Internal, "the key cannot stand in a header"))?;
-    value.set_sensitive(true);
-    Ok(value)
 }
 
 fn target(route: &Route, permit: &Permit) -> Result<Uri, Denial> {

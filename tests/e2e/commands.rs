@@ -17,7 +17,7 @@ fn mistakes_are_exit_64_with_all_of_them() {
     assert_eq!(code, 64);
     for part in [
         "3 problems in `",
-        "`listen`: `0.0.0.0:1` is not a loopback address",
+        "`listen` (line 1): `0.0.0.0:1` is not a loopback address",
         "`nope`: unknown key",
         "`permissionGrants[0].scope`: `ai.*` is not `ai.<provider>` or `ai.<provider>:<model glob>`",
     ] {

@@ -35,7 +35,7 @@ pub static RUNTIME: Runtime = Runtime {
     id: "claude",
     name: "Claude Code",
     program: "claude",
-    install: "npm install -g @anthropic-ai/claude-code",
+    package: "@anthropic-ai/claude-code",
     verified: "2.1.197",
     protocol: "2.",
     default_model: "anthropic/claude-sonnet-4-5",

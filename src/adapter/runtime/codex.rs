@@ -33,7 +33,7 @@ pub static RUNTIME: Runtime = Runtime {
     id: "codex",
     name: "Codex",
     program: "codex",
-    install: "npm install -g @openai/codex",
+    package: "@openai/codex",
     verified: "0.169.0",
     protocol: "0.",
     default_model: "openai/gpt-5.5",

@@ -34,7 +34,7 @@ pub static RUNTIME: Runtime = Runtime {
     id: "gemini",
     name: "Gemini CLI",
     program: "gemini",
-    install: "npm install -g @google/gemini-cli",
+    package: "@google/gemini-cli",
     verified: "0.61.0",
     protocol: "0.",
     default_model: "google/gemini-2.5-pro",

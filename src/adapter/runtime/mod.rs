@@ -35,8 +35,8 @@ pub struct Runtime {
     pub name: &'static str,
     /// What is looked for on `PATH`.
     pub program: &'static str,
-    /// How it is installed.
-    pub install: &'static str,
+    /// Its package, for npm.
+    pub package: &'static str,
     /// The version that its recordings were made with.
     pub verified: &'static str,
     /// The first part of the versions whose protocol is the recorded one.
@@ -50,6 +50,13 @@ pub struct Runtime {
     /// Writes what the CLI reads into its home, and says how it is started.
     pub launch: fn(&Setting) -> io::Result<Launch>,
     pub translator: fn(&Setting) -> Box<dyn Translator>,
+}
+
+impl Runtime {
+    /// How the version that was verified is installed.
+    pub fn install(&self) -> String {
+        format!("npm install -g {}@{}", self.package, self.verified)
+    }
 }
 
 /// What a runtime can do. Public: `GET /capabilities`.

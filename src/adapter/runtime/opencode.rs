@@ -36,7 +36,7 @@ pub static RUNTIME: Runtime = Runtime {
     id: "opencode",
     name: "opencode",
     program: "opencode",
-    install: "npm install -g opencode-ai",
+    package: "opencode-ai",
     verified: "1.18.33",
     protocol: "1.",
     default_model: "anthropic/claude-sonnet-4-5",

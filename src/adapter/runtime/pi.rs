@@ -27,7 +27,7 @@ pub static RUNTIME: Runtime = Runtime {
     id: "pi",
     name: "pi",
     program: "pi",
-    install: "npm install -g @mariozechner/pi-coding-agent",
+    package: "@mariozechner/pi-coding-agent",
     verified: "0.73.1",
     protocol: "0.",
     default_model: "anthropic/claude-sonnet-4-5",

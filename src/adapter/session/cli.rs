@@ -128,7 +128,8 @@ impl Session {
         let found = found.ok_or_else(|| {
             failed(format!(
                 "`{program}` was not found on `PATH`\nhint: install it (`{}`), or name it in `agents.agentRuntimes.{}.program`",
-                self.config.runtime.install, self.config.runtime.id
+                self.config.runtime.install(),
+                self.config.runtime.id
             ))
         })?;
         let (say, heard) = mpsc::channel(64);
@@ -264,7 +265,9 @@ impl Session {
         if !version.starts_with(runtime.protocol) {
             return Err(format!(
                 "its version is `{version}`, and only `{}x` is understood\nhint: install {} ({})",
-                runtime.protocol, runtime.verified, runtime.install
+                runtime.protocol,
+                runtime.verified,
+                runtime.install()
             ));
         }
         if version != runtime.verified {
@@ -297,7 +300,11 @@ impl Session {
             self.troubles.set(Part::Sidecar, &why);
             if told.is_none_or(|at| at.elapsed() >= SIDECAR_STAGE) {
                 told = Some(Instant::now());
-                self.stage("sidecar", StageState::Started, since, Some(why)).await;
+                self.stage("sidecar", StageState::Started, since, Some(why.clone())).await;
+            }
+            if self.config.sidecar_patience.is_some_and(|patience| since.elapsed() > patience) {
+                let why = format!("{why}\nhint: start `outrigger sidecar`, or name another address in `--sidecar` or `sidecar.url`");
+                return Err(Gone::Crashed { why, status: None, stderr: String::new(), was_ready: false });
             }
             if let Some(end) = self.pause(every, "starting").await {
                 self.troubles.clear(Part::Sidecar);

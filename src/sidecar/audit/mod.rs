@@ -197,6 +197,22 @@ impl Shared {
     }
 }
 
+/// Whether records could be written, without writing any.
+///
+/// # Errors
+/// Why not.
+pub fn check(config: &AuditConfig) -> Result<(), String> {
+    let Some(path) = &config.file else { return Ok(()) };
+    if path.exists() {
+        std::fs::OpenOptions::new().append(true).open(path).map_err(|e| format!("`{}` cannot be written: {e}", path.display()))?;
+    } else {
+        let made = path.ancestors().skip(1).find(|dir| dir.exists()).ok_or("it has no directory")?;
+        let writable = made.is_dir() && rustix::fs::access(made, rustix::fs::Access::WRITE_OK).is_ok();
+        writable.then_some(()).ok_or_else(|| format!("nothing can be made in `{}`", made.display()))?;
+    }
+    recover(config).map(drop)
+}
+
 impl Audit {
     /// Writes what the last process left unwritten, and starts the writer.
     ///

@@ -13,11 +13,12 @@ mod file;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
-use secrecy::SecretString;
+use hyper::header::HeaderValue;
+use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::watch;
 use zeroize::Zeroizing;
 
@@ -49,9 +50,31 @@ const MAX_SECRET: usize = 4096;
 #[derive(Debug)]
 pub struct Secret {
     pub(super) text: SecretString,
+    /// The header that carries it, with the word before it; made once.
+    header: OnceLock<(&'static str, HeaderValue)>,
 }
 
 impl Secret {
+    pub(super) fn from_text(text: &str) -> Secret {
+        Secret { text: SecretString::from(text), header: OnceLock::new() }
+    }
+
+    /// What a header says that carries it behind `prefix`. `None`: it cannot stand in a header.
+    pub fn header(&self, prefix: &'static str) -> Option<HeaderValue> {
+        let make = || {
+            let text = Zeroizing::new(format!("{prefix}{}", self.text.expose_secret()));
+            let mut value = HeaderValue::from_str(&text).ok()?;
+            value.set_sensitive(true);
+            Some(value)
+        };
+        if let Some((_, value)) = self.header.get().filter(|(made_for, _)| *made_for == prefix) {
+            return Some(value.clone());
+        }
+        let value = make()?;
+        let _ = self.header.set((prefix, value.clone()));
+        Some(value)
+    }
+
     /// Takes a file's or a program's content: one line end is trimmed, the rest must be a key.
     fn new(bytes: Zeroizing<Vec<u8>>) -> Result<Secret, &'static str> {
         let mut text = bytes.as_slice();
@@ -62,7 +85,7 @@ impl Secret {
             _ if text.len() > MAX_SECRET => Err("it is longer than 4 KiB"),
             _ if !text.iter().all(u8::is_ascii_graphic) => Err("it holds a space, a control character or a letter beyond ASCII"),
             _ => match std::str::from_utf8(text) {
-                Ok(text) => Ok(Secret { text: SecretString::from(text) }),
+                Ok(text) => Ok(Secret::from_text(text)),
                 Err(_) => Err("it is not text"),
             },
         }
