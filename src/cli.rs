@@ -21,7 +21,7 @@ pub enum Command {
     Sidecar(Sidecar),
     /// Run a coding CLI headless: its events on :3100, input on :8788
     ///
-    /// Example: outrigger adapter --runtime opencode --model anthropic/claude-sonnet-4-5
+    /// Example: outrigger adapter --runtime opencode --model anthropic/claude-sonnet-5-5
     Adapter(Adapter),
     /// Run one task to its end: what the agent says on stdout, its outcome as the exit code
     ///

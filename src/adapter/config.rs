@@ -454,6 +454,22 @@ pub fn read_key(file: &Path) -> Result<String, String> {
     std::fs::read_to_string(file).map(|text| text.trim_end().to_owned()).map_err(|e| e.to_string())
 }
 
+/// A model is warned of when it ends within so many days.
+const ENDS_SOON: i64 = 60;
+
+/// What there is to say of a model that the provider will not serve for long, or not any more.
+fn ends_soon(model: &str) -> Option<String> {
+    let (provider, name) = model.split_once('/')?;
+    let end = crate::catalogue::end_of(provider, name)?;
+    let left = format!("{end}T00:00:00Z").parse::<jiff::Timestamp>().ok()?.as_second() - jiff::Timestamp::now().as_second();
+    let days = left.div_euclid(86_400);
+    match days {
+        ..0 => Some(format!("model `{model}` has ended on {end}: choose another")),
+        0..=ENDS_SOON => Some(format!("model `{model}` ends on {end}, in {days} days: choose another before that")),
+        _ => None,
+    }
+}
+
 /// Flag, environment, tier, the runtime's, its default: the first that says something.
 fn with_model(mut config: Config, agent: &Agent, flags: &Flags, env: Env<'_>, problems: &Problems) -> Option<Config> {
     let runtime = config.runtime;
@@ -488,6 +504,7 @@ fn with_model(mut config: Config, agent: &Agent, flags: &Flags, env: Env<'_>, pr
         );
         return None;
     }
+    config.warnings.extend(ends_soon(&config.native_model));
     config.model = model;
     Some(config)
 }
@@ -510,8 +527,8 @@ agents:
     fast:
       adapter: opencode
       model: claude-sonnet-4
-      model_tiers: {heavy: anthropic/claude-opus-4-5, light: anthropic/claude-haiku-4-5}
-      model_map: {claude-sonnet-4: anthropic/claude-sonnet-4-5}
+      model_tiers: {heavy: anthropic/claude-opus-5-5, light: anthropic/claude-haiku-4-5}
+      model_map: {claude-sonnet-4: anthropic/claude-sonnet-5-5}
       env: {FOO: "${BAR}", LEVEL: "3"}
       auth_profile: p
       kubernetes: {image: i}
@@ -527,7 +544,7 @@ session: {idle_timeout: 5m, max_steps: 7, permissions: ask}
     fn a_project_of_another_platform_loads() {
         let config = with(FRACTA, &Flags::default(), &[("BAR", "bar")]).unwrap();
         assert_eq!((config.runtime.id, config.oneshot, config.max_steps, config.idle_timeout), ("opencode", true, 7, Duration::from_secs(300)));
-        assert_eq!((config.model.as_str(), config.native_model.as_str()), ("claude-sonnet-4", "anthropic/claude-sonnet-4-5"));
+        assert_eq!((config.model.as_str(), config.native_model.as_str()), ("claude-sonnet-4", "anthropic/claude-sonnet-5-5"));
         assert_eq!(config.env, [("FOO".to_owned(), "bar".to_owned()), ("LEVEL".to_owned(), "3".to_owned())]);
         assert_eq!(
             config.mcp["files"],
@@ -552,8 +569,8 @@ session: {idle_timeout: 5m, max_steps: 7, permissions: ask}
         let model = |flags: &Flags, vars: &[(&str, &str)]| with(FRACTA, flags, &[&[("BAR", "b")], vars].concat()).unwrap().native_model;
         assert_eq!(model(&flags(Some("openai/gpt-6"), Some("heavy")), &[("OPENCODE_MODEL", "x/y")]), "openai/gpt-6");
         assert_eq!(model(&flags(None, Some("heavy")), &[("OPENCODE_MODEL", "gpt-5"), ("OPENCODE_PROVIDER", "openai")]), "openai/gpt-5");
-        assert_eq!(model(&flags(None, Some("heavy")), &[]), "anthropic/claude-opus-4-5");
-        assert_eq!(with("", &Flags::default(), &[]).unwrap().native_model, "anthropic/claude-sonnet-4-5");
+        assert_eq!(model(&flags(None, Some("heavy")), &[]), "anthropic/claude-opus-5-5");
+        assert_eq!(with("", &Flags::default(), &[]).unwrap().native_model, "anthropic/claude-sonnet-5-5");
         let codex = Flags { runtime: Some("codex".into()), ..Flags::default() };
         let vars = [("OPENAI_MODEL", "gpt-6"), ("OPENCODE_MODEL", "x/y")];
         assert_eq!(with("", &codex, &vars).unwrap().native_model, "openai/gpt-6");

@@ -156,14 +156,8 @@ impl Assembled {
         }
         let (commands, commanded) = mpsc::channel(64);
         let (terminating, told_to_end) = watch::channel(false);
-        let status = Status {
-            state: "starting",
-            turn: balance.turns,
-            native_session_id: None,
-            runtime_version: None,
-            waiting_for: Vec::new(),
-            usage: balance.spent,
-        };
+        let status =
+            Status { state: "starting", turn: balance.turns, native_session_id: None, runtime_version: None, waiting_for: Vec::new(), usage: balance.spent };
         let status = Arc::new(Mutex::new(status));
         let (journal, raw_journal) = (opened.writer.journal(), raw.as_ref().map(Writer::journal));
         let parts = Parts {

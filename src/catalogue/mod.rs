@@ -64,6 +64,16 @@ pub const UNKNOWN: Price = Price {
     image_output: None,
 };
 
+/// The day on which the provider stops serving this model, as far as it was known when the table
+/// was made: `2026-11-30`.
+pub fn end_of(provider: &str, model: &str) -> Option<&'static str> {
+    let mut rows = TABLE.lines().map(|line| line.split('\t').collect::<Vec<_>>());
+    let row = rows.find(|row| row.first() == Some(&provider) && row.get(1) == Some(&model))?;
+    row.get(ENDS).copied().filter(|date| !date.is_empty())
+}
+
+/// The column of [`end_of`].
+const ENDS: usize = 21;
 /// The factor of fast mode for a model whose own is not known: the dearest there has been.
 const FAST_FACTOR: f64 = 6.0;
 const US_FACTOR: f64 = 1.1;
@@ -255,6 +265,30 @@ mod tests {
         }
         assert!(n > 300, "{n}");
         assert_eq!(none.price("openai", "no-such-model"), None);
+    }
+
+    #[test]
+    fn models_say_when_they_end_and_no_example_has_ended() {
+        assert_eq!((end_of("anthropic", "claude-sonnet-4-5"), end_of("anthropic", "claude-sonnet-5-5")), (Some("2026-11-30"), None));
+        let today = jiff::Timestamp::now().to_string();
+        let examples = [
+            include_str!("../../README.md"),
+            include_str!("../../config/sidecar.yaml"),
+            include_str!("../../config/adapter.yaml"),
+            include_str!("../../docs/operators.md"),
+            include_str!("../../docs/image-builders.md"),
+            include_str!("../../docs/ui-developers.md"),
+            include_str!("../cli.rs"),
+        ];
+        let defaults: Vec<&str> = crate::adapter::runtime::registry::ALL.iter().map(|r| r.default_model).collect();
+        let text = examples.join("\n") + &defaults.join("\n");
+        for row in TABLE.lines().map(|line| line.split('\t').collect::<Vec<_>>()).filter(|row| row.len() > ENDS && !row[ENDS].is_empty()) {
+            let named = text.match_indices(row[1]).any(|(at, name)| {
+                let around = |c: Option<char>| c.is_none_or(|c| !(c.is_alphanumeric() || "-.:".contains(c)));
+                around(text[..at].chars().next_back()) && around(text[at + name.len()..].chars().next())
+            });
+            assert!(!named || row[ENDS] > today.as_str(), "an example names `{}`, which ended on {}", row[1], row[ENDS]);
+        }
     }
 
     #[test]

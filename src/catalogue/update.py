@@ -43,10 +43,11 @@ for key, v in table.items():
         whole(v.get("max_input_tokens")), whole(v.get("max_output_tokens")),
         *(factor(v, name) for name in ("fast", "us")),
         search(v), per_million(v.get("input_cost_per_image_token")), per_million(v.get("output_cost_per_image_token")),
+        v.get("deprecation_date") or "",
     ]
 print(f"# Prices in USD per 1,000,000 tokens. Source: litellm {version} (PyPI wheel), sha256 {hashlib.sha256(wheel).hexdigest()}.")
 print(f"# Taken {datetime.date.today()}. Copyright (c) 2023 Berri AI, MIT License: permission is granted, free of charge, to use, copy, modify, merge,")
 print("# publish, distribute, sublicense and/or sell copies, provided that this notice is kept. Provided \"as is\", without warranty.")
-print("# provider\tmodel\tinput\toutput\tcache_read\tcache_write\tcache_write_1h\tabove_tokens\tinput_above\toutput_above\tcache_read_above\tcache_write_above\tpriority_factor\tflex_factor\tmax_input\tmax_output\tfast_factor\tus_factor\tsearch_usd\timage_input\timage_output")
+print("# provider\tmodel\tinput\toutput\tcache_read\tcache_write\tcache_write_1h\tabove_tokens\tinput_above\toutput_above\tcache_read_above\tcache_write_above\tpriority_factor\tflex_factor\tmax_input\tmax_output\tfast_factor\tus_factor\tsearch_usd\timage_input\timage_output\tends")
 for (p, m), r in sorted(rows.items(), key=lambda kv: (kv[0][0] + "\t" + kv[0][1]).encode()):
     print("\t".join([p, m, *r]))

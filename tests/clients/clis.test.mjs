@@ -14,10 +14,10 @@ const PROMPT = 'Look around with your shell, then say what you saw.';
 
 const CLIS = {
   claude: {
-    model: 'claude-sonnet-4-5',
+    model: 'claude-sonnet-5-5',
     provider: 'anthropic',
     setup: (dir, url) => ({
-      args: ['-p', PROMPT, '--model', 'claude-sonnet-4-5', '--dangerously-skip-permissions', '--output-format', 'json'],
+      args: ['-p', PROMPT, '--model', 'claude-sonnet-5-5', '--dangerously-skip-permissions', '--output-format', 'json'],
       env: { ANTHROPIC_BASE_URL: `${url}/anthropic`, ANTHROPIC_AUTH_TOKEN: 'dummy', CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC: '1', IS_SANDBOX: '1' },
     }),
   },
@@ -55,10 +55,10 @@ wire_api = "responses"
     },
   },
   opencode: {
-    model: 'claude-sonnet-4-5',
+    model: 'claude-sonnet-5-5',
     provider: 'anthropic',
     setup: (dir, url) => {
-      const config = { autoupdate: false, share: 'disabled', model: 'anthropic/claude-sonnet-4-5', small_model: 'anthropic/claude-sonnet-4-5', provider: { anthropic: { options: { baseURL: `${url}/anthropic/v1`, apiKey: 'dummy' } } } };
+      const config = { autoupdate: false, share: 'disabled', model: 'anthropic/claude-sonnet-5-5', small_model: 'anthropic/claude-sonnet-5-5', provider: { anthropic: { options: { baseURL: `${url}/anthropic/v1`, apiKey: 'dummy' } } } };
       // As the adapter does it: without this it would try to fetch its plugin package.
       mkdirSync(join(dir, '.config/opencode/node_modules'), { recursive: true });
       writeFileSync(join(dir, '.config/opencode/package-lock.json'), '{"lockfileVersion":3,"packages":{"":{"dependencies":{"@opencode-ai/plugin":"*"}}}}');

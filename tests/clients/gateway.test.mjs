@@ -23,7 +23,7 @@ async function claude(pod, { prompt = 'rehearse:text', env = {}, args = [], url 
   const dir = home();
   mkdirSync(join(dir, '.claude'), { recursive: true });
   const from = pod.lines('audit.jsonl').length;
-  const run = await program(CLAUDE, ['-p', prompt, '--model', 'claude-sonnet-4-5', '--output-format', 'json', ...args], {
+  const run = await program(CLAUDE, ['-p', prompt, '--model', 'claude-sonnet-5-5', '--output-format', 'json', ...args], {
     home: dir,
     cwd: join(dir, 'work'),
     timeout: 60_000,
@@ -50,7 +50,7 @@ test('a model that is not granted: one request, the message as it is, no login',
     assert.match(run.out, POLICY);
     assert.doesNotMatch(run.out, /Failed to authenticate|\/login/);
     assert.deepEqual(run.calls.map((r) => [r.code, r.status]), [['scope_denied', 400]]);
-    const fallback = await claude(narrow, { args: ['--fallback-model', 'claude-haiku-4-5'] });
+    const fallback = await claude(narrow, { args: ['--fallback-model', 'claude-haiku-5-5'] });
     assert.equal(fallback.calls.length, 1, 'no fallback model is tried');
   } finally {
     await narrow.stop();
@@ -115,12 +115,12 @@ async function provider(reply) {
   return { pod, seen, stop: async () => (await pod.stop(), server.close()) };
 }
 
-const answer = { model: 'claude-sonnet-4-5', type: 'message', role: 'assistant', content: [{ type: 'text', text: 'hi' }], stop_reason: 'end_turn', safeguard_results: [{ verdict: 'fine' }], usage: { input_tokens: 3, output_tokens: 5 } };
+const answer = { model: 'claude-sonnet-5-5', type: 'message', role: 'assistant', content: [{ type: 'text', text: 'hi' }], stop_reason: 'end_turn', safeguard_results: [{ verdict: 'fine' }], usage: { input_tokens: 3, output_tokens: 5 } };
 
 test('fields that nobody here knows pass in both directions, and the quota of the workspace does not', limit, async () => {
   const upstream = await provider(() => ({ text: JSON.stringify(answer), headers: { 'request-id': 'req_of_the_workspace', 'anthropic-ratelimit-requests-remaining': '7', 'anthropic-organization-id': 'org' } }));
   try {
-    const body = JSON.stringify({ model: 'claude-sonnet-4-5', max_tokens: 1, messages: [], safeguards: { checks: ['x'] }, tags: { team: 'a' }, a_field_of_tomorrow: [1] });
+    const body = JSON.stringify({ model: 'claude-sonnet-5-5', max_tokens: 1, messages: [], safeguards: { checks: ['x'] }, tags: { team: 'a' }, a_field_of_tomorrow: [1] });
     const headers = { 'content-type': 'application/json', 'anthropic-version': '2023-06-01', 'anthropic-beta': 'a-beta-of-tomorrow-2027-01-01', 'x-claude-code-session-id': 's', 'x-claude-code-anything-new': '1' };
     const reply = await fetch(`${upstream.pod.url}/anthropic/v1/messages?beta=true`, { method: 'POST', headers, body });
     assert.deepEqual(await reply.json(), answer);
@@ -145,7 +145,7 @@ test('errors that the CLI recovers from reach it as the provider wrote them', li
     const error = JSON.stringify({ type: 'error', error: { type: status === 529 ? 'overloaded_error' : 'invalid_request_error', message }, request_id: 'req_1' });
     const upstream = await provider(() => ({ status, text: error }));
     try {
-      const reply = await fetch(`${upstream.pod.url}/anthropic/v1/messages`, { method: 'POST', headers: { 'content-type': 'application/json' }, body: '{"model":"claude-sonnet-4-5","messages":[]}' });
+      const reply = await fetch(`${upstream.pod.url}/anthropic/v1/messages`, { method: 'POST', headers: { 'content-type': 'application/json' }, body: '{"model":"claude-sonnet-5-5","messages":[]}' });
       assert.deepEqual([reply.status, await reply.text()], [status, error]);
     } finally {
       await upstream.stop();

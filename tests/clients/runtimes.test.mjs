@@ -301,7 +301,7 @@ for (const [runtime, is] of Object.entries(RUNTIMES).filter(([name]) => chosen.i
 
     test('a withdrawn grant: one request, and the word of the sidecar', limit, async () => {
       pod.grant('[]');
-      await until('the new grants', async () => (await fetch(`${pod.url}/v1/messages`, { method: 'POST', headers: { 'content-type': 'application/json' }, body: '{"model":"claude-sonnet-4-5","messages":[]}' })).status === 403);
+      await until('the new grants', async () => (await fetch(`${pod.url}/v1/messages`, { method: 'POST', headers: { 'content-type': 'application/json' }, body: '{"model":"claude-sonnet-5-5","messages":[]}' })).status === 403);
       const denied = () => pod.lines('audit.jsonl').filter((r) => r.code === 'scope_denied' && r.provider === is.provider && r.bytes_in > 1000);
       try {
         const said = await s.say('rehearse:text');

@@ -38,7 +38,7 @@ async function refused(call, check) {
 test('@anthropic-ai/sdk', async () => {
   for (const baseURL of [`${pod.url}/anthropic`, pod.url]) {
     const sdk = new Anthropic({ baseURL, apiKey: 'dummy' });
-    const ask = (content, more = {}) => ({ model: 'claude-sonnet-4-5', max_tokens: 100, messages: [{ role: 'user', content }], ...more });
+    const ask = (content, more = {}) => ({ model: 'claude-sonnet-5-5', max_tokens: 100, messages: [{ role: 'user', content }], ...more });
     const stream = sdk.messages.stream(ask('rehearse:text'));
     let deltas = 0;
     stream.on('text', () => deltas++);
@@ -49,7 +49,7 @@ test('@anthropic-ai/sdk', async () => {
     const call = await sdk.messages.create(ask('go', { tools: [{ name: 'bash', input_schema: parameters }] }));
     assert.deepEqual(call.content.at(-1).input, { command: 'echo rehearsal-was-here' });
     assert.equal(call.stop_reason, 'tool_use');
-    assert.ok((await sdk.messages.countTokens({ model: 'claude-sonnet-4-5', messages: [{ role: 'user', content: 'x' }] })).input_tokens > 0);
+    assert.ok((await sdk.messages.countTokens({ model: 'claude-sonnet-5-5', messages: [{ role: 'user', content: 'x' }] })).input_tokens > 0);
     await refused(sdk.messages.create({ ...ask('x'), model: 'nope' }), (e) => {
       assert.ok(e instanceof Anthropic.PermissionDeniedError);
       assert.match(e.message, policy);
@@ -115,7 +115,7 @@ test('@google/genai', async () => {
 test('ai, with its Anthropic and OpenAI packages', async () => {
   const anthropic = createAnthropic({ baseURL: `${pod.url}/anthropic/v1`, apiKey: 'dummy' });
   const openai = createOpenAI({ baseURL: `${pod.url}/openai/v1`, apiKey: 'dummy' });
-  for (const [good, bad] of [[anthropic('claude-sonnet-4-5'), anthropic('nope')], [openai('gpt-5.5'), openai('nope')], [openai.chat('gpt-5.5'), openai.chat('nope')]]) {
+  for (const [good, bad] of [[anthropic('claude-sonnet-5-5'), anthropic('nope')], [openai('gpt-5.5'), openai('nope')], [openai.chat('gpt-5.5'), openai.chat('nope')]]) {
     const stream = streamText({ model: good, prompt: 'rehearse:text' });
     assert.match(await stream.text, said);
     assert.ok((await stream.usage).outputTokens > 0);

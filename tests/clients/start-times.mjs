@@ -22,7 +22,7 @@ const BARE = {
     env: (dir) => {
       mkdirSync(join(dir, '.config/opencode/node_modules'), { recursive: true });
       writeFileSync(join(dir, '.config/opencode/package-lock.json'), '{"lockfileVersion":3,"packages":{"":{"dependencies":{"@opencode-ai/plugin":"*"}}}}');
-      const config = { autoupdate: false, model: 'anthropic/claude-sonnet-4-5', small_model: 'anthropic/claude-sonnet-4-5', provider: { anthropic: { options: { baseURL: `${pod.url}/anthropic/v1`, apiKey: 'dummy' } } } };
+      const config = { autoupdate: false, model: 'anthropic/claude-sonnet-5-5', small_model: 'anthropic/claude-sonnet-5-5', provider: { anthropic: { options: { baseURL: `${pod.url}/anthropic/v1`, apiKey: 'dummy' } } } };
       return { OPENCODE_CONFIG_CONTENT: JSON.stringify(config), OPENCODE_DISABLE_MODELS_FETCH: '1', OPENCODE_DISABLE_AUTOUPDATE: '1', OPENCODE_DISABLE_DEFAULT_PLUGINS: '1', OPENCODE_DISABLE_LSP_DOWNLOAD: '1' };
     },
     async talk(cli, ready, word) {
@@ -38,7 +38,7 @@ const BARE = {
     },
   },
   claude: {
-    args: ['-p', '--input-format', 'stream-json', '--output-format', 'stream-json', '--verbose', '--include-partial-messages', '--model', 'claude-sonnet-4-5', '--dangerously-skip-permissions'],
+    args: ['-p', '--input-format', 'stream-json', '--output-format', 'stream-json', '--verbose', '--include-partial-messages', '--model', 'claude-sonnet-5-5', '--dangerously-skip-permissions'],
     env: () => ({ ANTHROPIC_BASE_URL: `${pod.url}/anthropic`, ANTHROPIC_AUTH_TOKEN: 'dummy', CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC: '1', IS_SANDBOX: '1' }),
     async talk(cli, ready, word) {
       cli.say({ type: 'control_request', request_id: 'c1', request: { subtype: 'initialize' } });
@@ -87,7 +87,7 @@ const BARE = {
     },
   },
   pi: {
-    args: ['--mode', 'rpc', '--provider', 'anthropic', '--model', 'claude-sonnet-4-5'],
+    args: ['--mode', 'rpc', '--provider', 'anthropic', '--model', 'claude-sonnet-5-5'],
     env: (dir) => {
       writeFileSync(join(dir, 'models.json'), JSON.stringify({ providers: { anthropic: { baseUrl: `${pod.url}/anthropic` } } }));
       return { PI_CODING_AGENT_DIR: dir, PI_OFFLINE: '1', ANTHROPIC_API_KEY: 'dummy' };

@@ -18,8 +18,8 @@ fn mistakes_are_exit_64_with_all_of_them() {
     for part in [
         "3 problems in `",
         "`listen` (line 1): `0.0.0.0:1` is not a loopback address",
-        "`nope`: unknown key",
-        "`permissionGrants[0].scope`: `ai.*` is not `ai.<provider>` or `ai.<provider>:<model glob>`",
+        "`nope` (line 2): unknown key",
+        "`permissionGrants[0].scope` (line 3): `ai.*` is not `ai.<provider>` or `ai.<provider>:<model glob>`",
     ] {
         assert!(err.contains(part), "{part}: {err}");
     }

@@ -38,7 +38,7 @@ pub static RUNTIME: Runtime = Runtime {
     package: "@anthropic-ai/claude-code",
     verified: "2.1.197",
     protocol: "2.",
-    default_model: "anthropic/claude-sonnet-4-5",
+    default_model: "anthropic/claude-sonnet-5-5",
     model_in_env: model_of_platform,
     providers: &["anthropic"],
     capabilities: Capabilities {

@@ -27,6 +27,7 @@ use super::{
 use crate::adapter::cause;
 use crate::adapter::draft::{Drafts, Kind};
 use crate::adapter::inbox::Input;
+use crate::catalogue::Overrides;
 use crate::event::{
     ChangeKind, ErrorCode, ErrorEvent, FileChange, InputMode, InputSource, PermissionRequest, PermissionResolved, QuestionRequest, QuestionResolved, Retry,
     ToolOutput, ToolResult, ToolUse, TurnEnd, TurnEndReason, TurnStart, Unparsed, Usage, UserMessage, Warning,
@@ -39,7 +40,7 @@ pub static RUNTIME: Runtime = Runtime {
     package: "opencode-ai",
     verified: "1.18.33",
     protocol: "1.",
-    default_model: "anthropic/claude-sonnet-4-5",
+    default_model: "anthropic/claude-sonnet-5-5",
     model_in_env: model_of_platform,
     providers: &["anthropic", "openai", "google", "openrouter", "groq", "mistral", "xai", "deepseek", "togetherai", "fireworks-ai", "cerebras", "ollama"],
     capabilities: Capabilities {
@@ -138,6 +139,11 @@ fn configuration(setting: &Setting) -> Value {
         providers["ollama"]["npm"] = json!("@ai-sdk/openai-compatible");
         providers["ollama"]["models"] = json!({ model: {} });
     }
+    if let Some((provider, model)) = setting.model.split_once('/')
+        && let Some(known) = described(provider, model)
+    {
+        providers[provider]["models"] = json!({ model: known });
+    }
     let mcp: Map<String, Value> = setting
         .mcp
         .iter()
@@ -172,6 +178,14 @@ fn configuration(setting: &Setting) -> Value {
         "agent": agents,
         "mcp": mcp,
     })
+}
+
+/// A model as our own catalogue knows it: opencode refuses one that is newer than itself.
+fn described(provider: &str, model: &str) -> Option<Value> {
+    let price = Overrides::default().price(provider, model)?;
+    let cost = [("input", Some(price.input)), ("output", Some(price.output)), ("cache_read", price.cache_read), ("cache_write", price.cache_write)];
+    let cost: Map<String, Value> = cost.into_iter().filter_map(|(name, usd)| Some((name.to_owned(), usd?.into()))).collect();
+    Some(json!({ "limit": { "context": price.max_input?, "output": price.max_output? }, "cost": cost, "tool_call": true, "attachment": true }))
 }
 
 /// opencode's rules: the last that matches a tool counts.

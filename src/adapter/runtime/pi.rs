@@ -30,7 +30,7 @@ pub static RUNTIME: Runtime = Runtime {
     package: "@mariozechner/pi-coding-agent",
     verified: "0.73.1",
     protocol: "0.",
-    default_model: "anthropic/claude-sonnet-4-5",
+    default_model: "anthropic/claude-sonnet-5-5",
     model_in_env: model_of_platform,
     providers: &["anthropic", "openai", "google"],
     capabilities: Capabilities {

@@ -8,7 +8,7 @@ import { mkdirSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 
 export const PROMPT = 'Look around with your shell, then say what you saw.';
-export const MODELS = { anthropic: 'claude-sonnet-4-5', openai: 'gpt-5.5', google: 'gemini-2.5-pro' };
+export const MODELS = { anthropic: 'claude-sonnet-5-5', openai: 'gpt-5.5', google: 'gemini-2.5-pro' };
 
 function write(path, text) {
   mkdirSync(dirname(path), { recursive: true });
