@@ -171,7 +171,7 @@ async fn serve(config: Config, json: bool, dir: &Path) -> Exit {
         if let Err(e) = std::fs::write(dir.join(TOKEN), token) {
             return fail(Exit::Unavailable, &format!("the token cannot be kept in `{}`: {e}", dir.display()));
         }
-        printer.aside(&format!("go on with: outrigger run --resume {token} --task …"));
+        printer.aside(&format!("go on with: outrigger run --task \"…\" --resume {token}"));
     }
     match (reason, outcome) {
         _ if interrupted => Exit::Interrupted,

@@ -58,7 +58,7 @@ wire_api = "responses"
     model: 'claude-sonnet-5-5',
     provider: 'anthropic',
     setup: (dir, url) => {
-      const config = { autoupdate: false, share: 'disabled', model: 'anthropic/claude-sonnet-5-5', small_model: 'anthropic/claude-sonnet-5-5', provider: { anthropic: { options: { baseURL: `${url}/anthropic/v1`, apiKey: 'dummy' } } } };
+      const config = { autoupdate: false, share: 'disabled', model: 'anthropic/claude-sonnet-5-5', small_model: 'anthropic/claude-sonnet-5-5', provider: { anthropic: { models: { 'claude-sonnet-5-5': {} }, options: { baseURL: `${url}/anthropic/v1`, apiKey: 'dummy' } } } };
       // As the adapter does it: without this it would try to fetch its plugin package.
       mkdirSync(join(dir, '.config/opencode/node_modules'), { recursive: true });
       writeFileSync(join(dir, '.config/opencode/package-lock.json'), '{"lockfileVersion":3,"packages":{"":{"dependencies":{"@opencode-ai/plugin":"*"}}}}');

@@ -96,7 +96,7 @@ test('Ctrl-C leaves nothing behind', { timeout: 30_000 }, async () => {
   const gone = new Promise((done) => up.once('exit', (code) => done(code)));
   const began = Date.now();
   up.kill('SIGINT');
-  assert.equal(await gone, 0, output);
+  assert.equal(await gone, 130, output);
   const left = readdirSync('/proc').filter((p) => /^\d+$/.test(p)).filter((p) => {
     try { return readFileSync(`/proc/${p}/environ`, 'latin1').includes(dir); } catch { return false; }
   });

@@ -64,7 +64,7 @@ test('stopped by a signal: it ends, and leaves nothing running', limit, async ()
   const stopped = start(['--runtime', 'codex', '--task', 'rehearse:slow']);
   await until('a first word', () => stopped.out !== '');
   stopped.child.kill('SIGINT');
-  assert.equal((await stopped.ended).code, 1, stopped.err);
+  assert.equal((await stopped.ended).code, 130, stopped.err);
 });
 
 test('what cannot be: said, with the exit code for it', limit, async () => {

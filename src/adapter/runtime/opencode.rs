@@ -185,7 +185,13 @@ fn described(provider: &str, model: &str) -> Option<Value> {
     let price = Overrides::default().price(provider, model)?;
     let cost = [("input", Some(price.input)), ("output", Some(price.output)), ("cache_read", price.cache_read), ("cache_write", price.cache_write)];
     let cost: Map<String, Value> = cost.into_iter().filter_map(|(name, usd)| Some((name.to_owned(), usd?.into()))).collect();
-    Some(json!({ "limit": { "context": price.max_input?, "output": price.max_output? }, "cost": cost, "tool_call": true, "attachment": true }))
+    Some(json!({
+        "limit": { "context": price.max_input?, "output": price.max_output? },
+        "cost": cost,
+        "tool_call": true,
+        "attachment": true,
+        "modalities": { "input": ["text", "image", "pdf"], "output": ["text"] },
+    }))
 }
 
 /// opencode's rules: the last that matches a tool counts.
