@@ -292,6 +292,18 @@ mod tests {
     }
 
     #[test]
+    fn x1_begins_where_nothing_is_open_and_tells_gaps() {
+        let wish = Wish { shape: Shape::X1, ..Wish::default() };
+        let mut view = View::new(wish, 3, "s".into(), "r");
+        let mut out = VecDeque::new();
+        view.feed(Part::Gap { from: 1, to: 2 }, &mut out);
+        assert!(out.is_empty(), "the subscriber has these");
+        view.feed(Part::Gap { from: 2, to: 9 }, &mut out);
+        let told = String::from_utf8(out.into_iter().flatten().collect()).unwrap();
+        assert!(told.starts_with("id: 9\n") && told.contains(r#""type":"stream.gap""#) && told.contains(r#"{"from":4,"to":9}"#), "{told}");
+    }
+
+    #[test]
     fn x1_says_each_text_once_in_ascii_and_whose_answer_it_is() {
         let wish = Wish { shape: Shape::X1, ..Wish::default() };
         let text = shown(wish.clone(), 0, 10_000);

@@ -49,7 +49,7 @@ pub const GRACE: Duration = Duration::from_millis(100);
 /// The read buffer of a connection; a piece that is kept pins one, whatever its own size.
 pub(super) const READ_BUFFER: usize = 64 * 1024;
 /// What one body may take in before others have their turn.
-const TURN: usize = 128 * 1024;
+const TURN: usize = 256 * 1024;
 /// Pieces below this are copied together, so that what is pinned is at most twice what is held.
 const KEPT_PIECE: usize = READ_BUFFER / 2;
 /// 8 MiB: what `zstd` itself decodes without being asked to.

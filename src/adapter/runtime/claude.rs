@@ -681,3 +681,24 @@ fn canonical(native: &str) -> String {
     }
     .to_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::Payload;
+
+    #[test]
+    fn a_refusal_is_a_refusal() {
+        let (mut claude, mut out) = (Claude::default(), Vec::new());
+        for message in [
+            json!({ "type": "system", "subtype": "init" }),
+            json!({ "type": "system", "subtype": "model_refusal_no_fallback" }),
+            json!({ "type": "result", "subtype": "success", "is_error": true, "stop_reason": "refusal", "result": "no" }),
+        ] {
+            claude.read(message.to_string().as_bytes(), &mut out);
+        }
+        let reasons: Vec<_> = out.iter().filter_map(|a| if let Action::Event(Payload::TurnEnd(end)) = a { Some(end.reason) } else { None }).collect();
+        assert_eq!(reasons, [TurnEndReason::Refusal]);
+        assert!(!out.iter().any(|a| matches!(a, Action::Event(Payload::Error(_)))));
+    }
+}

@@ -180,6 +180,22 @@ fn configuration(setting: &Setting) -> Value {
     })
 }
 
+/// What one step used.
+fn counts(tokens: &Value) -> Usage {
+    let n = |key: &str| tokens[key].as_u64().unwrap_or(0);
+    let cached = ["read", "write"].iter().filter_map(|key| tokens["cache"][*key].as_u64()).sum::<u64>();
+    // With some providers reasoning stands beside the output, with others in it: the total tells.
+    let beside = n("total") > 0 && n("total") == n("input") + n("output") + n("reasoning") + cached;
+    Usage {
+        input: tokens["input"].as_u64(),
+        cache_read: tokens["cache"]["read"].as_u64(),
+        cache_write: tokens["cache"]["write"].as_u64(),
+        output: tokens["output"].as_u64().map(|output| output + if beside { n("reasoning") } else { 0 }),
+        reasoning: tokens["reasoning"].as_u64(),
+        cost_usd: None,
+    }
+}
+
 /// A model as our own catalogue knows it: opencode refuses one that is newer than itself.
 fn described(provider: &str, model: &str) -> Option<Value> {
     let price = Overrides::default().price(provider, model)?;
@@ -742,19 +758,7 @@ impl Opencode {
             out.push(Action::Step);
         }
         let Some(turn) = &mut self.turn else { return };
-        let tokens = &part["tokens"];
-        let n = |key: &str| tokens[key].as_u64().unwrap_or(0);
-        let cached = ["read", "write"].iter().filter_map(|key| tokens["cache"][*key].as_u64()).sum::<u64>();
-        // With some providers reasoning stands beside the output, with others in it: the total tells.
-        let beside = n("total") > 0 && n("total") == n("input") + n("output") + n("reasoning") + cached;
-        turn.usage.add(&Usage {
-            input: tokens["input"].as_u64(),
-            cache_read: tokens["cache"]["read"].as_u64(),
-            cache_write: tokens["cache"]["write"].as_u64(),
-            output: tokens["output"].as_u64().map(|output| output + if beside { n("reasoning") } else { 0 }),
-            reasoning: tokens["reasoning"].as_u64(),
-            cost_usd: part["cost"].as_f64(),
-        });
+        turn.usage.add(&Usage { cost_usd: part["cost"].as_f64(), ..counts(&part["tokens"]) });
         if parent.is_none() {
             turn.finish = part["reason"].as_str().map(str::to_owned);
         }
@@ -1230,6 +1234,13 @@ fn mended(json: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn reasoning_is_in_the_output_whatever_the_provider_says() {
+        let beside = json!({ "total": 128, "input": 100, "output": 15, "reasoning": 13, "cache": { "read": 0, "write": 0 } });
+        let within = json!({ "total": 128, "input": 100, "output": 28, "reasoning": 13, "cache": { "read": 0, "write": 0 } });
+        assert_eq!((counts(&beside).output, counts(&within).output), (Some(28), Some(28)));
+    }
 
     #[test]
     fn only_what_is_new_of_an_output_is_told() {

@@ -411,6 +411,7 @@ impl Pi {
 impl Translator for Pi {
     fn open(&mut self, _native_session_id: Option<&str>, resumed: bool, out: &mut Vec<Action>) {
         self.resumed = resumed;
+        self.file = if resumed { History::Written } else { History::None };
         self.handed.open(resumed);
         out.push(Action::Send(json!({ "type": "get_messages" })));
         out.push(Action::Send(json!({ "type": "get_state" })));
@@ -490,5 +491,38 @@ fn split(said: &str) -> (Option<u16>, &str) {
     match said.split_once(' ') {
         Some((status, body)) if status.len() == 3 => (status.parse().ok(), body),
         _ => (None, said),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::Payload;
+
+    #[test]
+    fn the_first_input_is_delivered_once_its_file_has_it() {
+        let (mut pi, mut out) = (Pi::default(), Vec::new());
+        let mut hear = |message: Value| {
+            let mut out = Vec::new();
+            if message["type"] == "open" {
+                pi.open(None, false, &mut out);
+                pi.deliver(&Input::new("in".into(), "hello".into()), "native", &mut out);
+            } else {
+                pi.read(message.to_string().as_bytes(), &mut out);
+            }
+            let told = out.iter().filter(|a| matches!(a, Action::Event(Payload::UserMessage(_)))).count();
+            (told, out.iter().any(|a| matches!(a, Action::Delivered { .. })))
+        };
+        for (message, expected) in [
+            (json!({ "type": "open" }), (0, false)),
+            (json!({ "type": "agent_start" }), (1, false)),
+            (json!({ "type": "message_start", "message": { "role": "user", "content": "hello", "timestamp": 1 } }), (0, false)),
+            (json!({ "type": "message_start", "message": { "role": "assistant", "timestamp": 2 } }), (0, false)),
+            (json!({ "type": "message_end", "message": { "role": "assistant", "stopReason": "stop", "timestamp": 2 } }), (0, false)),
+            (json!({ "type": "turn_end" }), (0, true)),
+        ] {
+            assert_eq!(hear(message.clone()), expected, "{message}");
+        }
+        pi.close(&mut out);
     }
 }

@@ -222,3 +222,21 @@ fn begins_a_turn(payload: &Payload) -> bool {
 struct Numbered {
     sequence: u64,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_of_a_later_version_are_kept() {
+        let mut rebuilt = Rebuilt::new(Some("s"));
+        let event = |sequence: u64, kind: &str| {
+            json!({ "session_id": "s", "sequence": sequence, "timestamp": "t", "type": kind, "runtime": "r", "payload": { "turn": 1 } }).to_string()
+        };
+        assert_eq!(rebuilt.frame(7, event(7, "of.the.future").as_bytes()), Ok(true));
+        assert_eq!(rebuilt.frame(8, event(9, "of.the.future").as_bytes()), Ok(false), "it says that it is another");
+        assert_eq!(rebuilt.frame(8, b"{broken"), Ok(false));
+        let other = event(9, "warning").replace("\"turn\":1", "\"message\":\"x\"").replace("\"s\"", "\"another\"");
+        assert!(rebuilt.frame(9, other.as_bytes()).is_err(), "another session's");
+    }
+}
