@@ -91,7 +91,7 @@ async fn stream_of(pod: &Pod) -> (Vec<Value>, Vec<(u64, u64)>) {
 #[tokio::test]
 async fn after_a_power_cut_every_input_was_delivered_once_and_no_number_is_used_again() {
     let cuts = if std::env::var_os("OUTRIGGER_SOAK").is_some() { 200 } else { 6 };
-    let mut pod = Pod::new(json!({ "session": { "raw": false } })).await;
+    let mut pod = Pod::new(json!({ "session": { "raw": false, "maxTurns": 100_000 } })).await;
     let Some(mut disk) = Disk::make(&pod.path("disk"), &pod.path("journal")) else { return };
     pod.start();
     let (mut inputs, mut shown) = (0, Vec::<(u64, Value)>::new());

@@ -122,8 +122,8 @@ impl Cursor {
     /// The run of frames that holds the next one, or the numbers before the run behind it.
     fn find(&self) -> Found {
         let view = lock(&self.journal.view);
-        let at = view.segments.partition_point(|s| s.blocks.last().is_none_or(|b| b.last < self.next));
-        let block = view.segments.iter().skip(at).find_map(|s| {
+        // Not a binary search over segments: one that was just begun has no blocks.
+        let block = view.segments.iter().find_map(|s| {
             let at = s.blocks.partition_point(|b| b.last < self.next);
             s.blocks.get(at).map(|block| (s, block))
         });

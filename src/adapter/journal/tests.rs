@@ -335,6 +335,24 @@ async fn what_is_damaged_costs_itself_alone() {
     assert!(look(&s).await.len() > 300);
 }
 
+#[tokio::test]
+async fn what_was_kept_is_read_before_anything_new_is_written() {
+    for count in [20, 60, 400] {
+        let s = sample(count).await;
+        let newest = segments(s.dir.path()).pop().unwrap();
+        let bytes = std::fs::read(&newest).unwrap();
+        std::fs::write(&newest, [&bytes[..], b"garbage\n"].concat()).unwrap();
+        let (opened, _) = open_as(s.dir.path(), sample_retention()).unwrap();
+        // Another segment is begun behind the damaged one, and has nothing yet.
+        assert!(opened.damage.is_some());
+        let journal = opened.writer.journal();
+        for from in [1, 11, count as u64] {
+            let first = journal.subscribe(from).read().unwrap();
+            assert!(matches!(&first, Some(Part::Frames(f)) if f.starts_with(format!("id: {from}\n").as_bytes())), "{from} of {count}: {first:?}");
+        }
+    }
+}
+
 /// Chance with a seed, which is told, so that a failure can be played again.
 struct Chance(u64);
 
