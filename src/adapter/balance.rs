@@ -181,7 +181,8 @@ impl Balance {
         }
     }
 
-    /// Nothing is open, and no input waits for a word: what comes next depends on nothing before.
+    /// No turn is open and no input waits for one: whoever begins to read with the next event needs
+    /// to know nothing of those before.
     pub fn is_quiet(&self) -> bool {
         self.turn.is_none() && self.unanswered.is_empty()
     }

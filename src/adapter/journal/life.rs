@@ -16,10 +16,11 @@ use super::sync::Syncer;
 /// `STATX_MNT_ID_UNIQUE`: the number of a mount that no other has had since the boot. An older
 /// kernel gives none.
 const MNT_ID_UNIQUE: u32 = 0x4000;
-/// The file is always so long, so that it can be written on a full disk.
+/// The mark always takes so many bytes, so that a full disk can still take a new one in its place.
 const BYTES: usize = 512;
 
-/// What has in memory all that was written to the journal.
+/// Whose memory has all that was written to the journal, also what is not on stable storage yet:
+/// the kernel that is running, and the mount that it was written through.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Kernel {
     /// The boot of the machine, and the device of the file system.

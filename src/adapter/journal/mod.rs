@@ -90,12 +90,24 @@ struct Block {
     unchecked: Option<u64>,
 }
 
+/// Adds frames to the last block, if they follow it and it is not full, or begins another.
+fn extend(blocks: &mut Vec<Block>, frames: Block) {
+    match blocks.last_mut() {
+        Some(block) if block.end == frames.start && block.last + 1 == frames.first && block.end - block.start < BLOCK_BYTES => {
+            (block.last, block.end) = (frames.last, frames.end);
+        }
+        _ => blocks.push(frames),
+    }
+}
+
 #[derive(Debug)]
 struct Segment {
     /// The first sequence that it was made for.
     first: u64,
     path: PathBuf,
     file: Arc<File>,
+    /// Where its frames begin; 0 where its head is damaged.
+    frames_at: u64,
     blocks: Vec<Block>,
 }
 

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::sums::{self, Sums};
-use super::{BLOCK_BYTES, Block, READ_BYTES, Segment};
+use super::{Block, READ_BYTES, Segment, extend};
 
 /// First words of a segment; the number is the version of the format.
 pub const HEADER: &str = ": outrigger journal 1 ";
@@ -36,12 +36,7 @@ impl Scanned {
     fn add(&mut self, sequence: u64, start: u64, end: u64, sum: u32) {
         self.sums.push(sum);
         (self.end, self.damaged_tail) = (end, false);
-        match self.blocks.last_mut() {
-            Some(block) if block.last + 1 == sequence && block.end == start && block.end - block.start < BLOCK_BYTES => {
-                (block.last, block.end) = (sequence, end);
-            }
-            _ => self.blocks.push(Block { first: sequence, last: sequence, start, end, unchecked: None }),
-        }
+        extend(&mut self.blocks, Block { first: sequence, last: sequence, start, end, unchecked: None });
     }
 }
 
@@ -55,11 +50,14 @@ pub fn list(dir: &Path) -> io::Result<VecDeque<Segment>> {
         let Some(first) = first else { continue };
         match OpenOptions::new().read(true).write(true).open(&path) {
             Ok(file) if is_only_begun(&file, &path) => std::fs::remove_file(&path)?,
-            Ok(file) => segments.push(Segment { first, path, file: Arc::new(file), blocks: Vec::new() }),
+            Ok(file) => {
+                let frames_at = read_head(&file).map_or(0, |(_, at)| at);
+                segments.push(Segment { first, path, file: Arc::new(file), frames_at, blocks: Vec::new() });
+            }
             Err(e) => tracing::error!(error = %e, file = %path.display(), "a segment of the journal cannot be opened"),
         }
     }
-    segments.sort_by_cached_key(|s| (first_number(&s.file).unwrap_or(s.first), s.first));
+    segments.sort_by_cached_key(|s| (first_number(s).unwrap_or(s.first), s.first));
     Ok(segments.into())
 }
 
@@ -70,10 +68,9 @@ fn is_only_begun(file: &File, path: &Path) -> bool {
     empty || read_head(file).is_none() && std::fs::read(path).is_ok_and(begun)
 }
 
-/// The number of the first frame that begins near the start of a file.
-pub fn first_number(file: &File) -> Option<u64> {
-    let from = read_head(file).map_or(0, |(_, at)| at);
-    let mut lines = LinesAt::new(file, from..from + READ_BYTES as u64);
+/// The number of the first frame that begins near the start of a segment.
+pub fn first_number(segment: &Segment) -> Option<u64> {
+    let mut lines = LinesAt::new(&segment.file, segment.frames_at..segment.frames_at + READ_BYTES as u64);
     while lines.advance() {
         if let Some(sequence) = number(&lines.line) {
             return Some(sequence);
@@ -87,7 +84,7 @@ pub fn create(dir: &Path, first: u64) -> io::Result<Segment> {
     let path = dir.join(format!("{first:020}.sse"));
     sums::remove(&path);
     let file = OpenOptions::new().create_new(true).read(true).write(true).mode(0o600).open(&path)?;
-    Ok(Segment { first, path, file: Arc::new(file), blocks: Vec::new() })
+    Ok(Segment { first, path, file: Arc::new(file), frames_at: 0, blocks: Vec::new() })
 }
 
 pub fn remove(segment: &Segment) {
@@ -214,7 +211,7 @@ impl<'a> LinesAt<'a> {
         LinesAt { reader, line: Vec::new(), start, end: start, again: false }
     }
 
-    /// Goes to the next line; false at the end.
+    /// Reads the next line. Returns false at the end of the part.
     fn advance(&mut self) -> bool {
         if std::mem::take(&mut self.again) {
             return true;

@@ -51,6 +51,22 @@ impl Record {
         Some((Record { first: long(0)?, start: long(8)?, end: long(16)?, sums }, end + 4))
     }
 
+    /// Reads the record at this place, and nothing else of the file.
+    fn read_at(path: &Path, at: u64) -> Option<Record> {
+        let file = File::open(path).ok()?;
+        let mut bytes = vec![0; FIXED];
+        file.read_exact_at(&mut bytes, at).ok()?;
+        let count = u32::from_le_bytes(bytes.last_chunk().copied()?) as usize;
+        bytes.resize(FIXED + 4 * count.min(MAX_FRAMES) + 4, 0);
+        file.read_exact_at(&mut bytes, at).ok()?;
+        Record::read(&bytes).map(|(record, _)| record)
+    }
+
+    /// The number of its last frame.
+    fn last(&self) -> u64 {
+        self.first + self.sums.len() as u64 - 1
+    }
+
     fn write(first: u64, part: Range<u64>, sums: &[u32], out: &mut Vec<u8>) {
         let from = out.len();
         for long in [first, part.start, part.end] {
@@ -60,6 +76,29 @@ impl Record {
         sums.iter().for_each(|sum| out.extend_from_slice(&sum.to_le_bytes()));
         let own = crc32fast::hash(&out[from..]);
         out.extend_from_slice(&own.to_le_bytes());
+    }
+}
+
+/// The records of a file up to the first that is damaged, with where they stand.
+struct Records<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Records<'a> {
+    fn new(bytes: &'a [u8]) -> Self {
+        Records { bytes, at: 0 }
+    }
+}
+
+impl Iterator for Records<'_> {
+    type Item = (usize, Record);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let (record, len) = Record::read(self.bytes.get(self.at..)?)?;
+        let at = self.at;
+        self.at += len;
+        Some((at, record))
     }
 }
 
@@ -80,13 +119,7 @@ impl Sums {
     }
 
     fn load(path: &Path) -> Sums {
-        let bytes = std::fs::read(path).unwrap_or_default();
-        let (mut records, mut at) = (Vec::new(), 0);
-        while let Some((record, len)) = bytes.get(at..).and_then(Record::read) {
-            at += len;
-            records.push(record);
-        }
-        Sums(records)
+        Sums(Records::new(&std::fs::read(path).unwrap_or_default()).map(|(_, record)| record).collect())
     }
 
     /// Where the frames end that there are checksums of.
@@ -107,7 +140,7 @@ impl Sums {
 pub fn highest(dir: Option<&Path>) -> u64 {
     let newest = dir.and_then(|dir| files(dir).pop());
     let sums = newest.map(|p| Sums::load(&p)).unwrap_or_default();
-    sums.0.iter().map(|r| r.first + r.sums.len() as u64 - 1).max().unwrap_or(0)
+    sums.0.iter().map(Record::last).max().unwrap_or(0)
 }
 
 /// All files of checksums, oldest first.
@@ -122,16 +155,15 @@ fn files(dir: &Path) -> Vec<PathBuf> {
 /// not reach its end. What is between them is known to be damaged.
 pub fn blocks(segment: &Path, part: Range<u64>, above: u64) -> Option<Vec<Block>> {
     let bytes = std::fs::read(path(segment)).ok()?;
-    let (mut blocks, mut at, mut end, mut last) = (Vec::new(), 0, part.start, above);
-    while let Some((record, len)) = bytes.get(at..).and_then(Record::read) {
+    let (mut records, mut blocks, mut end, mut last) = (Records::new(&bytes), Vec::new(), part.start, above);
+    for (at, record) in &mut records {
         if record.start < end || record.first <= last || record.end > part.end {
             return None;
         }
-        last = record.first + record.sums.len() as u64 - 1;
-        blocks.push(Block { first: record.first, last, start: record.start, end: record.end, unchecked: Some(at as u64) });
-        (at, end) = (at + len, record.end);
+        (last, end) = (record.last(), record.end);
+        blocks.push(Block { first: record.first, last, start: record.start, end, unchecked: Some(at as u64) });
     }
-    (end == part.end && at == bytes.len()).then_some(blocks)
+    (end == part.end && records.at == bytes.len()).then_some(blocks)
 }
 
 /// What is whole of a block.
@@ -139,9 +171,8 @@ pub fn blocks(segment: &Path, part: Range<u64>, above: u64) -> Option<Vec<Block>
 /// # Errors
 /// The segment cannot be read.
 pub fn compare(file: &File, segment: &Path, block: &Block) -> io::Result<Vec<Block>> {
-    let bytes = std::fs::read(path(segment)).unwrap_or_default();
-    let record = block.unchecked.and_then(|at| Record::read(bytes.get(at as usize..)?));
-    let sums = Sums(record.map(|(r, _)| r).into_iter().collect());
+    let record = block.unchecked.and_then(|at| Record::read_at(&path(segment), at));
+    let sums = Sums(record.into_iter().collect());
     let json = |_: u64, json: &[u8]| Ok(!sums.0.is_empty() || serde_json::from_slice::<serde::de::IgnoredAny>(json).is_ok());
     let found = segment::scan(file, block.start..block.end, block.first - 1, &sums, json).map_err(io::Error::other)?;
     Ok(found.blocks)
@@ -150,7 +181,7 @@ pub fn compare(file: &File, segment: &Path, block: &Block) -> io::Result<Vec<Blo
 /// Writes the checksums of a segment, block by block.
 #[derive(Debug)]
 pub struct SumsWriter {
-    /// `None`: it could not be written, and the rest of the segment goes without.
+    /// `None` once it could not be written: the rest of the segment has no checksums then.
     file: Option<File>,
     len: u64,
     first: u64,

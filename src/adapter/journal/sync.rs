@@ -23,6 +23,7 @@ enum Wish {
     File(Arc<File>),
 }
 
+/// Without a thread where nothing is to be put on stable storage.
 #[derive(Debug)]
 pub struct Syncer {
     wishes: Option<mpsc::Sender<Wish>>,
@@ -42,10 +43,16 @@ struct State {
 }
 
 impl Syncer {
+    /// `synced`: frames up to this one are on stable storage already.
+    ///
     /// # Errors
     /// The system's.
-    pub fn start(synced: u64, troubles: Troubles) -> io::Result<Syncer> {
+    pub fn start(durable: bool, synced: u64, troubles: Troubles) -> io::Result<Syncer> {
+        let synced = if durable { synced } else { u64::MAX };
         let state = Arc::new(State { wished: AtomicBool::new(false), written: AtomicU64::new(synced), synced: AtomicU64::new(synced), troubles });
+        if !durable {
+            return Ok(Syncer { wishes: None, state, thread: None });
+        }
         let (wishes, wanted) = mpsc::channel();
         let seen = state.clone();
         let thread = std::thread::Builder::new().name("journal-sync".into()).spawn(move || run(&wanted, &seen))?;
@@ -61,10 +68,8 @@ impl Syncer {
     /// or within 50 ms.
     pub fn wish(&self, file: &Arc<File>, head: u64, now: bool) {
         self.state.written.store(head, Ordering::Release);
-        if let Some(wishes) = &self.wishes
-            && (now || !self.state.wished.swap(true, Ordering::AcqRel))
-        {
-            let _ = wishes.send(Wish::Segment { file: file.clone(), now });
+        if now || !self.state.wished.swap(true, Ordering::AcqRel) {
+            self.send(Wish::Segment { file: file.clone(), now });
         }
     }
 
@@ -98,10 +103,9 @@ fn run(wanted: &mpsc::Receiver<Wish>, state: &State) {
     while let Some(this) = wish {
         wish = match this {
             Wish::Segment { file, now } => {
-                let (now, next) = if now { (true, None) } else { company(wanted, &file) };
-                if now {
-                    state.wished.store(false, Ordering::Release);
-                }
+                let next = if now { None } else { company(wanted, &file) };
+                // Whoever wishes from now on is not served by this.
+                state.wished.store(false, Ordering::Release);
                 state.sync(&file);
                 next
             }
@@ -118,18 +122,17 @@ fn run(wanted: &mpsc::Receiver<Wish>, state: &State) {
     }
 }
 
-/// Waits for more of the same, for a while. Returns whether that time is over, and what else came.
-fn company(wanted: &mpsc::Receiver<Wish>, file: &Arc<File>) -> (bool, Option<Wish>) {
+/// Waits for more wishes for this file, for a while. Returns the first wish for something else.
+fn company(wanted: &mpsc::Receiver<Wish>, file: &Arc<File>) -> Option<Wish> {
     let until = Instant::now() + SYNC_TIME;
     loop {
-        match wanted.recv_timeout(until.saturating_duration_since(Instant::now())) {
-            Ok(Wish::Segment { file: other, now }) if Arc::ptr_eq(&other, file) => {
+        match wanted.recv_timeout(until.saturating_duration_since(Instant::now())).ok()? {
+            Wish::Segment { file: other, now } if Arc::ptr_eq(&other, file) => {
                 if now {
-                    return (true, None);
+                    return None;
                 }
             }
-            Ok(other) => return (false, Some(other)),
-            Err(_) => return (true, None),
+            other => return Some(other),
         }
     }
 }
@@ -158,5 +161,26 @@ impl State {
                 false
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wish_behind_another_kind_of_wish_is_served() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = Arc::new(File::create(dir.path().join("segment")).unwrap());
+        let mut syncer = Syncer::start(true, 0, Troubles::default()).unwrap();
+        syncer.wish(&file, 1, false);
+        syncer.directory(dir.path());
+        let until = Instant::now() + 100 * SYNC_TIME;
+        while syncer.synced() < 1 && Instant::now() < until {
+            std::thread::yield_now();
+        }
+        syncer.wish(&file, 2, false);
+        syncer.finish();
+        assert_eq!(syncer.synced(), 2);
     }
 }

@@ -128,7 +128,7 @@ async fn a_torn_tail_is_cut_at_every_byte() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join(file.file_name().unwrap()), [whole.as_slice(), &tail].concat()).unwrap();
         let (opened, _) = open(dir.path(), 1 << 20);
-        // There is no mark of the last writer: it may have been damaged, too.
+        // The directory has no mark of its last writer, as if that had been lost, too.
         assert_eq!(opened.writer.next(), next);
         let mut writer = opened.writer;
         fill(&mut writer, [1]).await;
@@ -210,7 +210,7 @@ fn one_writer_at_a_time() {
     open(dir.path(), 1 << 20);
 }
 
-/// A journal of several segments, whose files can be damaged.
+/// A journal of several segments in a directory of its own, for tests that damage its files.
 struct Sample {
     dir: tempfile::TempDir,
     /// What was written.

@@ -15,7 +15,7 @@ use super::life::{Last, Life};
 use super::segment::{self, Scanned};
 use super::sums::{self, Sums, SumsWriter};
 use super::sync::Syncer;
-use super::{BLOCK_BYTES, Block, Chunk, Journal, RECENT_BYTES, Replay, Retention, Segment};
+use super::{Block, Chunk, Journal, RECENT_BYTES, Replay, Retention, Segment, extend};
 use crate::adapter::trouble::{Part, Troubles};
 use crate::base::sync::lock;
 
@@ -59,8 +59,8 @@ pub struct Opened {
 /// What there is of a journal.
 struct Found {
     segments: VecDeque<Segment>,
-    /// The newest segment, which is written further if it is whole, and where its frames begin.
-    last: Option<(Scanned, u64)>,
+    /// The newest segment, if it is whole: it is written further.
+    last: Option<Scanned>,
     /// The largest number of a whole frame, and of any.
     head: u64,
     highest: u64,
@@ -88,11 +88,10 @@ impl Writer {
         let (mut life, last) = Life::begin(dir);
         let (next, damage) = go_on(&found, last, floor);
         let (file, head, len, sums) = match found.last.take() {
-            Some((scanned, head)) => {
+            Some(scanned) => {
                 let newest = found.segments.back().ok_or("no segment")?;
-                let end = scanned.end.max(head);
-                cut(&newest.file, end).map_err(|e| cannot("repair", e))?;
-                (newest.file.clone(), Vec::new(), end, SumsWriter::begin(&newest.path, &scanned))
+                cut(&newest.file, scanned.end).map_err(|e| cannot("repair", e))?;
+                (newest.file.clone(), Vec::new(), scanned.end, SumsWriter::begin(&newest.path, &scanned))
             }
             None => {
                 let new = segment::create(dir, next).map_err(|e| cannot("write", e))?;
@@ -101,7 +100,7 @@ impl Writer {
                 (file, segment::head(&replay.rebuilt()), 0, sums)
             }
         };
-        let syncer = Syncer::start(next - 1, troubles.clone()).map_err(|e| cannot("serve", e))?;
+        let syncer = Syncer::start(retention.durable, next - 1, troubles.clone()).map_err(|e| cannot("serve", e))?;
         life.shows(next, &syncer);
         let journal = Journal::new(found.segments, next - 1);
         let writer = Writer {
@@ -189,10 +188,8 @@ impl Writer {
                     self.troubles.clear(self.part);
                 }
                 self.publish();
-                if self.len >= self.retention.segment_bytes
-                    && let Err(e) = self.rotate(String::new())
-                {
-                    tracing::warn!(error = %e, "a new segment cannot be begun; the old one is used further");
+                if self.len >= self.retention.segment_bytes {
+                    self.rotate("");
                 }
             }
             Err(e) => {
@@ -235,12 +232,7 @@ impl Writer {
         self.sums.add(first, &mut self.pending_sums, start..end);
         let mut view = lock(&self.journal.view);
         if let Some(segment) = view.segments.back_mut() {
-            match segment.blocks.last_mut() {
-                Some(block) if block.end == start && block.last + 1 == first && block.end - block.start < BLOCK_BYTES => {
-                    (block.last, block.end) = (last, end);
-                }
-                _ => segment.blocks.push(Block { first, last, start, end, unchecked: None }),
-            }
+            extend(&mut segment.blocks, Block { first, last, start, end, unchecked: None });
         }
         view.recent_bytes += frames.len();
         view.recent.push_back(Chunk { first, last, frames });
@@ -259,13 +251,11 @@ impl Writer {
 
     /// Has everything that is visible put on stable storage: `now`, or within 50 ms.
     pub fn wish(&self, now: bool) {
-        if self.retention.durable {
-            self.syncer.wish(&self.file, self.next - 1, now);
-        }
+        self.syncer.wish(&self.file, self.next - 1, now);
     }
 
     fn unsynced(&self) -> u64 {
-        if self.retention.durable { self.next - 1 - self.syncer.synced() } else { 0 }
+        (self.next - 1).saturating_sub(self.syncer.synced())
     }
 
     /// Waits where a power cut would take too many frames.
@@ -289,14 +279,18 @@ impl Writer {
             }
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        if let Err(e) = self.rotate(state()) {
+        self.rotate(&state());
+    }
+
+    fn rotate(&mut self, state: &str) {
+        if let Err(e) = self.begin_segment(state) {
             tracing::warn!(error = %e, "a new segment of the journal cannot be begun; the old one is used further");
         }
     }
 
-    fn rotate(&mut self, state: String) -> io::Result<()> {
+    fn begin_segment(&mut self, state: &str) -> io::Result<()> {
         let new = segment::create(&self.dir, self.pending_first)?;
-        let head = segment::head(&state);
+        let head = segment::head(state);
         // A segment that is not used must not be found later.
         new.file.write_all_at(&head, 0).inspect_err(|_| segment::remove(&new))?;
         self.syncer.directory(&self.dir);
@@ -358,34 +352,33 @@ fn look_through(segments: VecDeque<Segment>, replay: &mut dyn Replay) -> Result<
     found.highest = sums::highest(found.segments.front().and_then(|s| s.path.parent()));
     let count = found.segments.len();
     for (at, segment) in found.segments.iter_mut().enumerate() {
-        let size = segment.file.metadata().map_or(0, |m| m.len());
-        let head = segment::read_head(&segment.file).map_or(0, |(_, end)| end);
-        let blocks = if at < known { sums::blocks(&segment.path, head..size, found.head) } else { None };
+        let part = segment.frames_at..segment.file.metadata().map_or(0, |m| m.len());
+        let blocks = if at < known { sums::blocks(&segment.path, part.clone(), found.head) } else { None };
         if let Some(blocks) = blocks {
             segment.blocks = blocks;
         } else {
-            let is_another = segment::first_number(&segment.file).is_some_and(|first| first != segment.first);
+            let is_another = segment::first_number(segment).is_some_and(|first| first != segment.first);
             let sums = match segment.path.parent() {
                 Some(dir) if is_another => Sums::of_all(dir),
                 _ => Sums::of(&segment.path),
             };
-            let scanned = segment::scan(&segment.file, head..size, found.head, &sums, |sequence, json| match at >= known {
+            let scanned = segment::scan(&segment.file, part, found.head, &sums, |sequence, json| match at >= known {
                 true => replay.frame(sequence, json),
                 false => Ok(replay.is_whole(sequence, json)),
             })?;
             // Where the checksums reach further than the frames, some are gone.
             let cut_off = !is_another && sums.end() > scanned.end;
-            let damaged = scanned.damaged || cut_off || head == 0;
+            let damaged = scanned.damaged || cut_off || segment.frames_at == 0;
             found.damaged |= damaged;
             found.damaged_tail |= at + 1 == count && (scanned.damaged_tail || cut_off);
             found.highest = found.highest.max(scanned.highest);
             segment.blocks.clone_from(&scanned.blocks);
             if at + 1 == count && !damaged {
-                found.last = Some((scanned, head));
+                found.last = Some(scanned);
             } else {
                 // What is known to be damaged now is not found again.
                 SumsWriter::begin(&segment.path, &scanned);
-                if let Err(e) = cut(&segment.file, scanned.end.max(head)) {
+                if let Err(e) = cut(&segment.file, scanned.end) {
                     tracing::warn!(error = %e, "the end of a damaged segment cannot be cut off");
                 }
             }
@@ -396,7 +389,7 @@ fn look_through(segments: VecDeque<Segment>, replay: &mut dyn Replay) -> Result<
         found.highest = found.highest.max(found.head).max(segment.first - u64::from(!renamed && segment.first > 0));
     }
     found.segments.retain(|segment| {
-        let of_use = !segment.blocks.is_empty() || segment::read_head(&segment.file).is_some();
+        let of_use = !segment.blocks.is_empty() || segment.frames_at > 0;
         if !of_use {
             segment::put_aside(segment);
         }
