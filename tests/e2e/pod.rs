@@ -3,14 +3,13 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::fake;
-use crate::kit::{Got, Upstream, find, message, request, sidecar, until, until_async, within};
+use crate::kit::{Got, Upstream, find, message, request, sidecar, until, until_async};
 
 pub const BIN: &str = env!("CARGO_BIN_EXE_outrigger");
 
@@ -110,15 +109,12 @@ impl Pod {
 
     pub async fn wait(&self, what: &str, holds: impl Fn(&Value) -> bool) -> Value {
         let mut found = None;
-        let log = self.path("log");
-        within(what, async {
-            while found.is_none() {
-                found = self.events().into_iter().find(|e| holds(e));
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
+        until(what, || {
+            found = self.events().into_iter().find(&holds);
+            found.is_some()
         })
         .await;
-        found.unwrap_or_else(|| panic!("{}", std::fs::read_to_string(log).unwrap()))
+        found.unwrap()
     }
 
     pub async fn ends(&self, count: usize) -> Vec<Value> {

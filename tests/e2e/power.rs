@@ -3,7 +3,6 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
@@ -47,7 +46,7 @@ impl Drop for Disk {
 }
 
 /// Stops everything, keeps what the disk has, and ends everything.
-async fn cut(pod: &mut Pod, disk: Disk, round: usize) -> Disk {
+async fn cut(pod: &mut Pod, disk: Disk, round: u64) -> Disk {
     let agents = pod.agents();
     pod.signal(Signal::STOP);
     agents.iter().for_each(|pid| _ = kill_process(Pid::from_raw(*pid).unwrap(), Signal::STOP));
@@ -88,9 +87,12 @@ async fn stream_of(pod: &Pod) -> (Vec<Value>, Vec<(u64, u64)>) {
     (events, gaps)
 }
 
+/// Of a turn with `n=5`: its input, its start, five pieces of text, the message, its end.
+const EVENTS_OF_TURN: u64 = 9;
+
 #[tokio::test]
 async fn after_a_power_cut_every_input_was_delivered_once_and_no_number_is_used_again() {
-    let cuts = if std::env::var_os("OUTRIGGER_SOAK").is_some() { 200 } else { 6 };
+    let cuts = if std::env::var_os("OUTRIGGER_SOAK").is_some() { 200 } else { EVENTS_OF_TURN };
     let mut pod = Pod::new(json!({ "session": { "raw": false, "maxTurns": 100_000 } })).await;
     let Some(mut disk) = Disk::make(&pod.path("disk"), &pod.path("journal")) else { return };
     pod.start();
@@ -100,9 +102,10 @@ async fn after_a_power_cut_every_input_was_delivered_once_and_no_number_is_used_
             pod.say(&format!("in{inputs}"), &format!("n=5 number={inputs}")).await;
             inputs += 1;
         }
-        pod.wait("the last input", |e| e["payload"]["input_id"] == format!("in{}", inputs - 1)).await;
-        // At different distances from what the disk was asked for.
-        tokio::time::sleep(Duration::from_millis((round as u64 * 7) % 60)).await;
+        let last = pod.wait("the last input", |e| e["payload"]["input_id"] == format!("in{}", inputs - 1)).await;
+        // Each round cuts elsewhere in the last turn: from its input to its end.
+        let cut_at = last["sequence"].as_u64().unwrap() + round % EVENTS_OF_TURN;
+        pod.wait("the event to cut behind", |e| e["sequence"].as_u64().unwrap() >= cut_at).await;
         shown.extend(pod.events().into_iter().map(|e| (e["sequence"].as_u64().unwrap(), e)));
         disk = cut(&mut pod, disk, round).await;
         pod.start();
