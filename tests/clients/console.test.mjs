@@ -7,13 +7,11 @@ import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { spawn } from 'node:child_process';
-import { chromium } from 'playwright-core';
+import { launchBrowser } from './browser.mjs';
 import { bin, closedNetwork, freePorts, modules, until } from './kit.mjs';
 
 closedNetwork();
 const docs = join(dirname(fileURLToPath(import.meta.url)), '../../docs');
-const BROWSER = process.env.CHROMIUM ?? ['/usr/bin/chromium', '/usr/bin/chromium-browser', '/usr/bin/google-chrome'].find((p) => existsSync(p));
-if (!BROWSER) throw new Error('CANNOT RUN: the console test needs chromium; tests/tools.sh installs it as root on Debian');
 
 let dir, up, port, browser, output = '';
 
@@ -25,10 +23,7 @@ before(async () => {
   up = spawn(bin, args, { env: { PATH: process.env.PATH, HOME: dir, ANTHROPIC_API_KEY: 'sk-ant-this-is-the-users-own-key' }, stdio: ['ignore', 'pipe', 'pipe'] });
   up.stdout.on('data', (d) => (output += d));
   up.stderr.on('data', (d) => (output += d));
-  browser = await chromium.launch({
-    executablePath: BROWSER,
-    args: ['--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync'],
-  });
+  browser = await launchBrowser();
 });
 
 after(async () => {

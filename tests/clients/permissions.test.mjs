@@ -7,22 +7,18 @@ import { spawn } from 'node:child_process';
 import { existsSync, mkdirSync, mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { chromium } from 'playwright-core';
-import { Pod, bin, closedNetwork, freePorts, home, modules, until } from './kit.mjs';
+import { launchBrowser } from './browser.mjs';
+import { bin, closedNetwork, freePorts, modules, until } from './kit.mjs';
+import { eventsOf, runsOfSuite } from './run.mjs';
 
 closedNetwork();
-const BROWSER = process.env.CHROMIUM ?? ['/usr/bin/chromium', '/usr/bin/chromium-browser', '/usr/bin/google-chrome'].find((p) => existsSync(p));
-if (!BROWSER) throw new Error('CANNOT RUN: the console test needs chromium; tests/tools.sh installs it as root on Debian');
 const limit = { timeout: 180_000 };
 // pi has no permissions: such a session is refused at its start.
 const RUNTIMES = ['opencode', 'claude', 'codex', 'gemini'];
 
 let browser;
 before(async () => {
-  browser = await chromium.launch({
-    executablePath: BROWSER,
-    args: ['--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync'],
-  });
+  browser = await launchBrowser();
 });
 after(() => browser?.close());
 
@@ -83,33 +79,19 @@ for (const runtime of RUNTIMES) {
 }
 
 describe('a session that denies', limit, () => {
-  let pod, dir;
-  before(async () => {
-    pod = await Pod.start();
-    dir = home();
-  });
-  after(async () => {
-    await pod?.stop();
-    rmSync(dir, { recursive: true, force: true, maxRetries: 5 });
-  });
-  const run = (...args) => {
-    const child = spawn(bin, ['run', '--json', '--sidecar', `http://127.0.0.1:${pod.port}`, ...args], { cwd: join(dir, 'work'), env: { PATH: `${join(modules, '.bin')}:${process.env.PATH}`, HOME: dir } });
-    let out = '', err = '';
-    child.stdout.on('data', (d) => (out += d));
-    child.stderr.on('data', (d) => (err += d));
-    return new Promise((done) => child.once('close', (code) => done({ code, err, events: out.split('\n').filter(Boolean).map((l) => JSON.parse(l)) })));
-  };
+  const { run } = runsOfSuite();
   for (const runtime of RUNTIMES) {
     test(`${runtime} runs no command, however harmless`, limit, async () => {
-      const { code, err, events } = await run('--runtime', runtime, '--permissions', 'deny', '--task', 'rehearse:shell');
+      const { code, out, err } = await run('--json', '--runtime', runtime, '--permissions', 'deny', '--task', 'rehearse:shell');
       assert.equal(code, 0, err);
+      const events = eventsOf(out);
       const ran = events.filter((e) => e.type === 'tool.result' && !e.payload.is_error);
       assert.deepEqual(ran, []);
       assert.ok(!JSON.stringify(events.filter((e) => e.type.startsWith('tool.')).map((e) => e.payload.output)).includes('rehearsal-was-here'));
     });
   }
   test('pi is refused', limit, async () => {
-    const { code, err } = await run('--runtime', 'pi', '--permissions', 'deny', '--task', 'rehearse:shell');
+    const { code, err } = await run('--json', '--runtime', 'pi', '--permissions', 'deny', '--task', 'rehearse:shell');
     assert.equal(code, 64);
     assert.match(err, /pi has no permissions/);
   });
