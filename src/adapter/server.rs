@@ -27,6 +27,7 @@ use super::session::{Command, Ended, Parts, Rebuilt, Session, SharedStatus, Stat
 use super::stream_api::Tickets;
 use super::trouble::{Part, Troubles};
 use super::{input_api, stream_api};
+use crate::base::disk::is_full;
 use crate::base::sync::lock;
 use crate::event::{InputMode, InputSource};
 
@@ -278,7 +279,7 @@ fn inbox_damage(found: inbox::Opened, session_is_old: bool) -> Option<String> {
 fn accept_prompt(inbox: &Arc<Inbox>, prompt: Input, sequence: u64) -> Result<(), String> {
     match inbox.accept(prompt.clone(), sequence) {
         Ok(_) => Ok(()),
-        Err(InboxError::Io(e)) if matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
+        Err(InboxError::Io(e)) if is_full(&e) => {
             let inbox = Arc::downgrade(inbox);
             let again = move || {
                 while let Some(inbox) = inbox.upgrade() {

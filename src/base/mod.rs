@@ -1,5 +1,6 @@
 //! The leaf: what both halves stand on. Knows no provider and no agent.
 
+pub mod disk;
 pub mod framing;
 pub mod harden;
 pub mod json;

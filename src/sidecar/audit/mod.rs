@@ -35,6 +35,7 @@ use super::limit::{Admission, Utilisation};
 use super::metrics::Metrics;
 use super::record::{Charge, Decision, Record};
 use super::refusal::{Code, Denial};
+use crate::base::disk;
 use crate::base::sync::lock;
 use crate::base::token::lettered;
 
@@ -206,9 +207,7 @@ pub fn check(config: &AuditConfig) -> Result<(), String> {
     if path.exists() {
         std::fs::OpenOptions::new().append(true).open(path).map_err(|e| format!("`{}` cannot be written: {e}", path.display()))?;
     } else {
-        let made = path.ancestors().skip(1).find(|dir| dir.exists()).ok_or("it has no directory")?;
-        let writable = made.is_dir() && rustix::fs::access(made, rustix::fs::Access::WRITE_OK).is_ok();
-        writable.then_some(()).ok_or_else(|| format!("nothing can be made in `{}`", made.display()))?;
+        disk::can_be_made(path)?;
     }
     recover(config).map(drop)
 }
