@@ -159,8 +159,7 @@ fn config(value: Value, flags: &Flags, env: Env<'_>, problems: &Problems) -> Opt
     let id = agent.adapter.clone().unwrap_or_else(|| name.clone());
     let runtime = registry::find(&id).unwrap_or_else(|| {
         let place = if flags.runtime.is_some() { "--runtime" } else { "agents.defaultRuntime" };
-        let meant = did_you_mean(&id, registry::ALL.iter().map(|r| r.id));
-        problems.add(place, format!("`{id}` is not a runtime{meant}; known: {}", registry::names()));
+        problems.add(place, registry::unknown(&id));
         registry::ALL[0]
     });
     if let Some((of, _)) = resume.as_ref().filter(|(of, _)| of != runtime.id) {
@@ -258,9 +257,8 @@ fn agents(root: &mut Section, warnings: &mut Vec<String>) -> (Option<String>, bo
         };
         let id = agent.adapter.as_deref().unwrap_or(&name);
         if registry::find(id).is_none() && Some(&name) != chosen.as_ref() {
-            let meant = did_you_mean(id, registry::ALL.iter().map(|r| r.id));
             // A file of another project may have more.
-            warnings.push(format!("`agents.agentRuntimes.{name}` is not used: `{id}` is not a runtime{meant}; known: {}", registry::names()));
+            warnings.push(format!("`agents.agentRuntimes.{name}` is not used: {}", registry::unknown(id)));
         }
         agents.insert(name, agent);
     }

@@ -8,7 +8,7 @@ use crate::adapter::config::{self, Config, Flags};
 use crate::adapter::process;
 use crate::adapter::server::Adapter;
 use crate::adapter::session::Ended;
-use crate::base::{harden, logging};
+use crate::base::{disk, harden, logging};
 use crate::cli;
 use crate::event::{SessionEndReason, TurnEndReason};
 
@@ -53,16 +53,10 @@ fn missing(config: &Config) -> Vec<String> {
     let mut problems = Vec::new();
     let program = config.program.as_deref().unwrap_or(config.runtime.program);
     if process::find(program, std::env::var_os("PATH").as_ref()).is_none() {
-        let place = format!("agents.agentRuntimes.{}.program", config.runtime.id);
-        problems.push(format!(
-            "`{program}` was not found on `PATH`, or cannot be run\n    hint: install it (`{}`), or name it in `{place}`",
-            config.runtime.install()
-        ));
+        problems.push(config.runtime.not_found(program, &config.runtime.program_setting()));
     }
-    if let Some(above) = config.journal.ancestors().find(|dir| dir.exists())
-        && !(above.is_dir() && rustix::fs::access(above, rustix::fs::Access::WRITE_OK).is_ok())
-    {
-        problems.push(format!("the journal `{}` cannot be made: `{}` cannot be written", config.journal.display(), above.display()));
+    if let Err(why) = disk::can_be_made(&config.journal) {
+        problems.push(format!("the journal `{}` cannot be made: {why}", config.journal.display()));
     }
     problems
 }
@@ -92,10 +86,10 @@ pub(super) fn keys_within_reach(allowed: &[String]) -> Vec<String> {
     let mut found: Vec<String> = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value)))
         .filter(|(name, value)| process::holds_a_key(name) && !allowed.contains(name) && !value.to_str().is_some_and(process::is_placeholder))
-        .map(|(name, _)| format!("the variable `{name}` holds a key that the agent could read\n    hint: give keys to the sidecar's container only; a CLI that wants one takes `outrigger`"))
+        .map(|(name, _)| format!("the variable `{name}` holds a key that the agent could read\nhint: give keys to the sidecar's container only; a CLI that wants one takes `outrigger`"))
         .collect();
     if std::fs::read_dir(SECRETS).is_ok() {
-        found.push(format!("the secrets in `{SECRETS}` can be read\n    hint: mount them into the sidecar's container only"));
+        found.push(format!("the secrets in `{SECRETS}` can be read\nhint: mount them into the sidecar's container only"));
     }
     found.sort();
     found

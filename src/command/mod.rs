@@ -68,7 +68,7 @@ pub fn broken(path: &Path, problems: &[String]) -> Exit {
         1 => "1 problem".to_owned(),
         n => format!("{n} problems"),
     };
-    let list: String = problems.iter().map(|p| format!("\n  - {p}")).collect();
+    let list: String = problems.iter().map(|p| format!("\n  - {}", p.replace('\n', "\n    "))).collect();
     fail(Exit::Usage, &format!("{count} in `{}`:{list}", path.display()))
 }
 

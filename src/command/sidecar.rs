@@ -14,7 +14,7 @@ pub fn run(args: &cli::Sidecar) -> Exit {
         Err(problems) => return broken(&args.config, &problems),
     };
     if args.check {
-        return match server::check(&args.config) {
+        return match server::check(&config) {
             Ok(()) => print(&format!("`{}` is good\n", args.config.display())),
             Err(StartError::Config(problems)) => broken(&args.config, &problems),
             Err(StartError::Unavailable(why)) => fail(Exit::Unavailable, &why),

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use serde_json::Value;
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout};
 
@@ -17,6 +18,7 @@ use super::{Exit, Signals, fail};
 use crate::adapter::process;
 use crate::adapter::runtime::registry;
 use crate::adapter::transport::Http;
+use crate::base::settings::parse_yaml;
 use crate::base::token::random_hex;
 use crate::cli;
 
@@ -125,10 +127,7 @@ fn installed(args: &cli::Up) -> Result<(), String> {
     let id = args.session.agent.runtime.as_deref().unwrap_or(registry::ALL[0].id);
     let Some(runtime) = registry::find(id).filter(|_| args.adapter_config.is_none()) else { return Ok(()) };
     let program = args.program.as_ref().map_or_else(|| runtime.program.to_owned(), |p| p.display().to_string());
-    match process::find(&program, std::env::var_os("PATH").as_ref()) {
-        Some(_) => Ok(()),
-        None => Err(format!("`{program}` was not found on `PATH`\nhint: install it (`{}`), or name its program with `--program`", runtime.install())),
-    }
+    process::find(&program, std::env::var_os("PATH").as_ref()).map(drop).ok_or_else(|| runtime.not_found(&program, "--program"))
 }
 
 /// Each port must be free: else another program would answer for us.
@@ -165,8 +164,7 @@ fn session_id(args: &cli::Up, layout: &Layout) -> Result<Option<String>, String>
 }
 
 fn audit_of(config: &Path) -> String {
-    let value = std::fs::read_to_string(config).ok().and_then(|text| crate::base::settings::parse_yaml(&text).ok()).unwrap_or_default();
-    match value["audit"]["file"].as_str() {
+    match settings_in(config)["audit"]["file"].as_str() {
         Some("-") => "on the standard output".to_owned(),
         Some(file) => file.to_owned(),
         None => format!("where `{}` says", config.display()),
@@ -265,9 +263,13 @@ fn adapter(args: &cli::Up, layout: &Layout, workdir: &Path, config: Option<&Path
 }
 
 fn listen_of(config: &Path) -> Option<SocketAddr> {
-    let text = std::fs::read_to_string(config).ok()?;
-    let value = crate::base::settings::parse_yaml(&text).ok()?;
-    value.get("listen")?.as_str()?.replace("localhost", "127.0.0.1").parse().ok()
+    settings_in(config)["listen"].as_str()?.replace("localhost", "127.0.0.1").parse().ok()
+}
+
+/// The sidecar's configuration as it stands in the file; null where it cannot be read: the sidecar
+/// itself says why.
+fn settings_in(config: &Path) -> Value {
+    std::fs::read_to_string(config).ok().and_then(|text| parse_yaml(&text).ok()).unwrap_or_default()
 }
 
 fn command(words: &[&str]) -> Result<Command, String> {

@@ -82,8 +82,7 @@ pub fn read_config(path: &Path) -> Result<Config, Vec<String>> {
 ///
 /// # Errors
 /// As [`Sidecar::start`].
-pub fn check(path: &Path) -> Result<(), StartError> {
-    let config = read_config(path).map_err(StartError::Config)?;
+pub fn check(config: &Config) -> Result<(), StartError> {
     Upstream::new(&config.timeouts, config.ca_file.as_deref()).map_err(|e| StartError::Config(vec![e]))?;
     audit::check(&config.audit).map_err(|e| StartError::Config(vec![format!("`audit.file`: {e}")]))
 }

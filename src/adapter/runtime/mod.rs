@@ -57,6 +57,16 @@ impl Runtime {
     pub fn install(&self) -> String {
         format!("npm install -g {}@{}", self.package, self.verified)
     }
+
+    /// What there is to say where its program is not found; `place` is where another can be named.
+    pub fn not_found(&self, program: &str, place: &str) -> String {
+        format!("`{program}` was not found on `PATH`\nhint: install it (`{}`), or name its program with `{place}`", self.install())
+    }
+
+    /// Where the configuration can name another program.
+    pub fn program_setting(&self) -> String {
+        format!("agents.agentRuntimes.{}.program", self.id)
+    }
 }
 
 /// What a runtime can do. Public: `GET /capabilities`.
@@ -157,6 +167,13 @@ pub struct Setting {
     pub resume: Option<String>,
     /// 64 hexadecimal digits, drawn anew for each start: for a password, or an id.
     pub random: String,
+}
+
+impl Setting {
+    /// Whether some commands need no permission.
+    fn allows_commands(&self) -> bool {
+        self.allowed_tools.iter().any(|tool| tool.starts_with("Bash"))
+    }
 }
 
 /// How a CLI is started.

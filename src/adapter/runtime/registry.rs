@@ -1,6 +1,7 @@
 //! Every runtime there is. A test compares this list with the files beside it.
 
 use super::{Runtime, claude, codex, gemini, opencode, pi};
+use crate::base::settings::did_you_mean;
 
 /// The first runs where nothing names another.
 pub static ALL: [&Runtime; 5] = [&opencode::RUNTIME, &claude::RUNTIME, &codex::RUNTIME, &gemini::RUNTIME, &pi::RUNTIME];
@@ -9,8 +10,10 @@ pub fn find(id: &str) -> Option<&'static Runtime> {
     ALL.into_iter().find(|r| r.id == id)
 }
 
-pub fn names() -> String {
-    ALL.iter().map(|r| format!("`{}`", r.id)).collect::<Vec<_>>().join(", ")
+/// What there is to say of a name that [`find`] does not know.
+pub fn unknown(id: &str) -> String {
+    let names: Vec<String> = ALL.iter().map(|r| format!("`{}`", r.id)).collect();
+    format!("`{id}` is not a runtime{}; known: {}", did_you_mean(id, ALL.iter().map(|r| r.id)), names.join(", "))
 }
 
 #[cfg(test)]

@@ -1,7 +1,6 @@
 //! The coming and going of the CLI: started, found, heard, stopped.
 
 use std::collections::VecDeque;
-use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::process::ExitStatus;
@@ -19,6 +18,7 @@ use crate::adapter::process::{self, Process, Program};
 use crate::adapter::runtime::{Launch, Setting, Wiring};
 use crate::adapter::transport::{Heard, Http, Lines};
 use crate::adapter::trouble::Part;
+use crate::base::disk::is_full;
 use crate::base::token::Token;
 use crate::event::{ErrorCode, ErrorEvent, SessionEnd, SessionEndReason, StageState, Warning};
 
@@ -125,13 +125,7 @@ impl Session {
         let env = process::environment(self.config.inherit_env, &self.config.allow_env, &ours, host(&self.config.sidecar));
         let path = env.iter().find(|(name, _)| name == "PATH").map(|(_, value)| value.clone());
         let found = process::find(&program, path.as_ref());
-        let found = found.ok_or_else(|| {
-            failed(format!(
-                "`{program}` was not found on `PATH`\nhint: install it (`{}`), or name it in `agents.agentRuntimes.{}.program`",
-                self.config.runtime.install(),
-                self.config.runtime.id
-            ))
-        })?;
+        let found = found.ok_or_else(|| failed(self.config.runtime.not_found(&program, &self.config.runtime.program_setting())))?;
         let (say, heard) = mpsc::channel(64);
         let speaks_lines = matches!(wiring, Wiring::Lines { .. });
         let (workdir, session_id) = (self.config.workdir.clone(), self.session_id.clone());
@@ -188,7 +182,7 @@ impl Session {
                 Err(e) => e,
             };
             let why = format!("what the CLI reads cannot be written into `{}`: {e}", setting.home.display());
-            if !matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
+            if !is_full(&e) {
                 return Err(Gone::Crashed { why, status: None, stderr: String::new(), was_ready: false });
             }
             if self.troubles.set(Part::Settings, &why) {
