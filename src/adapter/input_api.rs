@@ -42,9 +42,9 @@ const BODY_TIME: Duration = Duration::from_secs(30);
 const MAX_ID: usize = 256;
 const MEDIA: [&str; 4] = ["image/png", "image/jpeg", "image/gif", "image/webp"];
 
-/// What stands behind one of the routes.
+/// What stands behind one of the routes of inputs and answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Target {
+pub enum Target {
     Inject,
     Interrupt,
     Keepalive,
@@ -56,7 +56,7 @@ enum Target {
 }
 
 impl Target {
-    fn of(path: &str) -> Option<Target> {
+    pub fn of(path: &str) -> Option<Target> {
         let id = |prefix: &str| {
             let id = path.strip_prefix(prefix).filter(|id| !id.is_empty() && !id.contains('/'))?;
             percent_encoding::percent_decode_str(id).decode_utf8().ok().map(Cow::into_owned)
@@ -71,6 +71,11 @@ impl Target {
         })
     }
 
+    /// What it asks of its caller.
+    pub fn access(&self) -> Access {
+        if *self == Target::Inputs { Access::Read } else { Access::Write }
+    }
+
     fn method(&self) -> (Method, &'static str) {
         match self {
             Target::Inputs => (Method::GET, "GET"),
@@ -80,78 +85,77 @@ impl Target {
     }
 }
 
-/// Is this one of the routes of inputs and answers?
-pub fn is_route(path: &str) -> bool {
-    Target::of(path).is_some()
-}
-
-/// What such a route asks of its caller.
-pub fn access(method: &Method, path: &str) -> Access {
-    match (method, path) {
-        (&Method::OPTIONS, _) | (_, "/health" | "/readyz") => Access::Open,
-        (_, "/inputs") => Access::Read,
-        _ => Access::Write,
-    }
-}
-
 /// # Errors
 /// Why the request is refused.
 pub async fn route(shared: &Arc<Shared>, request: Request<Incoming>) -> Result<Answer, Problem> {
     let path = request.uri().path();
-    shared.input_door.check(&shared.wall, request.headers(), access(request.method(), path))?;
+    let target = Target::of(path);
+    let access = match (path, &target) {
+        _ if *request.method() == Method::OPTIONS => Access::Open,
+        ("/health" | "/readyz", _) => Access::Open,
+        (_, target) => target.as_ref().map_or(Access::Write, Target::access),
+    };
+    shared.input_door.check(&shared.wall, request.headers(), access)?;
     if *request.method() == Method::OPTIONS {
         return preflight(&shared.wall, request.headers());
     }
     let read = matches!(*request.method(), Method::GET | Method::HEAD);
-    match path {
-        "/health" if read => Ok(health::health(shared)),
-        "/readyz" if read => Ok(health::readiness(shared)),
-        "/health" | "/readyz" => Ok(not_allowed("GET, HEAD")),
-        p if is_route(p) => act(shared, request).await,
-        p => Err(Problem::new(
+    match (path, target) {
+        ("/health", _) if read => Ok(health::health(shared)),
+        ("/readyz", _) if read => Ok(health::readiness(shared)),
+        ("/health" | "/readyz", _) => Ok(not_allowed("GET, HEAD")),
+        (_, Some(target)) => act(shared, request, target).await,
+        (path, None) => Err(Problem::new(
             404,
             "route_denied",
             format!(
-                "there is no `{p}`; offered: `/inject`, `/interrupt`, `/permission/{{id}}`, `/question/{{id}}`, `/inputs`, `/inputs/{{id}}`, `/keepalive`, `/shutdown`, `/health`, `/readyz`"
+                "there is no `{path}`; offered: `/inject`, `/interrupt`, `/permission/{{id}}`, `/question/{{id}}`, `/inputs`, `/inputs/{{id}}`, `/keepalive`, `/shutdown`, `/health`, `/readyz`"
             ),
         )),
     }
 }
 
 /// A request for one of the routes, by a caller who may.
-pub async fn act(shared: &Arc<Shared>, request: Request<Incoming>) -> Result<Answer, Problem> {
-    let path = request.uri().path().to_owned();
-    let target = Target::of(&path).ok_or_else(|| Problem::new(404, "route_denied", format!("there is no `{path}`")))?;
+pub async fn act(shared: &Arc<Shared>, request: Request<Incoming>, target: Target) -> Result<Answer, Problem> {
     let (method, name) = target.method();
     if *request.method() != method {
         return Ok(not_allowed(name));
     }
-    if target == Target::Inputs {
-        return Ok(json_answer(200, &json!({ "inputs": shared.inbox.list() })));
-    }
     let key = request.headers().get("idempotency-key").and_then(|v| v.to_str().ok()).map(str::to_owned);
-    let bytes = read_body(shared, request, &target).await?;
-    match shared.state() {
-        "ended" => return Err(Problem::new(409, "session_ended", "the session is over")),
-        _ if shared.is_draining() => return Err(Problem::new(503, "draining", "the session is being stopped")),
-        _ => {}
-    }
-    if target == Target::Inject {
-        return inject(shared, &bytes, key).await;
-    }
-    let body = object(&bytes)?;
+    // What waits can be read without a body, and when the session is over, too.
+    let bytes = if target == Target::Inputs { Bytes::new() } else { body_for_session(shared, request, &target).await? };
     match target {
-        Target::Interrupt => tell(shared, Command::Interrupt).await,
-        Target::Keepalive => tell(shared, Command::Keepalive).await,
+        Target::Inputs => Ok(json_answer(200, &json!({ "inputs": shared.inbox.list() }))),
+        Target::Inject => inject(shared, &bytes, key).await,
+        Target::Interrupt => {
+            object(&bytes)?;
+            tell(shared, Command::Interrupt).await
+        }
+        Target::Keepalive => {
+            object(&bytes)?;
+            tell(shared, Command::Keepalive).await
+        }
         Target::Shutdown => {
-            let summary = optional_text(&body, "summary")?;
+            let summary = optional_text(&object(&bytes)?, "summary")?;
             shared.drain();
             tell(shared, Command::Shutdown { summary }).await
         }
-        Target::Permission(id) => decide(shared, id, permission(&body)?).await,
-        Target::Question(id) => decide(shared, id, question(&body)?).await,
-        Target::Input(id) => take_back(shared, id).await,
-        Target::Inject | Target::Inputs => Err(Problem::new(404, "route_denied", format!("there is no `{path}`"))),
+        Target::Permission(id) => decide(shared, id, permission(&object(&bytes)?)?).await,
+        Target::Question(id) => decide(shared, id, question(&object(&bytes)?)?).await,
+        Target::Input(id) => {
+            object(&bytes)?;
+            take_back(shared, id).await
+        }
+    }
+}
+
+/// The body of a request that the session must be able to take.
+async fn body_for_session(shared: &Shared, request: Request<Incoming>, target: &Target) -> Result<Bytes, Problem> {
+    let bytes = read_body(shared, request, target).await?;
+    match shared.state() {
+        "ended" => Err(Problem::new(409, "session_ended", "the session is over")),
+        _ if shared.is_draining() => Err(Problem::new(503, "draining", "the session is being stopped")),
+        _ => Ok(bytes),
     }
 }
 
@@ -280,6 +284,7 @@ struct Inline {
 }
 
 async fn inject(shared: &Arc<Shared>, body: &[u8], key: Option<String>) -> Result<Answer, Problem> {
+    // By way of a map: a struct could be read from a list of its fields, too.
     let inject: Inject = serde_json::from_slice(body).and_then(|body: serde_json::Map<String, Value>| serde_json::from_value(body.into())).map_err(|e| {
         Problem::new(400, "bad_request", format!("not an input: {e}")).hint("`{\"text\": \"…\", \"mode\"?: \"auto\"|\"queue\"|\"steer\"|\"interrupt\"}`")
     })?;

@@ -18,6 +18,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
 use super::http::{Access, Answer, Problem, full, json_answer, not_allowed, preflight};
+use super::input_api::Target;
 use super::journal::{Cursor, Part};
 use super::server::Shared;
 use super::view::{Shape, View, Wish};
@@ -64,19 +65,19 @@ impl Tickets {
 /// Why the request is refused.
 pub async fn route(shared: &Arc<Shared>, request: Request<Incoming>) -> Result<Answer, Problem> {
     let path = request.uri().path().to_owned();
+    let target = Target::of(&path);
     let access = match path.as_str() {
         "/" | "/health" | "/readyz" | "/openapi.json" | "/schema/events.json" => Access::Open,
         _ if *request.method() == Method::OPTIONS => Access::Open,
         "/stream" if ticketed(shared, &request) => Access::Open,
-        p if input_api::is_route(p) => input_api::access(request.method(), p),
-        _ => Access::Read,
+        _ => target.as_ref().map_or(Access::Read, Target::access),
     };
     shared.stream_door.check(&shared.wall, request.headers(), access)?;
     if *request.method() == Method::OPTIONS {
         return preflight(&shared.wall, request.headers());
     }
-    if input_api::is_route(&path) {
-        return input_api::act(shared, request).await;
+    if let Some(target) = target {
+        return input_api::act(shared, request, target).await;
     }
     if path == "/ticket" {
         if *request.method() != Method::POST {
