@@ -4,10 +4,11 @@
 //! code ran in). What a reply to this session has named may be named again without a grant's
 //! `stored_objects`; any other id could be another session's.
 
-use crate::base::sync::lock;
 use std::collections::{HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Mutex, MutexGuard};
+
+use crate::base::sync::lock;
 
 /// Ids that are remembered, the latest: some 100 replies of many items each, in about 1 MiB.
 const MAX: usize = 32_768;

@@ -2,9 +2,8 @@
 //! then relay, and one audit record whatever happens.
 
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 
 use arc_swap::ArcSwap;

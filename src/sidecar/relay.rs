@@ -30,8 +30,8 @@ use super::scope::Permit;
 use super::usage::{Framing, Meter, Report};
 
 /// Headers of a reply that clients of every provider need: what it is, when to try again. In
-/// lower case. No cookie, no account, no redirect, no hop of
-/// somebody else's. What else a provider's clients need stands in its file.
+/// lower case. No cookie, no account, no redirect, no hop of somebody else's. What else a
+/// provider's clients need stands in its file.
 const RETURNED: &[&str] = &["content-type", "retry-after", "retry-after-ms", "x-should-retry"];
 
 /// A compressed reply is undone in slices of this size, so that a bomb costs a megabyte.
@@ -165,8 +165,8 @@ pub struct Relay {
 }
 
 impl Relay {
-    /// Nothing more comes: the body says so, or all of its announced length was read (hyper may report the end only on a
-    /// further poll).
+    /// Nothing more comes: the body says so, or all of its announced length was read (hyper may
+    /// report the end only on a further poll).
     fn is_whole(&self) -> bool {
         // A compressed reply is whole when its own end was found, at the end of the body.
         self.inflate.is_none() && (self.left == Some(0) || self.body.is_end_stream())

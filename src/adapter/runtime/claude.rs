@@ -138,7 +138,7 @@ fn launch(setting: &Setting) -> io::Result<Launch> {
 
 /// Its rules to ask stand above those to allow: with commands that may run, they cannot be used.
 fn asks_for_each_command(setting: &Setting) -> bool {
-    setting.permissions != Permissions::Allow && !setting.allowed_tools.iter().any(|t| t.starts_with("Bash"))
+    setting.permissions != Permissions::Allow && !setting.allows_commands()
 }
 
 /// The session's id, and whether it is there to be resumed: it is not before its first turn.

@@ -95,7 +95,7 @@ model_reasoning_summary = "auto"
 [analytics]
 enabled = false
 [features]
-plugins = false
+{commands}plugins = false
 apps = false
 remote_plugin = false
 unbounded_connection_retries = false
@@ -114,11 +114,9 @@ stream_max_retries = 0
         model = quoted(model),
         url = quoted(&format!("{}/openai/v1", setting.sidecar)),
         subagents = setting.subagents,
-    );
-    if setting.permissions == Permissions::Deny {
         // What it takes for harmless it would run without asking.
-        toml = toml.replacen("[features]\n", "[features]\nshell_tool = false\nunified_exec = false\n", 1);
-    }
+        commands = if setting.permissions == Permissions::Deny { "shell_tool = false\nunified_exec = false\n" } else { "" },
+    );
     // Trusted, a project starts tool servers and allows commands: not where tools are asked for.
     let trust = if setting.permissions == Permissions::Allow { "trusted" } else { "untrusted" };
     let _ = writeln!(toml, "[projects.{}]\ntrust_level = \"{trust}\"", quoted(&setting.workdir.display().to_string()));

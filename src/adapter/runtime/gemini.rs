@@ -122,7 +122,7 @@ fn configuration(setting: &Setting) -> Value {
     if !setting.subagents {
         excluded.push("invoke_agent");
     }
-    if setting.permissions == Permissions::Deny && !setting.allowed_tools.iter().any(|t| t.starts_with("Bash")) {
+    if setting.permissions == Permissions::Deny && !setting.allows_commands() {
         // What it takes for harmless it would run without asking.
         excluded.push("run_shell_command");
     }
@@ -252,7 +252,7 @@ pub struct Gemini {
     /// What came while it was looked for what a tool said: it is told after that.
     held: VecDeque<Value>,
     used: HashSet<String>,
-    /// Permissions that wait: the number of the request, and the options that there are.
+    /// Permissions that wait, by the request's id on the stream.
     permissions: HashMap<String, Asking>,
 }
 

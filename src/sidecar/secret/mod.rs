@@ -61,16 +61,12 @@ impl Secret {
 
     /// What a header says that carries it behind `prefix`. `None`: it cannot stand in a header.
     pub fn header(&self, prefix: &'static str) -> Option<HeaderValue> {
-        let make = || {
-            let text = Zeroizing::new(format!("{prefix}{}", self.text.expose_secret()));
-            let mut value = HeaderValue::from_str(&text).ok()?;
-            value.set_sensitive(true);
-            Some(value)
-        };
         if let Some((_, value)) = self.header.get().filter(|(made_for, _)| *made_for == prefix) {
             return Some(value.clone());
         }
-        let value = make()?;
+        let text = Zeroizing::new(format!("{prefix}{}", self.text.expose_secret()));
+        let mut value = HeaderValue::from_str(&text).ok()?;
+        value.set_sensitive(true);
         let _ = self.header.set((prefix, value.clone()));
         Some(value)
     }
@@ -92,7 +88,6 @@ impl Secret {
     }
 
     fn is(&self, other: &Secret) -> bool {
-        use secrecy::ExposeSecret;
         self.text.expose_secret() == other.text.expose_secret()
     }
 }
