@@ -533,13 +533,13 @@ impl Usage {
         sum(&mut self.cost_usd, other.cost_usd);
     }
 
-    /// What has come to a sum since it was `before`.
     /// Nothing was used, or nothing is known.
     pub fn is_zero(&self) -> bool {
         let counts = [self.input, self.cache_read, self.cache_write, self.output, self.reasoning];
         counts.into_iter().all(|n| n.unwrap_or(0) == 0) && self.cost_usd.unwrap_or(0.0) == 0.0
     }
 
+    /// What has come to a sum since it was `before`.
     pub fn since(&self, before: &Usage) -> Usage {
         let more = |now: Option<u64>, before: Option<u64>| now.map(|now| now.saturating_sub(before.unwrap_or(0)));
         Usage {

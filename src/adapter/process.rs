@@ -139,9 +139,14 @@ pub async fn version(program: &Program) -> Result<String, String> {
     command.arg("--version").stdin(Stdio::null()).kill_on_drop(true);
     let asked = tokio::time::timeout(VERSION_TIME, command.output()).await;
     let output = asked.map_err(|_| "it does not tell its version".to_owned())?.map_err(|e| format!("it cannot be asked for its version: {e}"))?;
+    if !output.status.success() {
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        let why: Vec<&str> = stderr.lines().map(str::trim).filter(|l| !l.is_empty()).collect();
+        return Err(format!("`--version` failed ({}): {}", output.status, why.join(" | ")));
+    }
     let said = [output.stdout, output.stderr].map(|said| String::from_utf8_lossy(&said).into_owned()).join(" ");
     let version = said.split_whitespace().find(|w| w.starts_with(|c: char| c.is_ascii_digit()));
-    version.map(str::to_owned).ok_or_else(|| format!("`--version` says `{}`, which is no version", said.trim()))
+    version.map(str::to_owned).ok_or_else(|| format!("`--version` says `{}`, which is not a version", said.trim()))
 }
 
 async fn drain(mut pipe: impl AsyncRead + Unpin, heard: mpsc::Sender<Heard>, kind: fn(Bytes) -> Heard) {

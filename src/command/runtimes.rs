@@ -20,6 +20,7 @@ fn described(runtime: &Runtime) -> Value {
         "name": runtime.name,
         "tier": runtime.capabilities.tier(),
         "verified": runtime.verified,
+        "verified_from": runtime.verified_from,
         "program": program.map(|p| p.display().to_string()),
         "install": runtime.install(),
         "default_model": runtime.default_model,

@@ -30,6 +30,7 @@ fn read(_: &str, body: &Value) -> Ask {
         let texts: Vec<String> = parts.iter().filter(|p| p["type"] == "tool_result").map(|p| text_of(&p["content"])).collect();
         (!texts.is_empty()).then(|| texts.join("\n"))
     };
+    let mut calls = messages.iter().filter(|m| m["role"] == "assistant").flat_map(|m| m["content"].as_array().into_iter().flatten());
     let tools = body["tools"]
         .as_array()
         .unwrap_or(&empty)
@@ -39,10 +40,19 @@ fn read(_: &str, body: &Value) -> Ask {
         stream: body["stream"] == true,
         prompt: users().find(|m| results(m).is_none()).map(|m| text_of(&m["content"])).unwrap_or_default(),
         tool_output: users().next().and_then(results),
+        last_call: calls.rfind(|block| block["type"] == "tool_use").and_then(|call| call["name"].as_str()).map(str::to_owned),
+        mcp_name: mcp_name(body),
         tools: tools.collect(),
         schema: schema_at(body, &["/output_config/format/schema", "/output_format/schema"]),
         ..Ask::default()
     }
+}
+
+/// Claude Code lists the tools that it does not offer at first in words.
+fn mcp_name(body: &Value) -> Option<String> {
+    let text = format!("{}{}", body["system"], body["messages"]);
+    let named = text.get(text.find("mcp__")?..)?;
+    Some(named.chars().take_while(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-')).collect())
 }
 
 fn blocks(reply: &Reply) -> Vec<Value> {

@@ -25,6 +25,10 @@ pub struct Ask {
     pub prompt: String,
     /// What the tool said, if the last message is a tool's.
     pub tool_output: Option<String>,
+    /// The tool that was called last, where the API says it.
+    pub last_call: Option<String>,
+    /// The name of an MCP tool that the request mentions: it may have to be looked for.
+    pub mcp_name: Option<String>,
     pub tools: Vec<Tool>,
     /// The answer is to be JSON of this schema.
     pub schema: Option<Value>,

@@ -199,7 +199,8 @@ impl Script {
 
 /// Calls a tool, or, when it has answered, repeats what it said.
 fn tool_turn(name: &str, ask: &Ask) -> Reply {
-    if let Some(output) = ask.tool_output.as_ref().filter(|_| name != "loop") {
+    let found_tools = name == "mcp" && ask.last_call.as_deref() == Some(TOOL_SEARCH);
+    if let Some(output) = ask.tool_output.as_ref().filter(|_| name != "loop" && !found_tools) {
         let shown: String = output.chars().take(200).collect();
         return Reply::say(&format!("The tool said: {}", shown.trim()));
     }
@@ -207,24 +208,7 @@ fn tool_turn(name: &str, ask: &Ask) -> Reply {
         return Reply { calls: vec![Call { name: "no_such_tool".into(), namespace: None, input: json!({ "x": 1 }), freeform: false }], ..Reply::default() };
     }
     if name == "mcp" {
-        if let Some(code) = ask.tools.iter().find(|t| t.freeform && t.name == "exec") {
-            let script = "const t = ALL_TOOLS.find(t => t.name.startsWith(\"mcp__\")); text(t ? await tools[t.name]({ text: \"rehearsal\" }) : \"No MCP tool was offered.\");";
-            let call = Call { name: code.name.clone(), namespace: code.namespace.clone(), input: json!(script), freeform: true };
-            return Reply { calls: vec![call], ..Reply::default() };
-        }
-        let is_mcp = |t: &&Tool| t.namespace.is_some() || t.name.contains("echo") || t.name.starts_with("mcp_");
-        return match ask.tools.iter().find(is_mcp) {
-            Some(tool) => Reply {
-                calls: vec![Call {
-                    name: tool.name.clone(),
-                    namespace: tool.namespace.clone(),
-                    input: arguments(tool, &json!({ "text": "rehearsal" })),
-                    freeform: false,
-                }],
-                ..Reply::default()
-            },
-            None => Reply::say("No MCP tool was offered."),
-        };
+        return mcp_call(ask, found_tools);
     }
     let Some(shell) = shell_tool(&ask.tools) else { return Reply::say("Rehearsal: no shell tool was offered, so there is nothing to run.") };
     match name {
@@ -232,10 +216,32 @@ fn tool_turn(name: &str, ask: &Ask) -> Reply {
         "parallel" => Reply { calls: vec![shell_call(shell, "echo one"), shell_call(shell, "echo two")], ..Reply::default() },
         "long-output" => Reply::call(shell, "seq 1 20000"),
         "touch" => Reply::call(shell, "touch rehearsal-was-here"),
-        "nap" => Reply::call(shell, "sleep 2"),
-        "sleep" => Reply::call(shell, "sleep 30"),
+        // Claude Code refuses a command that does nothing but sleep.
+        "nap" => Reply::call(shell, "echo begun; sleep 2"),
+        "sleep" => Reply::call(shell, "echo begun; sleep 30"),
         _ => Reply { text: Some("I will look around first.".into()), ..Reply::call(shell, "echo rehearsal-was-here") },
     }
+}
+
+/// How Claude Code finds tools that it does not offer at first.
+const TOOL_SEARCH: &str = "ToolSearch";
+
+/// Calls the first tool of a tool server, or looks for one where the CLI does not offer all of them.
+fn mcp_call(ask: &Ask, searched: bool) -> Reply {
+    let tools = &ask.tools;
+    if let Some(code) = tools.iter().find(|t| t.freeform && t.name == "exec") {
+        let script = "const t = ALL_TOOLS.find(t => t.name.startsWith(\"mcp__\")); text(t ? await tools[t.name]({ text: \"rehearsal\" }) : \"No MCP tool was offered.\");";
+        let call = Call { name: code.name.clone(), namespace: code.namespace.clone(), input: json!(script), freeform: true };
+        return Reply { calls: vec![call], ..Reply::default() };
+    }
+    let is_mcp = |t: &&Tool| t.namespace.is_some() || t.name.contains("echo") || t.name.starts_with("mcp_");
+    let query = || ask.mcp_name.as_ref().map_or_else(|| "mcp".to_owned(), |name| format!("select:{name}"));
+    let search = || tools.iter().find(|t| t.name == TOOL_SEARCH && !searched).map(|tool| (tool, json!({ "query": query() })));
+    let Some((tool, input)) = tools.iter().find(is_mcp).map(|tool| (tool, json!({ "text": "rehearsal" }))).or_else(search) else {
+        return Reply::say("No MCP tool was offered.");
+    };
+    let call = Call { name: tool.name.clone(), namespace: tool.namespace.clone(), input: arguments(tool, &input), freeform: false };
+    Reply { calls: vec![call], ..Reply::default() }
 }
 
 /// The scene that a prompt names, or the name of one that does not exist.
@@ -382,6 +388,21 @@ mod tests {
         let Step::Error(failure) = script.next(&Ask { prompt: "rehearse:typo now".into(), ..Ask::default() }) else { panic!() };
         assert!(failure.status == 400 && failure.message.contains("`typo`") && failure.message.contains("cut-once"));
         assert!(matches!(script.next(&Ask { prompt: "what does rehearse: do?".into(), ..Ask::default() }), Step::Reply(_)));
+    }
+
+    #[test]
+    fn tools_that_are_not_offered_at_first_are_looked_for_once() {
+        let script = Script::default();
+        let tool = |name: &str| Tool { name: name.into(), schema: json!({ "properties": { "query": { "type": "string" } } }), ..Tool::default() };
+        let mut ask = Ask { prompt: "rehearse:mcp".into(), tools: vec![tool("ToolSearch")], ..Ask::default() };
+        let called = |ask: &Ask| if let Step::Reply(reply) = script.next(ask) { reply.calls.first().map(|c| c.name.clone()) } else { None };
+        assert_eq!(called(&ask).as_deref(), Some("ToolSearch"));
+        (ask.tool_output, ask.last_call) = (Some("nothing".into()), Some("ToolSearch".into()));
+        assert_eq!(called(&ask), None);
+        ask.tools.push(tool("mcp__files__read"));
+        assert_eq!(called(&ask).as_deref(), Some("mcp__files__read"));
+        ask.last_call = ask.tools.last().map(|t| t.name.clone());
+        assert_eq!(called(&ask), None);
     }
 
     #[test]

@@ -1,5 +1,5 @@
-// What Claude Code itself says that it expects of a gateway, line by line, with the real CLI of
-// the newest version: what passes, what is answered here, and how refusals are taken.
+// What Claude Code itself says that it expects of a gateway, line by line, with the real CLI:
+// what passes, what is answered here, and how refusals are taken.
 
 import assert from 'node:assert/strict';
 import { mkdirSync, rmSync } from 'node:fs';
@@ -10,7 +10,7 @@ import { after, before, test } from 'node:test';
 import { Pod, closedNetwork, freePort, home, modules, program } from './kit.mjs';
 
 closedNetwork();
-const CLAUDE = join(modules, '../newest/node_modules/.bin/claude');
+const CLAUDE = join(modules, '.bin/claude');
 const POLICY = /Blocked by workspace policy \(not a login problem\)/;
 const limit = { timeout: 90_000 };
 

@@ -5,7 +5,7 @@
 import { test } from 'node:test';
 import assert from 'node:assert/strict';
 import { setTimeout as pause } from 'node:timers/promises';
-import { Pod, closedNetwork } from './kit.mjs';
+import { Pod, chosen, closedNetwork } from './kit.mjs';
 import { Session } from './session.mjs';
 
 closedNetwork();
@@ -17,7 +17,7 @@ function numbers(seed) {
   return (n) => (state = (Math.imul(state, 1103515245) + 12345) & 0x7fffffff) % n;
 }
 
-for (const runtime of ['opencode', 'claude', 'codex', 'gemini', 'pi']) {
+for (const runtime of chosen(['opencode', 'claude', 'codex', 'gemini', 'pi'])) {
   test(`${runtime}: ${kills} kills`, { timeout: 60_000 + kills * 30_000 }, async (t) => {
     const random = numbers(Number(process.env.SEED ?? 7));
     const pod = await Pod.start();

@@ -12,12 +12,20 @@ import { setTimeout as pause } from 'node:timers/promises';
 const here = dirname(fileURLToPath(import.meta.url));
 export const bin = process.env.OUTRIGGER ?? join(here, '../../target/debug/outrigger');
 export const modules = join(here, 'node_modules');
+/** Where the CLIs are: CLIS names another directory, with other versions (see drift.sh). */
+export const clis = process.env.CLIS ?? join(modules, '.bin');
 export const KEY = 'sk-canary-5a1c93-only-the-sidecar-has-this';
 
 /** Refuses to start a client where it could reach anything but this machine. */
 export function closedNetwork() {
   const open = Object.keys(networkInterfaces()).filter((name) => name !== 'lo');
   if (open.length) throw new Error(`not in a closed network (${open}); run tests/clients/run.sh`);
+}
+
+/** Those of `all` that RUNTIMES names, by comma; without it all. */
+export function chosen(all) {
+  const names = process.env.RUNTIMES?.split(',');
+  return all.filter((name) => !names || names.includes(name));
 }
 
 export async function freePort() {

@@ -4,7 +4,7 @@ import { after, before } from 'node:test';
 import { spawn } from 'node:child_process';
 import { rmSync } from 'node:fs';
 import { join } from 'node:path';
-import { Pod, bin, home, modules } from './kit.mjs';
+import { Pod, bin, clis, home } from './kit.mjs';
 
 /** Gives the suite that calls this a pod and a home, and a way to run tasks with them. */
 export function runsOfSuite() {
@@ -18,7 +18,7 @@ export function runsOfSuite() {
     rmSync(suite.dir, { recursive: true, force: true, maxRetries: 5 });
   });
   /** Starts one; `ended` becomes what it wrote and its exit code. */
-  suite.start = (args, path = `${join(modules, '.bin')}:${process.env.PATH}`) => {
+  suite.start = (args, path = `${clis}:${process.env.PATH}`) => {
     const child = spawn(bin, ['run', '--sidecar', `http://127.0.0.1:${suite.pod.port}`, ...args], { cwd: join(suite.dir, 'work'), env: { PATH: path, HOME: suite.dir } });
     const run = { child, out: '', err: '' };
     child.stdout.on('data', (d) => (run.out += d));

@@ -3,12 +3,13 @@
 set -eu
 cd "$(dirname "$0")"
 # Not `npm ci`: npm leaves the binaries of other platforms out of the lock file and then misses them.
-for folder in . newest; do
-    if ! [ $folder/node_modules/.installed -nt $folder/package.json ]; then
-        (cd $folder && npm install --no-save --no-audit --no-fund)
-        touch $folder/node_modules/.installed
-    fi
-done
+if ! [ node_modules/.installed -nt package.json ]; then
+    npm install --no-save --no-audit --no-fund
+    touch node_modules/.installed
+fi
+# pi needs a newer Node than some systems have.
+PATH=$PWD/node_modules/node/bin:$PATH
+export PATH
 if unshare --net true 2>/dev/null; then
     ns="unshare --net"
 elif unshare --user --map-root-user --net true 2>/dev/null; then

@@ -6,7 +6,7 @@ import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { Pod, bin, closedNetwork, modules, until } from './kit.mjs';
+import { Pod, bin, chosen, closedNetwork, until } from './kit.mjs';
 import { Session } from './session.mjs';
 
 closedNetwork();
@@ -21,27 +21,23 @@ const echo = { echo: { command: 'node', args: [join(import.meta.dirname, 'mcp-ec
  */
 const RUNTIMES = {
   opencode: { provider: 'anthropic', joins: { text: true, tool: true }, retries: 'told', cut: 'retry', unknownTool: true, maxTokens: 'max_tokens', cost: true, task: { name: 'task', input: { description: 'look', prompt: 'rehearse:shell', subagent_type: 'general' } }, output: 'whole' },
-  claude: { provider: 'anthropic', joins: { text: false, tool: true }, retries: 'told', cut: 'retry', unknownTool: true, maxTokens: 'end_turn', cost: true, task: { name: 'Agent', input: { description: 'look', prompt: 'rehearse:shell', subagent_type: 'general-purpose' } }, output: 'preview' },
+  claude: { provider: 'anthropic', searchesTools: true, joins: { text: false, tool: true }, retries: 'told', cut: 'retry', unknownTool: true, maxTokens: 'end_turn', cost: true, task: { name: 'Agent', input: { description: 'look', prompt: 'rehearse:shell', subagent_type: 'general-purpose' } }, output: 'preview' },
   codex: { provider: 'openai', joins: { text: false, tool: true }, retries: 'none', cut: 'error', unknownTool: false, maxTokens: 'error', cost: false, mcpScript: { name: 'echo', namespace: 'mcp__echo', input: { text: 'rehearsal' } }, output: 'whole' },
   gemini: { provider: 'google', joins: { text: false, tool: false }, retries: 'told', cut: 'error', unknownTool: false, maxTokens: 'end_turn', cost: false, output: 'whole' },
-  pi: { provider: 'anthropic', joins: { text: true, tool: true }, retries: 'silent', cut: 'retry', unknownTool: true, maxTokens: 'max_tokens', cost: true, noMcp: true, noPermissions: true, output: 'whole' },
+  pi: { provider: 'anthropic', joins: { text: true, tool: true }, retries: 'told', cut: 'retry', unknownTool: true, maxTokens: 'max_tokens', cost: true, noMcp: true, noPermissions: true, output: 'whole' },
 };
 
 /** A session of its own, gone when the test is over. */
 async function separate(t, runtime, how, script) {
   const own = await Pod.start({ grants: GRANTS, script });
   const session = await Session.start(own, { runtime, ...how });
-  t.after(async () => {
-    await session.stop();
-    await own.stop();
-  });
+  t.after(() => session.stop().finally(() => own.stop()));
   return session;
 }
 
-// RUNTIMES=codex,gemini runs only theirs.
-const chosen = process.env.RUNTIMES?.split(',') ?? Object.keys(RUNTIMES);
-
-for (const [runtime, is] of Object.entries(RUNTIMES).filter(([name]) => chosen.includes(name))) {
+const names = chosen(Object.keys(RUNTIMES));
+for (const runtime of names) {
+  const is = RUNTIMES[runtime];
   describe(runtime, () => {
     let pod, s;
 
@@ -50,10 +46,7 @@ for (const [runtime, is] of Object.entries(RUNTIMES).filter(([name]) => chosen.i
       s = await Session.start(pod, { runtime, config: { project: { mcpServers: echo } } });
       await s.ready();
     });
-    after(async () => {
-      await s?.stop();
-      await pod?.stop();
-    });
+    after(() => s?.stop().finally(() => pod.stop()));
 
     const busy = async (scene, until) => {
       const said = await s.say(`rehearse:${scene}`);
@@ -139,8 +132,10 @@ for (const [runtime, is] of Object.entries(RUNTIMES).filter(([name]) => chosen.i
         await session.ready();
       }
       const turn = await session.turn(is.mcpScript ? 'go' : 'rehearse:mcp');
-      assert.equal(turn.one('tool.use').name, 'mcp__echo__echo');
-      assert.match(turn.one('tool.result').output, /^echo: /);
+      const uses = turn.all('tool.use'), results = turn.all('tool.result');
+      assert.deepEqual(uses.map((u) => u.name), is.searchesTools ? ['ToolSearch', 'mcp__echo__echo'] : ['mcp__echo__echo']);
+      if (is.searchesTools) assert.equal(results[0].output, 'mcp__echo__echo', 'what was found is told');
+      assert.match(results.at(-1).output, /^echo: /);
     });
 
     test('an unknown tool', limit, async () => {
@@ -165,8 +160,11 @@ for (const [runtime, is] of Object.entries(RUNTIMES).filter(([name]) => chosen.i
 
     test('interrupted in a tool', limit, async () => {
       const said = await busy('sleep', 'tool.use');
+      const sleeping = () => s.agents().some((pid) => { try { return readFileSync(`/proc/${pid}/cmdline`, 'utf8').startsWith('sleep\0'); } catch { return false; } });
+      await until('the command', sleeping);
       await s.post('/interrupt');
       const turn = await s.rest(said);
+      await until('the end of the command', () => !sleeping());
       assert.equal(turn.end.reason, 'interrupted');
       assert.equal(turn.one('tool.result').is_error, true);
       assert.deepEqual(turn.all('error'), []);
@@ -338,6 +336,18 @@ for (const [runtime, is] of Object.entries(RUNTIMES).filter(([name]) => chosen.i
       assert.ok(record.bytes_in > first.bytes_in, 'its history is sent with it');
     });
 
+    test('after a stop in good order a turn has its own usage', limit, async () => {
+      s.child.kill('SIGTERM');
+      await s.exited;
+      await s.subscribed;
+      s.spawn();
+      await s.event('the start', (e) => e.type === 'session.start', s.events.length);
+      const before = (await pod.audit()).length;
+      const { usage } = (await s.turn('rehearse:text how much?')).end;
+      const [record, ...more] = (await pod.audit(before + 1)).slice(before);
+      assert.deepEqual([more.length, usage.input, usage.output], [0, record.tokens.input, record.tokens.output]);
+    });
+
     test('the adapter is killed: the stream goes on where it was', limit, async () => {
       const said = await busy('slow', 'assistant.delta');
       const waiting = await s.say('rehearse:text', { mode: 'queue' });
@@ -424,16 +434,16 @@ for (const [runtime, is] of Object.entries(RUNTIMES).filter(([name]) => chosen.i
   });
 }
 
-test('opencode: a model that there is not', limit, async (t) => {
+test('opencode: a model that there is not', { ...limit, skip: !names.includes('opencode') && 'it is not chosen' }, async (t) => {
   const odd = await separate(t, 'opencode', { args: ['--model', 'anthropic/no-such-model'] });
   await odd.ready();
   const turn = await odd.turn('rehearse:text');
   assert.deepEqual([turn.one('error').code, turn.end.reason], ['model_unavailable', 'error']);
 });
 
-test('the same script gives the same stream, but for what the documentation names', limit, async (t) => {
+test('the same script gives the same stream, but for what the documentation names', { ...limit, skip: names.length < 2 && 'one is chosen' }, async (t) => {
   const shapes = {};
-  for (const runtime of Object.keys(RUNTIMES)) {
+  for (const runtime of names) {
     const session = await separate(t, runtime, {});
     await session.ready();
     const turn = await session.turn('rehearse:shell');
@@ -447,5 +457,5 @@ test('the same script gives the same stream, but for what the documentation name
       });
     shapes[runtime] = shape;
   }
-  for (const [runtime, shape] of Object.entries(shapes)) assert.deepEqual(shape, shapes.opencode, runtime);
+  for (const [runtime, shape] of Object.entries(shapes)) assert.deepEqual(shape, shapes[names[0]], runtime);
 });

@@ -5,7 +5,7 @@ import { chownSync, mkdirSync, mkdtempSync, readFileSync, readdirSync, rmSync, w
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import assert from 'node:assert/strict';
-import { bin, freePorts, modules, until } from './kit.mjs';
+import { bin, clis, freePorts, until } from './kit.mjs';
 
 export class Session {
   /** `pod`: the sidecar to use; `config`: what stands in adapter.yaml besides the program; `prepare`: fills the workspace; `uid`: who runs it. */
@@ -19,7 +19,7 @@ export class Session {
     s.events = [];
     s.env = env;
     s.uid = uid;
-    const agents = { agentRuntimes: { [runtime]: { program: join(modules, '.bin', runtime) } } };
+    const agents = { agentRuntimes: { [runtime]: { program: join(clis, runtime) } } };
     writeFileSync(join(s.dir, 'adapter.yaml'), JSON.stringify({ agents, ...config }));
     s.args = ['adapter', '--config', join(s.dir, 'adapter.yaml'), '--runtime', runtime, '--sidecar', `http://127.0.0.1:${pod.port}`, '--workdir', join(s.dir, 'work'),
       '--journal', join(s.dir, 'journal'), '--stream', `127.0.0.1:${s.port}`, '--input', `127.0.0.1:${s.port + 1}`, ...args];
@@ -120,6 +120,8 @@ export class Session {
     await this.subscribed;
     if (this.broken) throw this.broken;
     assertRules(this.events);
+    const unparsed = this.events.filter((e) => e.type === 'agent.unparsed').map((e) => JSON.stringify(e.payload.native).slice(0, 300));
+    assert.deepEqual(unparsed, [], 'all that the CLI says is understood');
     assert.deepEqual(this.agents(), [], 'nothing of the CLI is left');
     rmSync(this.dir, { recursive: true, force: true, maxRetries: 5 });
     return code;

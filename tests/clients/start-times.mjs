@@ -7,7 +7,7 @@ import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
-import { Pod, closedNetwork, modules, until } from './kit.mjs';
+import { Pod, clis, closedNetwork, until } from './kit.mjs';
 import { Session } from './session.mjs';
 
 closedNetwork();
@@ -108,7 +108,7 @@ async function bare(runtime) {
   const { args, env, talk } = BARE[runtime];
   const vars = { PATH: process.env.PATH, HOME: dir, TERM: 'xterm-256color', COLORTERM: 'truecolor', ...env(dir) };
   const since = Date.now();
-  const child = spawn(join(modules, '.bin', runtime), args, { cwd: dir, env: vars, stdio: ['pipe', 'pipe', 'ignore'], detached: true });
+  const child = spawn(join(clis, runtime), args, { cwd: dir, env: vars, stdio: ['pipe', 'pipe', 'ignore'], detached: true });
   const waiting = [], seen = [];
   createInterface({ input: child.stdout }).on('line', (l) => (waiting.length ? waiting.shift()(l) : seen.push(l)));
   const cli = {

@@ -9,7 +9,8 @@
 //! - A stream that is cut is asked for again without streaming, silently: the answer has
 //!   another message id and replaces what was written.
 //! - Cost and `modelUsage` are sums over the process; only they count subagents, and only they
-//!   are right after a cut.
+//!   are right after a cut. A process that resumes a session counts on from the sums in its
+//!   transcript (`cost-state`), which are written when a process ends in good order.
 
 use std::collections::HashMap;
 use std::io;
@@ -36,8 +37,9 @@ pub static RUNTIME: Runtime = Runtime {
     name: "Claude Code",
     program: "claude",
     package: "@anthropic-ai/claude-code",
-    verified: "2.1.197",
-    protocol: "2.",
+    verified: "2.1.331",
+    verified_from: "2.1.197",
+    protocols: &["2."],
     default_model: "anthropic/claude-sonnet-5-5",
     model_in_env: model_of_platform,
     providers: &["anthropic"],
@@ -227,7 +229,8 @@ impl Claude {
                     out.push(PermissionResolved { request_id, decision: "cancelled".into(), by: "runtime".into() }.into());
                 }
             }
-            "keep_alive" => {}
+            // An input's way through the CLI's own queue: its echo and its turn say as much.
+            "keep_alive" | "command_lifecycle" => {}
             _ => return false,
         }
         true
@@ -271,6 +274,7 @@ impl Claude {
             "status"
             | "session_state_changed"
             | "thinking_tokens"
+            | "background_tasks_changed"
             | "task_started"
             | "task_progress"
             | "task_updated"
@@ -485,19 +489,14 @@ impl Claude {
 
     /// What the turn used: how the sums have grown, subagents and repeated requests included.
     fn spent(&mut self, m: &Value) -> Usage {
-        let mut sums = Usage { cost_usd: m["total_cost_usd"].as_f64(), ..Usage::default() };
-        for model in m["modelUsage"].as_object().into_iter().flat_map(Map::values) {
-            sums.add(&Usage {
-                input: model["inputTokens"].as_u64(),
-                cache_read: model["cacheReadInputTokens"].as_u64(),
-                cache_write: model["cacheCreationInputTokens"].as_u64(),
-                output: model["outputTokens"].as_u64(),
-                ..Usage::default()
-            });
-        }
+        let sums = sums(&m["total_cost_usd"], &m["modelUsage"]);
         let spent = sums.since(&self.counted);
         self.counted = self.counted.at_least(&sums);
         spent
+    }
+
+    fn find_transcript(&self, tag: Tag, out: &mut Vec<Action>) {
+        out.push(Action::Find { tag, file: Record { dir: self.dir.clone(), suffix: format!("{}.jsonl", self.session) } });
     }
 
     fn permission_asked(&mut self, m: &Value, out: &mut Vec<Action>) {
@@ -535,7 +534,11 @@ impl Translator for Claude {
         self.session = native_session_id.unwrap_or_default().to_owned();
         self.resumed = resumed;
         self.handed.open(resumed);
-        out.push(Action::Send(json!({ "type": "control_request", "request_id": "open", "request": { "subtype": "initialize" } })));
+        if resumed {
+            self.find_transcript(Tag::Resume, out);
+        } else {
+            initialize(out);
+        }
     }
 
     fn read(&mut self, native: &[u8], out: &mut Vec<Action>) {
@@ -546,12 +549,19 @@ impl Translator for Claude {
     }
 
     fn reply(&mut self, tag: Tag, reply: Reply, out: &mut Vec<Action>) {
-        let Tag::Look(input_id) = tag else { return };
-        match reply {
-            Reply::Lost(why) => out.push(Action::Broken(format!("Claude Code's transcript cannot be read: {why}"))),
-            Reply::Answer { body, .. } => {
-                self.handed.after_restart(&input_id, RUNTIME.name, |uuid, _| memchr::memmem::find(&body, uuid.as_bytes()).is_some(), out);
+        let transcript = match reply {
+            Reply::Lost(why) => return out.push(Action::Broken(format!("Claude Code's transcript cannot be read: {why}"))),
+            Reply::Answer { body, .. } => body,
+        };
+        match tag {
+            Tag::Resume => {
+                self.counted = saved_sums(&transcript);
+                initialize(out);
             }
+            Tag::Look(input_id) => {
+                self.handed.after_restart(&input_id, RUNTIME.name, |uuid, _| memchr::memmem::find(&transcript, uuid.as_bytes()).is_some(), out);
+            }
+            _ => {}
         }
     }
 
@@ -570,8 +580,7 @@ impl Translator for Claude {
 
     fn look_for(&mut self, input: &Input, native_id: &str, told: bool, out: &mut Vec<Action>) {
         self.handed.look_for(native_id, input, told);
-        let file = Record { dir: self.dir.clone(), suffix: format!("{}.jsonl", self.session) };
-        out.push(Action::Find { tag: Tag::Look(input.input_id.clone()), file });
+        self.find_transcript(Tag::Look(input.input_id.clone()), out);
     }
 
     fn interrupt(&mut self, out: &mut Vec<Action>) {
@@ -633,6 +642,34 @@ impl Translator for Claude {
     }
 }
 
+fn initialize(out: &mut Vec<Action>) {
+    out.push(Action::Send(json!({ "type": "control_request", "request_id": "open", "request": { "subtype": "initialize" } })));
+}
+
+/// The CLI's sums: its cost, and what each model used.
+fn sums(cost_usd: &Value, models: &Value) -> Usage {
+    let mut sums = Usage { cost_usd: cost_usd.as_f64(), ..Usage::default() };
+    for model in models.as_object().into_iter().flat_map(Map::values) {
+        sums.add(&Usage {
+            input: model["inputTokens"].as_u64(),
+            cache_read: model["cacheReadInputTokens"].as_u64(),
+            cache_write: model["cacheCreationInputTokens"].as_u64(),
+            output: model["outputTokens"].as_u64(),
+            reasoning: model["thinkingTokens"].as_u64(),
+            cost_usd: None,
+        });
+    }
+    sums
+}
+
+/// The sums that a resumed session begins with. The CLI writes them into its transcript when it
+/// ends in good order, and a later process counts on from the last of them.
+fn saved_sums(transcript: &[u8]) -> Usage {
+    let mut lines = transcript.rsplit(|b| *b == b'\n').filter(|line| memchr::memmem::find(line, b"\"cost-state\"").is_some());
+    let saved = lines.find_map(|line| serde_json::from_slice::<Value>(line).ok().filter(|v| v["type"] == "cost-state")).unwrap_or_default();
+    sums(&saved["totalCostUSD"], &saved["modelUsage"])
+}
+
 fn item(message: &str, block: u64) -> String {
     format!("{message}:{block}")
 }
@@ -686,6 +723,21 @@ fn canonical(native: &str) -> String {
 mod tests {
     use super::*;
     use crate::event::Payload;
+
+    #[test]
+    fn a_resumed_session_counts_from_the_sums_that_were_saved() {
+        let line =
+            |input: u64, cost: f64| json!({ "type": "cost-state", "totalCostUSD": cost, "modelUsage": { "m": { "inputTokens": input, "outputTokens": 5 } } });
+        let said = json!({ "type": "user", "message": { "content": "a \"cost-state\" in words" } });
+        let transcript = format!("{}\n{}\n{said}\n{{\"type\":\"cost-state\",\"mod", line(100, 0.25), line(300, 0.5));
+        let (mut claude, mut out) = (Claude::default(), Vec::new());
+        claude.open(Some("id"), true, &mut out);
+        assert!(matches!(&out[..], [Action::Find { tag: Tag::Resume, .. }]), "{out:?}");
+        claude.reply(Tag::Resume, Reply::Answer { status: 200, body: transcript.into_bytes() }, &mut out);
+        assert!(matches!(&out[1..], [Action::Send(_)]), "{out:?}");
+        let spent = claude.spent(&json!({ "total_cost_usd": 0.75, "modelUsage": { "m": { "inputTokens": 320, "outputTokens": 9, "thinkingTokens": 2 } } }));
+        assert_eq!((spent.input, spent.output, spent.reasoning, spent.cost_usd), (Some(20), Some(4), Some(2), Some(0.25)));
+    }
 
     #[test]
     fn a_refusal_is_a_refusal() {

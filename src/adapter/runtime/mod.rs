@@ -37,10 +37,12 @@ pub struct Runtime {
     pub program: &'static str,
     /// Its package, for npm.
     pub package: &'static str,
-    /// The version that its recordings were made with.
+    /// The newest version that all tests were run with: what tests and images install.
     pub verified: &'static str,
-    /// The first part of the versions whose protocol is the recorded one.
-    pub protocol: &'static str,
+    /// The oldest one.
+    pub verified_from: &'static str,
+    /// How the versions begin that are thought to speak the recorded protocol.
+    pub protocols: &'static [&'static str],
     pub default_model: &'static str,
     /// Finds the model in the environment that a platform sets.
     pub model_in_env: fn(Env<'_>) -> Option<String>,
@@ -53,7 +55,30 @@ pub struct Runtime {
 }
 
 impl Runtime {
-    /// How the version that was verified is installed.
+    /// Whether all tests were run with `version`, or with an older and a newer one.
+    pub fn is_verified(&self, version: &str) -> bool {
+        let numbers = |version: &str| version.split('.').map(|n| n.parse().ok()).collect::<Option<Vec<u32>>>();
+        numbers(version).is_some_and(|version| (numbers(self.verified_from)..=numbers(self.verified)).contains(&Some(version)))
+    }
+
+    /// The versions that were verified, as text.
+    pub fn verified_range(&self) -> String {
+        if self.verified_from == self.verified { self.verified.to_owned() } else { format!("{} to {}", self.verified_from, self.verified) }
+    }
+
+    /// Whether `version` can be used.
+    ///
+    /// # Errors
+    /// It does not speak the protocol that is understood; what to install instead.
+    pub fn accept_version(&self, version: &str) -> Result<(), String> {
+        if self.protocols.iter().any(|first| version.starts_with(first)) {
+            return Ok(());
+        }
+        let known = self.protocols.iter().map(|first| format!("`{first}x`")).collect::<Vec<_>>().join(" and ");
+        Err(format!("its version is `{version}`, and only {known} is understood\nhint: install {} (`{}`)", self.verified, self.install()))
+    }
+
+    /// How the newest version that was verified is installed.
     pub fn install(&self) -> String {
         format!("npm install -g {}@{}", self.package, self.verified)
     }
@@ -410,11 +435,15 @@ fn parsed(native: &[u8]) -> Value {
     serde_json::from_slice(native).unwrap_or_else(|_| Value::String(String::from_utf8_lossy(native).into_owned()))
 }
 
-/// What a message or a tool says: its content is a text, or blocks, of which some have one.
+/// What a message or a tool says: its content is a text, or blocks. Some have a text; a search for
+/// tools finds names.
 fn text_of(content: &Value) -> String {
     match content {
         Value::String(text) => text.clone(),
-        blocks => blocks.as_array().into_iter().flatten().filter_map(|b| b["text"].as_str()).collect::<Vec<_>>().join("\n"),
+        blocks => {
+            let said = |block: &Value| block["text"].as_str().or(block["tool_name"].as_str()).map(str::to_owned);
+            blocks.as_array().into_iter().flatten().filter_map(said).collect::<Vec<_>>().join("\n")
+        }
     }
 }
 

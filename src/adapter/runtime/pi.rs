@@ -1,6 +1,6 @@
 //! pi, through `pi --mode rpc`: commands and events, one JSON message a line.
 //!
-//! Format: RPC mode of pi 0.73 (`docs/rpc.md` of its package), as recorded in
+//! Format: RPC mode of pi 0.73 to 0.87 (`docs/rpc.md` of its package), as recorded in
 //! `tests/fixtures/native/pi/`. What makes it odd:
 //! - A run that failed ends (`agent_end`), and begins again if it is tried again: that it will
 //!   be is known only when `auto_retry_start` follows.
@@ -27,9 +27,10 @@ pub static RUNTIME: Runtime = Runtime {
     id: "pi",
     name: "pi",
     program: "pi",
-    package: "@mariozechner/pi-coding-agent",
-    verified: "0.73.1",
-    protocol: "0.",
+    package: "@earendil-works/pi-coding-agent",
+    verified: "0.87.1",
+    verified_from: "0.73.1",
+    protocols: &["0.", "1."],
     default_model: "anthropic/claude-sonnet-5-5",
     model_in_env: model_of_platform,
     providers: &["anthropic", "openai", "google"],
@@ -228,7 +229,8 @@ impl Pi {
                 out.push(Action::Send(json!({ "type": "extension_ui_response", "id": m["id"], "cancelled": true })));
                 out.push(Warning { message: format!("an extension asked `{}`, and was told that nobody answers", text(m, "/title")) }.into());
             }
-            "turn_end" | "queue_update" | "auto_retry_end" | "extension_ui_request" | "session" => {}
+            // `agent_settled` follows each run, `entry_appended` each change of its history.
+            "turn_end" | "queue_update" | "auto_retry_end" | "extension_ui_request" | "session" | "agent_settled" | "entry_appended" => {}
             _ => return false,
         }
         true

@@ -256,16 +256,9 @@ impl Session {
     pub(super) fn check_version(&mut self) -> Result<(), String> {
         let runtime = self.config.runtime;
         let version = self.version.clone().unwrap_or_default();
-        if !version.starts_with(runtime.protocol) {
-            return Err(format!(
-                "its version is `{version}`, and only `{}x` is understood\nhint: install {} ({})",
-                runtime.protocol,
-                runtime.verified,
-                runtime.install()
-            ));
-        }
-        if version != runtime.verified {
-            self.say(Warning { message: format!("{} {version} is not the version that was verified ({})", runtime.name, runtime.verified) });
+        runtime.accept_version(&version)?;
+        if !runtime.is_verified(&version) {
+            self.say(Warning { message: format!("{} {version} was not verified; verified: {}", runtime.name, runtime.verified_range()) });
         }
         Ok(())
     }
