@@ -219,6 +219,8 @@ fn tool_turn(name: &str, ask: &Ask) -> Reply {
         // Claude Code refuses a command that does nothing but sleep.
         "nap" => Reply::call(shell, "echo begun; sleep 2"),
         "sleep" => Reply::call(shell, "echo begun; sleep 30"),
+        // A provider thinks before it answers: who stops the loop has that time.
+        "loop" => Reply { delay: Duration::from_millis(30), ..Reply::call(shell, "echo rehearsal-was-here") },
         _ => Reply { text: Some("I will look around first.".into()), ..Reply::call(shell, "echo rehearsal-was-here") },
     }
 }

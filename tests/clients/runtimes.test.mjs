@@ -398,6 +398,7 @@ for (const runtime of names) {
       const turn = await limited.turn('rehearse:loop');
       assert.equal(turn.end.reason, 'max_steps');
       assert.deepEqual(turn.all('warning').map((w) => w.message), [1, 2, 3, 4].map((n) => `step ${n} of 4 of this turn`));
+      assert.deepEqual(turn.all('tool.result').map((r) => r.exit_code), [0, 0, 0, 0], 'no further command began');
     });
 
     test('subagents are off unless they are wanted, and then theirs is told apart', { ...limit, skip: !is.task && 'theirs is not told by this CLI' }, async (t) => {

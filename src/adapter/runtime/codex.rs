@@ -151,6 +151,9 @@ enum Asked {
     /// Whether an input stands in the thread.
     History(String),
     Interrupt,
+    /// Which commands go on beside their turn.
+    Terminals,
+    Terminate,
 }
 
 #[derive(Debug, Default)]
@@ -178,6 +181,8 @@ pub struct Codex {
     drafts: Drafts,
     /// Calls that run, and the changes that they make.
     tools: HashMap<String, Value>,
+    /// Calls that ran when the turn was interrupted: Codex lets their commands go on.
+    stopped: Vec<String>,
     /// Ids of calls; providers may use one again.
     used: HashSet<String>,
     /// Permissions that wait: the number of the request.
@@ -246,8 +251,23 @@ impl Codex {
                 self.unsteerable = true;
                 self.handed.not_taken(&input_id, out);
             }
+            (Asked::Interrupt, _) if !self.stopped.is_empty() => {
+                let params = json!({ "threadId": self.thread });
+                self.ask(Asked::Terminals, "thread/backgroundTerminals/list", params, out);
+            }
+            (Asked::Terminals, None) => {
+                let stopped = std::mem::take(&mut self.stopped);
+                let goes_on = |terminal: &&Value| stopped.iter().any(|id| *id == text(terminal, "/itemId"));
+                for terminal in result["data"].as_array().into_iter().flatten().filter(goes_on) {
+                    let params = json!({ "threadId": self.thread, "processId": terminal["processId"] });
+                    self.ask(Asked::Terminate, "thread/backgroundTerminals/terminate", params, out);
+                }
+            }
+            (Asked::Terminals | Asked::Terminate, Some(why)) => {
+                out.push(Warning { message: format!("a command of the interrupted turn may still run: {why}") }.into());
+            }
             // It was over: what ended it is told by itself.
-            (Asked::Turn(_) | Asked::Steer(_) | Asked::Interrupt, _) => {}
+            (Asked::Turn(_) | Asked::Steer(_) | Asked::Interrupt | Asked::Terminate, _) => {}
         }
     }
 
@@ -623,6 +643,7 @@ impl Translator for Codex {
         if let Some(turn) = &mut self.turn {
             turn.aborted = true;
             let params = json!({ "threadId": self.thread, "turnId": turn.id });
+            self.stopped = self.tools.keys().cloned().collect();
             self.ask(Asked::Interrupt, "turn/interrupt", params, out);
         }
     }

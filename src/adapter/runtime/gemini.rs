@@ -64,6 +64,9 @@ const HISTORY_TIME: Duration = Duration::from_millis(200);
 /// The longest texts of which the difference is looked for, and how long.
 const MAX_DIFF: usize = 512 << 10;
 const DIFF_TIME: Duration = Duration::from_millis(100);
+/// By then the next of several tools that were called at once has begun; an answer to what they
+/// said takes longer. A limit of steps must be known before that answer runs a further command.
+const STEP_TIME: Duration = Duration::from_millis(4);
 /// How often, and how many times, the session file is read for what a tool said.
 const AGAIN: Duration = Duration::from_millis(25);
 const TRIES: u32 = 80;
@@ -218,7 +221,8 @@ struct Turn {
     final_text: String,
     aborted: bool,
     failed: bool,
-    tools_said: bool,
+    /// Tools have answered, and the model was not asked again yet.
+    tools_over: bool,
     usage: Usage,
     /// It is over but for its tokens, which are looked for.
     ending: Option<TurnEndReason>,
@@ -406,6 +410,10 @@ impl Gemini {
                     self.tool_use(u, out);
                 }
                 if matches!(text(u, "/status"), "completed" | "failed") {
+                    if let Some(turn) = &mut self.turn {
+                        turn.tools_over = true;
+                        out.push(Action::Wake(STEP_TIME));
+                    }
                     self.tool_over(u, out);
                 }
             }
@@ -426,10 +434,8 @@ impl Gemini {
     }
 
     fn write(&mut self, kind: Kind, piece: &str, out: &mut Vec<Action>) {
+        self.step(out);
         let Some(turn) = &mut self.turn else { return };
-        if std::mem::take(&mut turn.tools_said) {
-            out.push(Action::Step);
-        }
         if turn.kind != Some(kind) {
             self.drafts.finish_all(out);
             turn.kind = Some(kind);
@@ -442,6 +448,13 @@ impl Gemini {
             turn.final_text.push_str(piece);
         }
         self.drafts.write(&format!("{}:{}", turn.name, turn.items), kind, piece, None, out);
+    }
+
+    /// The model is asked what to do with what its tools said.
+    fn step(&mut self, out: &mut Vec<Action>) {
+        if self.turn.as_mut().is_some_and(|turn| std::mem::take(&mut turn.tools_over)) {
+            out.push(Action::Step);
+        }
     }
 
     /// What was written is written: something else begins.
@@ -474,13 +487,13 @@ impl Gemini {
         }
         self.begin_turn("", out);
         self.written(out);
-        if let Some(turn) = &mut self.turn
-            // The next of several that the model called at once.
-            && std::mem::take(&mut turn.tools_said)
-            && !id.rsplit('_').next().is_some_and(|n| n != "0" && n.len() < 4)
+        if id.rsplit('_').next().is_some_and(|n| n != "0" && n.len() < 4)
+            && let Some(turn) = &mut self.turn
         {
-            out.push(Action::Step);
+            // The next of several that the model called at once.
+            turn.tools_over = false;
         }
+        self.step(out);
         self.tools.insert(id.clone(), Tool { execute, wanted: None });
         out.push(ToolUse { tool_use_id: id, name: self.canonical(&native_name), native_name, input, parent_tool_use_id: None }.into());
     }
@@ -508,9 +521,6 @@ impl Gemini {
         if self.tools.remove(id).is_none() {
             return;
         }
-        if let Some(turn) = &mut self.turn {
-            turn.tools_said = true;
-        }
         let is_error = is_error || exit_code.is_some_and(|c| c != 0);
         out.push(ToolResult { tool_use_id: id.to_owned(), output, is_error, exit_code, duration_ms: None, parent_tool_use_id: None }.into());
     }
@@ -522,12 +532,15 @@ impl Gemini {
     }
 
     /// The session file, read for what a tool said.
-    fn found_output(&mut self, id: &str, entries: &[Value], out: &mut Vec<Action>) {
+    fn found_output(&mut self, id: &str, file: &[u8], out: &mut Vec<Action>) {
         let Some(Tool { wanted: Some((tries, failed)), execute, .. }) = self.tools.get_mut(id) else { return };
-        let calls = entries.iter().rev().flat_map(|e| e["toolCalls"].as_array().into_iter().flatten());
-        let call = calls.into_iter().find(|call| call["id"] == id);
-        let response = call.map(|call| &call["result"][0]["functionResponse"]["response"]).filter(|r| !r.is_null());
-        let (failed, execute) = (*failed || call.is_some_and(|c| c["status"] == "error" || c["status"] == "cancelled"), *execute);
+        let call = newest_first(file, id.as_bytes()).find_map(|mut entry| {
+            let calls = entry["toolCalls"].as_array_mut()?;
+            calls.iter_mut().find(|call| call["id"] == id).map(Value::take)
+        });
+        let call = call.unwrap_or_default();
+        let response = Some(&call["result"][0]["functionResponse"]["response"]).filter(|r| !r.is_null());
+        let (failed, execute) = (*failed || call["status"] == "error" || call["status"] == "cancelled", *execute);
         match response {
             Some(response) => {
                 let said = response["output"].as_str().or(response["error"].as_str()).map_or_else(|| response.to_string(), str::to_owned);
@@ -537,7 +550,8 @@ impl Gemini {
             }
             None if *tries > 0 => {
                 *tries -= 1;
-                out.push(Action::Wake(AGAIN));
+                let counts_step = self.turn.as_ref().is_some_and(|turn| turn.tools_over);
+                out.push(Action::Wake(if counts_step { STEP_TIME } else { AGAIN }));
             }
             None => {
                 out.push(Warning { message: "Gemini CLI did not tell what a tool said, nor write it into its session file".into() }.into());
@@ -577,15 +591,11 @@ impl Gemini {
     }
 
     /// What the session file says of the turn's tokens: which were cached, and what reasoning took.
-    fn count(&mut self, entries: &[Value], out: &mut Vec<Action>) {
+    fn count(&mut self, file: &[u8], out: &mut Vec<Action>) {
         if let Some(turn) = &mut self.turn {
             turn.counting = false;
-            let from = entries.iter().rposition(|e| asks(e, &turn.prompt)).map_or(entries.len(), |i| i + 1);
-            let mut seen = HashSet::new();
             let mut sums = Usage::default();
-            for entry in
-                entries[from..].iter().take_while(|e| !is_prompt(e)).filter(|e| e["type"] == "gemini" && !e["tokens"].is_null() && seen.insert(text(e, "/id")))
-            {
+            for entry in answers_to(&turn.prompt, file) {
                 let n = |key: &str| entry["tokens"][key].as_u64();
                 let input = n("input").map(|all| all.saturating_sub(n("cached").unwrap_or(0)));
                 // What it calls output is without reasoning.
@@ -715,24 +725,24 @@ impl Translator for Gemini {
     }
 
     fn reply(&mut self, tag: Tag, reply: Reply, out: &mut Vec<Action>) {
-        let entries: Vec<Value> = match &reply {
-            Reply::Answer { body, .. } => body.split(|b| *b == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect(),
+        let file = match reply {
+            Reply::Answer { body, .. } => body,
             Reply::Lost(why) if matches!(tag, Tag::Look(_)) => {
                 return out.push(Action::Broken(format!("the session file of Gemini CLI cannot be read: {why}")));
             }
             Reply::Lost(_) => Vec::new(),
         };
         match tag {
-            Tag::Output(id) if id.is_empty() => self.count(&entries, out),
+            Tag::Output(id) if id.is_empty() => self.count(&file, out),
             Tag::Output(id) => {
-                self.found_output(&id, &entries, out);
+                self.found_output(&id, &file, out);
                 self.go_on(out);
             }
             Tag::Look(input_id) => {
                 let at = |entry: &Value| text(entry, "/timestamp").parse::<jiff::Timestamp>().ok().map(jiff::Timestamp::as_millisecond);
                 let has = |native: &str, input: &Input| {
                     let sent = sent_at(native);
-                    entries.iter().any(|e| asks(e, &input.text) && at(e).zip(sent).is_some_and(|(at, sent)| at >= sent))
+                    newest_first(&file, b"").any(|e| asks(&e, &input.text) && at(&e).zip(sent).is_some_and(|(at, sent)| at >= sent))
                 };
                 self.handed.after_restart(&input_id, RUNTIME.name, has, out);
             }
@@ -798,6 +808,9 @@ impl Translator for Gemini {
         for (id, _) in self.tools.iter().filter(|(_, tool)| tool.wanted.is_some()) {
             self.find(Tag::Output(id.clone()), out);
         }
+        if self.held.is_empty() && self.tools.values().all(|tool| tool.wanted.is_some()) {
+            self.step(out);
+        }
     }
 
     fn close(&mut self, out: &mut Vec<Action>) {
@@ -833,6 +846,34 @@ impl Translator for Gemini {
 /// Is this entry of a session file what a user said, not what a tool did?
 fn is_prompt(entry: &Value) -> bool {
     entry["type"] == "user" && entry["content"][0]["text"].is_string()
+}
+
+/// The entries of the session file whose line contains `part`. A session can be long: what is asked
+/// for stands near the end, and no other line is parsed.
+fn newest_first(file: &[u8], part: &[u8]) -> impl Iterator<Item = Value> {
+    let lines = file.rsplit(|b| *b == b'\n').filter(move |line| memchr::memmem::find(line, part).is_some());
+    lines.filter_map(|line| serde_json::from_slice(line).ok())
+}
+
+/// What the model said to the last such prompt, with its tokens; once each, as it was written first.
+fn answers_to(prompt: &str, file: &[u8]) -> Vec<Value> {
+    let (mut answers, mut found) = (Vec::new(), false);
+    for entry in newest_first(file, b"") {
+        if asks(&entry, prompt) {
+            found = true;
+            break;
+        }
+        if is_prompt(&entry) {
+            // Another turn's.
+            answers.clear();
+        } else if entry["type"] == "gemini" && !entry["tokens"].is_null() {
+            answers.push(entry);
+        }
+    }
+    let mut seen = HashSet::new();
+    answers.reverse();
+    answers.retain(|entry| seen.insert(text(entry, "/id").to_owned()));
+    if found { answers } else { Vec::new() }
 }
 
 /// Is it this prompt?
