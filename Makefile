@@ -21,12 +21,14 @@ unit:
 alerts:
 	sh tests/alerts.sh
 
-## The long campaigns: 1,000 kills, 10,000 sessions with budgets, a minute of all attacks at once,
+## The long campaigns: 1,000 kills of the sidecar, 3,000 of the adapter and its CLIs, 10,000 sessions with budgets, a minute of all attacks at once,
 ## and clients that the other tests leave out. SOAK_CACHE keeps what the clients install.
 SOAK_CACHE ?= $(CURDIR)/target/soak-clients
 soak: tools
 	$(CARGO) build --release --locked
 	OUTRIGGER_SOAK=1 OUTRIGGER=$(CURDIR)/target/release/outrigger $(CARGO) test --locked --test e2e soak -- --nocapture --test-threads=1
+	OUTRIGGER_SOAK=1 $(CARGO) test --locked --test e2e after_a_power_cut -- --nocapture
+	OUTRIGGER_KILLS=300 $(CARGO) test --locked --test e2e kills_of_the -- --nocapture --test-threads=1
 	sh tests/soak/clients/install.sh $(SOAK_CACHE)
 	OUTRIGGER=$(CURDIR)/target/release/outrigger node tests/soak/clients/run.mjs $(SOAK_CACHE)
 

@@ -12,9 +12,9 @@ use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
-use crate::fake;
 use crate::kit::{Got, SmallDisk, request, until, until_async, within};
 use crate::pod::{BIN, Pod, attempt, follow};
+use crate::{fake, fake_lines};
 
 /// A subscriber that comes back as often as it must, and checks every number.
 fn subscriber(addr: SocketAddr, stop: Arc<AtomicBool>, seen: Arc<Mutex<Vec<String>>>, flapping: bool) -> tokio::task::JoinHandle<()> {
@@ -36,8 +36,8 @@ fn subscriber(addr: SocketAddr, stop: Arc<AtomicBool>, seen: Arc<Mutex<Vec<Strin
 }
 
 /// Kills the adapter, or its CLI, at random moments of a running script.
-async fn survive(kills: usize, cli: bool) {
-    let mut pod = Pod::new(json!({ "session": { "raw": false, "maxTurns": 100_000, "segmentBytes": 200_000, "segments": 10_000 } })).await;
+async fn survive(runtime: &str, kills: usize, cli: bool) {
+    let mut pod = Pod::of(runtime, json!({ "session": { "raw": false, "maxTurns": 100_000, "segmentBytes": 200_000, "segments": 10_000 } })).await;
     pod.start();
     let stop = Arc::new(AtomicBool::new(false));
     let seen: Vec<Arc<Mutex<Vec<String>>>> = (0..3).map(|_| Arc::default()).collect();
@@ -69,6 +69,12 @@ async fn survive(kills: usize, cli: bool) {
         seed ^= seed << 17;
         seed % below
     };
+    let longest = match (cli, runtime) {
+        (true, _) => 60_000,
+        // Its session is ready when its history has not grown for 200 ms.
+        (false, "gemini") => 500_000,
+        (false, _) => 180_000,
+    };
     let turns = |seen: &Arc<Mutex<Vec<String>>>| seen.lock().unwrap().iter().filter(|e| e.contains("\"reason\":\"end_turn\"")).count();
     for _ in 0..kills {
         if cli {
@@ -76,7 +82,7 @@ async fn survive(kills: usize, cli: bool) {
             let before = turns(&seen[0]);
             until("a finished turn", || turns(&seen[0]) > before).await;
         }
-        tokio::time::sleep(Duration::from_micros(random(if cli { 60_000 } else { 180_000 }))).await;
+        tokio::time::sleep(Duration::from_micros(random(longest))).await;
         if cli {
             for pid in pod.agents() {
                 let _ = rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), rustix::process::Signal::KILL);
@@ -124,7 +130,10 @@ async fn survive(kills: usize, cli: bool) {
     // Every accepted input: once on the stream, once in the CLI, in the order of its acceptance.
     let said: Vec<&str> = events.iter().filter(|e| e["type"] == "user.message").filter_map(|e| e["payload"]["input_id"].as_str()).collect();
     assert_eq!(said, (0..accepted).map(|n| format!("in-{n}")).collect::<Vec<_>>());
-    let given: Vec<String> = fake::history(pod.dir.path()).into_iter().map(|(_, text)| text).collect();
+    let given: Vec<String> = match runtime {
+        "opencode" => fake::history(pod.dir.path()).into_iter().map(|(_, text)| text).collect(),
+        _ => fake_lines::history(&pod.path("journal/home")),
+    };
     assert_eq!(given.len() as u64, accepted);
     for (n, text) in given.iter().enumerate() {
         assert!(text.starts_with(&format!("input {n} ")), "{text}");
@@ -132,21 +141,33 @@ async fn survive(kills: usize, cli: bool) {
     let typed: Vec<_> = events.iter().map(|e| outrigger::event::Event::read(e.to_string().as_bytes()).unwrap()).map(|e| (e.payload, e.turn_id)).collect();
     crate::recordings::assert_rules("what survived", &typed);
     let resumed = events.iter().filter(|e| e["type"] == "session.start" && e["payload"]["resumed"] == true).count();
-    println!("{kills} kills ({}): {} events, {accepted} inputs, {resumed} restarts that got ready", if cli { "CLI" } else { "adapter" }, events.len());
+    println!(
+        "{runtime}, {kills} kills ({}): {} events, {accepted} inputs, {resumed} restarts that got ready",
+        if cli { "CLI" } else { "adapter" },
+        events.len()
+    );
 }
 
 fn kills(otherwise: usize) -> usize {
     std::env::var("OUTRIGGER_KILLS").ok().and_then(|k| k.parse().ok()).unwrap_or(otherwise)
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_thousand_kills_of_the_adapter_lose_nothing() {
-    survive(kills(1000), false).await;
+/// The stand-ins of all five protocols, killed one after the other, or the adapter over them.
+/// `OUTRIGGER_KILLS` is how often each is.
+async fn survive_each(otherwise: usize, cli: bool) {
+    for runtime in ["opencode", "claude", "codex", "gemini", "pi"] {
+        survive(runtime, kills(otherwise), cli).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_hundred_kills_of_the_cli_lose_nothing() {
-    survive(kills(200), true).await;
+async fn kills_of_the_adapter_lose_nothing() {
+    survive_each(100, false).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kills_of_the_cli_lose_nothing() {
+    survive_each(30, true).await;
 }
 
 #[tokio::test]

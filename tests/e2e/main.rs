@@ -11,6 +11,7 @@ mod budgets;
 mod commands;
 mod endings;
 mod fake;
+mod fake_lines;
 mod framing;
 mod limits;
 mod live;

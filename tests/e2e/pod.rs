@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::fake;
 use crate::kit::{Got, Upstream, find, message, request, sidecar, until, until_async};
+use crate::{fake, fake_lines};
 
 pub const BIN: &str = env!("CARGO_BIN_EXE_outrigger");
 
@@ -31,12 +31,17 @@ pub async fn free() -> SocketAddr {
 
 impl Pod {
     pub async fn new(config: Value) -> Pod {
+        Self::of("opencode", config).await
+    }
+
+    /// With the stand-in of a runtime.
+    pub async fn of(runtime: &str, config: Value) -> Pod {
         let up = Upstream::always(message()).await;
         let sc = sidecar(&up).run().await;
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("work")).unwrap();
-        let program = fake::install(dir.path());
-        let mut whole = json!({ "agents": { "agentRuntimes": { "opencode": { "program": program } } }, "sidecar": { "url": format!("http://{}", sc.addr) } });
+        let program = if runtime == "opencode" { fake::install(dir.path()) } else { fake_lines::install(dir.path(), runtime) };
+        let mut whole = json!({ "agents": { "defaultRuntime": runtime, "agentRuntimes": { runtime: { "program": program } } }, "sidecar": { "url": format!("http://{}", sc.addr) } });
         for (key, value) in config.as_object().unwrap() {
             whole[key] = value.clone();
         }
