@@ -1,6 +1,6 @@
 // The real CLIs and the adapter over them, killed again and again while inputs come: none is
 // lost, doubled or out of order, and the rules of a stream hold. KILLS and SEED change the run;
-// the stand-in of tests/e2e/adapter.rs is killed a thousand times.
+// the stand-ins of tests/e2e/fake_lines.rs are killed thousands of times.
 
 import { test } from 'node:test';
 import assert from 'node:assert/strict';
