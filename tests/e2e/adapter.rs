@@ -134,6 +134,8 @@ async fn survive(runtime: &str, kills: usize, cli: bool) {
         "opencode" => fake::history(pod.dir.path()).into_iter().map(|(_, text)| text).collect(),
         _ => fake_lines::history(&pod.path("journal/home")),
     };
+    let twice: Vec<&String> = given.iter().enumerate().filter(|(i, text)| given[..*i].contains(text)).map(|(_, text)| text).collect();
+    assert!(twice.is_empty(), "given twice: {twice:?}");
     assert_eq!(given.len() as u64, accepted);
     for (n, text) in given.iter().enumerate() {
         assert!(text.starts_with(&format!("input {n} ")), "{text}");
@@ -153,9 +155,10 @@ fn kills(otherwise: usize) -> usize {
 }
 
 /// The stand-ins of all five protocols, killed one after the other, or the adapter over them.
-/// `OUTRIGGER_KILLS` is how often each is.
+/// `OUTRIGGER_KILLS` is how often each is, `RUNTIMES` names some of them.
 async fn survive_each(otherwise: usize, cli: bool) {
-    for runtime in ["opencode", "claude", "codex", "gemini", "pi"] {
+    let names = std::env::var("RUNTIMES").unwrap_or_else(|_| "opencode,claude,codex,gemini,pi".into());
+    for runtime in names.split(',') {
         survive(runtime, kills(otherwise), cli).await;
     }
 }

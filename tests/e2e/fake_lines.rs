@@ -101,9 +101,9 @@ impl Cli {
         *self.file.lock().unwrap() = dir.join(name);
     }
 
-    fn remember(&self, given: &Given) {
-        let now = jiff::Timestamp::now();
-        let line = json!({ "type": "user", "id": given.name, "timestamp": now.to_string(), "at": now.as_millisecond(), "content": [{ "type": "text", "text": given.text }] });
+    /// Writes down what the user said, `at` that time.
+    fn remember(&self, given: &Given, at: jiff::Timestamp) {
+        let line = json!({ "type": "user", "id": given.name, "timestamp": at.to_string(), "at": at.as_millisecond(), "content": [{ "type": "text", "text": given.text }] });
         let mut file = OpenOptions::new().create(true).append(true).open(&*self.file.lock().unwrap()).unwrap();
         file.write_all(format!("{line}\n").as_bytes()).unwrap();
     }
@@ -163,7 +163,7 @@ impl Cli {
 
     fn play_claude(&self, given: &Given, turn: &str) {
         let event = |event: Value| self.say(json!({ "type": "stream_event", "event": event, "parent_tool_use_id": null }));
-        self.remember(given);
+        self.remember(given, jiff::Timestamp::now());
         self.say(json!({ "type": "system", "subtype": "init" }));
         event(json!({ "type": "message_start", "message": { "id": turn } }));
         event(json!({ "type": "content_block_start", "index": 0, "content_block": { "type": "text", "text": "" } }));
@@ -212,7 +212,7 @@ impl Cli {
             params["threadId"] = thread.clone().into();
             self.say(json!({ "method": method, "params": params }));
         };
-        self.remember(given);
+        self.remember(given, jiff::Timestamp::now());
         self.say(json!({ "id": given.request, "result": { "turn": { "id": turn } } }));
         notify("turn/started", json!({ "turn": { "id": turn } }));
         let user = json!({ "type": "userMessage", "id": format!("{turn}-user"), "clientId": given.name, "content": [{ "type": "text", "text": given.text }] });
@@ -252,7 +252,7 @@ impl Cli {
     }
 
     fn play_gemini(&self, given: &Given) {
-        self.remember(given);
+        self.remember(given, jiff::Timestamp::now());
         let session = self.session.lock().unwrap().clone();
         self.answer(given, |piece| {
             let update = json!({ "sessionUpdate": "agent_message_chunk", "content": { "type": "text", "text": piece } });
@@ -280,13 +280,14 @@ impl Cli {
     }
 
     fn play_pi(&self, given: &Given) {
-        let now = jiff::Timestamp::now().as_millisecond();
+        let at = jiff::Timestamp::now();
+        let now = at.as_millisecond();
         // Its file is written with its first answer.
         let written = self.file.lock().unwrap().exists();
         self.say(json!({ "type": "agent_start" }));
         self.say(json!({ "type": "turn_start" }));
         if written {
-            self.remember(given);
+            self.remember(given, at);
         }
         let content = json!([{ "type": "text", "text": given.text }]);
         self.say(json!({ "type": "message_start", "message": { "role": "user", "content": content, "timestamp": now } }));
@@ -296,7 +297,7 @@ impl Cli {
         update(json!({ "type": "text_end", "contentIndex": 0, "content": said }));
         self.say(json!({ "type": "message_end", "message": { "role": "assistant", "stopReason": "stop", "timestamp": now + 1, "usage": {} } }));
         if !written {
-            self.remember(given);
+            self.remember(given, at);
         }
         self.say(json!({ "type": "turn_end" }));
         self.say(json!({ "type": "agent_end", "messages": [] }));

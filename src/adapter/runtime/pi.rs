@@ -131,8 +131,9 @@ pub struct Pi {
     /// Calls that run, with what they have printed.
     tools: HashMap<String, String>,
     used: HashSet<String>,
-    /// When the last thing was said by a user in the history that was resumed: milliseconds since 1970.
-    last_said: Option<i64>,
+    /// What users said in the history that was resumed and was not found to be an input yet, in
+    /// order: when, in milliseconds since 1970, and the text.
+    history: Vec<(i64, String)>,
     /// An input was accepted, and no run began.
     accepted: bool,
     /// One was to join a run that was stopped, and stays where it is.
@@ -240,8 +241,8 @@ impl Pi {
         let failed = m["success"] == false;
         match (text(m, "/command"), text(m, "/id")) {
             ("get_messages", _) => {
-                let mut messages = m["data"]["messages"].as_array().into_iter().flatten();
-                self.last_said = messages.rfind(|m| m["role"] == "user").and_then(|m| m["timestamp"].as_i64());
+                let messages = m["data"]["messages"].as_array().into_iter().flatten().filter(|m| m["role"] == "user");
+                self.history = messages.filter_map(|m| Some((m["timestamp"].as_i64()?, text_of(&m["content"])))).collect();
             }
             ("get_state", _) if failed => out.push(Action::Broken(format!("pi gave no session: {}", text(m, "/error")))),
             ("get_state", _) if !self.ready => {
@@ -442,9 +443,14 @@ impl Translator for Pi {
 
     fn look_for(&mut self, input: &Input, native_id: &str, told: bool, out: &mut Vec<Action>) {
         self.handed.look_for(native_id, input, told);
-        // What a user said last, if it was said after this was sent.
-        let last = self.last_said;
-        self.handed.after_restart(&input.input_id, RUNTIME.name, |native, _| last.is_some_and(|at| sent_at(native).is_some_and(|sent| at >= sent)), out);
+        // Inputs arrive in the order in which they were sent, and pi keeps only their time: it is the
+        // first that was said after it was sent. In the same millisecond the text decides.
+        let is_it = |(at, said): &(i64, String), sent: i64| *at > sent || *at == sent && *said == input.text;
+        let found = sent_at(native_id).and_then(|sent| self.history.iter().position(|entry| is_it(entry, sent)));
+        if let Some(found) = found {
+            self.history.drain(..=found);
+        }
+        self.handed.after_restart(&input.input_id, RUNTIME.name, |_, _| found.is_some(), out);
     }
 
     fn interrupt(&mut self, out: &mut Vec<Action>) {
@@ -500,6 +506,24 @@ fn split(said: &str) -> (Option<u16>, &str) {
 mod tests {
     use super::*;
     use crate::event::Payload;
+
+    #[test]
+    fn after_a_restart_each_message_of_the_history_is_one_input() {
+        let (mut pi, mut out) = (Pi::default(), Vec::new());
+        pi.open(Some("session"), true, &mut out);
+        let message = |at: i64, text: &str| json!({ "role": "user", "timestamp": at, "content": [{ "type": "text", "text": text }] });
+        let messages = json!([message(50, "before"), message(100, "first"), message(200, "made of the second")]);
+        pi.read(json!({ "type": "response", "command": "get_messages", "success": true, "data": { "messages": messages } }).to_string().as_bytes(), &mut out);
+        let mut arrived = |text: &str, sent: i64| {
+            let mut out = Vec::new();
+            pi.look_for(&Input::new(text.into(), text.into()), &timed_id(sent, [0; 14]), true, &mut out);
+            out.iter().any(|a| matches!(a, Action::Delivered { .. }))
+        };
+        assert!(arrived("first", 100), "in the same millisecond");
+        assert!(!arrived("other", 200), "another text in the same millisecond");
+        assert!(arrived("second", 150));
+        assert!(!arrived("third", 160), "nothing is left for it");
+    }
 
     #[test]
     fn the_first_input_is_delivered_once_its_file_has_it() {
