@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
+use crate::base::settings::check_session_id;
+
 /// Keys out of reach, every model call checked and audited.
 #[derive(Debug, Parser)]
 #[command(name = "outrigger", version, about, long_about = None)]
@@ -66,6 +68,21 @@ pub enum Command {
     Version,
 }
 
+/// `127.0.0.1:3100`, or `localhost:3100`.
+fn address(text: &str) -> Result<SocketAddr, String> {
+    let parsed = text.replace("localhost", "127.0.0.1").parse();
+    parsed.map_err(|_| "expected an address with a port from 1 to 65535, such as `127.0.0.1:3100`".to_owned())
+}
+
+fn session_id(text: &str) -> Result<String, String> {
+    check_session_id(text).map(|()| text.to_owned())
+}
+
+/// The first of five.
+fn first_port(text: &str) -> Result<u16, String> {
+    text.parse().ok().filter(|port| (1..=65_531).contains(port)).ok_or_else(|| "expected a port from 1 to 65531: the four behind it are used too".to_owned())
+}
+
 #[derive(Debug, clap::Args)]
 pub struct Completions {
     pub shell: clap_complete::Shell,
@@ -80,7 +97,7 @@ pub struct Sidecar {
     #[arg(long)]
     pub check: bool,
     /// The session that audit records and budgets belong to
-    #[arg(long, value_name = "ID", env = "SESSION_ID")]
+    #[arg(long, value_name = "ID", env = "SESSION_ID", value_parser = session_id)]
     pub session_id: Option<String>,
 }
 
@@ -101,10 +118,10 @@ pub struct Adapter {
     #[arg(long, value_name = "DIR")]
     pub journal: Option<PathBuf>,
     /// Where events are served; 127.0.0.1:3100 without it
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = address)]
     pub stream: Option<SocketAddr>,
     /// Where input is taken; 127.0.0.1:8788 without it
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = address)]
     pub input: Option<SocketAddr>,
     /// The sidecar; http://127.0.0.1:11432 without it
     #[arg(long, value_name = "URL")]
@@ -179,6 +196,7 @@ pub struct Run {
 
 #[derive(Debug, clap::Args)]
 pub struct Runtimes {
+    /// Print it as a JSON array
     #[arg(long)]
     pub json: bool,
 }
@@ -188,7 +206,7 @@ pub struct Up {
     #[command(flatten)]
     pub session: SessionFlags,
     /// The first of five ports: console and events, input, proxy, its admin port, scripted provider
-    #[arg(long, value_name = "PORT", default_value_t = 3100)]
+    #[arg(long, value_name = "PORT", default_value_t = 3100, value_parser = first_port)]
     pub port: u16,
     /// Where keys, audit and session are kept
     #[arg(long, value_name = "DIR", default_value = ".outrigger")]
@@ -236,7 +254,7 @@ A prompt that says `rehearse:<scene>` picks its answer:
 #[command(after_help = SCENES_HELP)]
 pub struct Rehearse {
     /// Where to listen; loopback only
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:4010")]
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:4010", value_parser = address)]
     pub listen: SocketAddr,
     /// What to answer (YAML or JSON); without it, the shell tool is called once and its output repeated
     #[arg(long, value_name = "FILE")]
@@ -270,7 +288,7 @@ pub struct AuditVerify {
 #[derive(Debug, clap::Args)]
 pub struct Healthcheck {
     /// The admin address of the sidecar, or the adapter's (127.0.0.1:3100)
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9091")]
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9091", value_parser = address)]
     pub address: SocketAddr,
     /// What is asked for; `/health` of an adapter
     #[arg(long, value_name = "PATH", default_value = "/readyz")]

@@ -1,4 +1,5 @@
-//! Outrigger: the sidecar that a coding-agent pod cannot do without.
+//! Outrigger: a sidecar that keeps provider keys out of coding-agent containers, and an adapter that
+//! turns any coding CLI into one stream of events.
 //!
 //! Looking for X? Open Y.
 //!

@@ -15,7 +15,7 @@ use serde_json::Value;
 use super::journal::Retention;
 use super::process;
 use super::runtime::{Env, Mcp, Permissions, Runtime, registry};
-use crate::base::settings::{Problems, Section, did_you_mean, parse_yaml, placed};
+use crate::base::settings::{self, Problems, Section, check_session_id, did_you_mean, looks_like_a_key, parse_yaml, placed, shown};
 use crate::base::token::Token;
 
 /// A session, as it was asked for.
@@ -114,7 +114,7 @@ pub struct Flags {
 /// Every problem, with its path in the file or the variable's name.
 pub fn load(path: Option<&Path>, flags: &Flags, env: Env<'_>) -> Result<Config, Vec<String>> {
     let text = match path {
-        Some(path) => std::fs::read_to_string(path).map_err(|e| vec![format!("cannot read it: {e}")])?,
+        Some(path) => settings::read(path).map_err(|e| vec![e])?,
         None => String::new(),
     };
     parse(&text, flags, env)
@@ -157,7 +157,8 @@ fn config(value: Value, flags: &Flags, env: Env<'_>, problems: &Problems) -> Opt
     let name = flags.runtime.clone().or(resume.as_ref().map(|(runtime, _)| runtime.clone())).or(chosen).unwrap_or_else(|| registry::ALL[0].id.into());
     let agent = agents.remove(&name).unwrap_or_default();
     let id = agent.adapter.clone().unwrap_or_else(|| name.clone());
-    let runtime = registry::find(&id).unwrap_or_else(|| {
+    let found = registry::find(&id);
+    let runtime = found.unwrap_or_else(|| {
         let place = if flags.runtime.is_some() { "--runtime" } else { "agents.defaultRuntime" };
         problems.add(place, registry::unknown(&id));
         registry::ALL[0]
@@ -174,10 +175,10 @@ fn config(value: Value, flags: &Flags, env: Env<'_>, problems: &Problems) -> Opt
         durable: true,
     };
     let permissions = permissions(&mut session, flags, problems);
-    if permissions != Permissions::Allow && !runtime.capabilities.permissions {
+    if permissions != Permissions::Allow && !runtime.capabilities.permissions && found.is_some() {
         let able: Vec<_> = registry::ALL.iter().filter(|r| r.capabilities.permissions).map(|r| format!("`{}`", r.id)).collect();
         problems.add(
-            "session.permissions",
+            if flags.permissions.is_some() { "--permissions" } else { "session.permissions" },
             format!("{} has no permissions: every tool of it runs; allowed with it: `allow` (runtimes that ask: {})", runtime.name, able.join(", ")),
         );
     }
@@ -189,13 +190,21 @@ fn config(value: Value, flags: &Flags, env: Env<'_>, problems: &Problems) -> Opt
     let idle_in_file = session.duration("idleTimeout");
     let turns_in_file = session.integer("maxTurns", 1, 1_000_000);
     let allow_env = session.strings("allowEnv").unwrap_or_default();
-    let agent_env = agent_env(problems, &name, agent.env.clone(), &allow_env, env);
+    let agent_env = agent_env(problems, &name, agent.env.clone(), &allow_env, env, &mut warnings);
+    for name in allow_env.iter().filter(|name| process::holds_a_key(name) && env(name).is_some_and(|value| !process::is_placeholder(&value))) {
+        warnings.push(format!("`session.allowEnv`: the agent can read what `{name}` holds, and so can whoever leads it astray"));
+    }
+    let session_id = flags.session_id.clone().or_else(|| env("SESSION_ID"));
+    if let Some(Err(why)) = session_id.as_deref().map(check_session_id) {
+        problems.add(if flags.session_id.is_some() { "--session-id" } else { "SESSION_ID" }, why);
+    }
     let program = agent.program.clone();
+    let workdir = flags.workdir.clone().or_else(|| env("WORKSPACE_DIR").map(PathBuf::from)).unwrap_or_else(|| ".".into());
     let journal = flags.journal.clone().or(journal).unwrap_or_else(|| PathBuf::from("/var/lib/outrigger/session"));
     let home = session.string("home").map(PathBuf::from);
     let home = flags.home.clone().or(home).unwrap_or_else(|| journal.join("home"));
     let config = Config {
-        session_id: flags.session_id.clone().or_else(|| env("SESSION_ID")),
+        session_id,
         runtime,
         program,
         model: String::new(),
@@ -203,7 +212,8 @@ fn config(value: Value, flags: &Flags, env: Env<'_>, problems: &Problems) -> Opt
         prompt: flags.prompt.clone().or_else(|| env("AGENT_PROMPT")),
         resume: resume.map(|(_, id)| id),
         oneshot,
-        workdir: flags.workdir.clone().or_else(|| env("WORKSPACE_DIR").map(PathBuf::from)).unwrap_or_else(|| std::env::current_dir().unwrap_or_default()),
+        // The CLI is started in it, and told its name: relative, it would be looked for in itself.
+        workdir: std::path::absolute(&workdir).unwrap_or(workdir),
         env: agent_env,
         allow_env,
         inherit_env: !flags.clean_env,
@@ -229,9 +239,11 @@ fn config(value: Value, flags: &Flags, env: Env<'_>, problems: &Problems) -> Opt
         warnings,
     };
     if !config.workdir.is_dir() {
-        problems.add("", format!("the workspace `{}` is not a directory", config.workdir.display()));
+        let place = if flags.workdir.is_some() { "--workdir" } else { "WORKSPACE_DIR" };
+        problems.add(place, format!("{} is not a directory", shown(&config.workdir.to_string_lossy())));
     }
-    with_model(config, &agent, flags, env, problems)
+    // Of a runtime that nobody knows there is no model to speak of.
+    if found.is_some() { with_model(config, &agent, flags, env, problems) } else { None }
 }
 
 fn agents(root: &mut Section, warnings: &mut Vec<String>) -> (Option<String>, bool, BTreeMap<String, Agent>) {
@@ -260,6 +272,7 @@ fn agents(root: &mut Section, warnings: &mut Vec<String>) -> (Option<String>, bo
             // A file of another project may have more.
             warnings.push(format!("`agents.agentRuntimes.{name}` is not used: {}", registry::unknown(id)));
         }
+        check_models(&s, &agent);
         agents.insert(name, agent);
     }
     if !credentials.is_empty() {
@@ -268,13 +281,24 @@ fn agents(root: &mut Section, warnings: &mut Vec<String>) -> (Option<String>, bo
     (chosen, batch, agents)
 }
 
+/// The models of tiers and of the map are looked at before a session needs one.
+fn check_models(s: &Section, agent: &Agent) {
+    let is_model =
+        |model: &String| agent.map.contains_key(model) || model.split_once('/').is_some_and(|(provider, name)| !provider.is_empty() && !name.is_empty());
+    for (key, models) in [("modelTiers", &agent.tiers), ("modelMap", &agent.map)] {
+        for (name, model) in models.iter().filter(|(_, model)| !is_model(model)) {
+            s.add(&format!("{key}.{name}"), format!("{} is not a model such as `anthropic/claude-sonnet-5-5`", shown(model)));
+        }
+    }
+}
+
 /// `${NAME}` as a whole value is taken from the environment.
 fn expanded(problems: &Problems, path: &str, vars: BTreeMap<String, String>, env: Env<'_>) -> Vec<(String, String)> {
     let expand = |(name, value): (String, String)| {
         let Some(variable) = value.strip_prefix("${").and_then(|v| v.strip_suffix('}')) else { return Some((name, value)) };
         let found = env(variable);
         if found.is_none() {
-            problems.add(&format!("{path}.{name}"), format!("the variable `{variable}` is not set"));
+            problems.add(&format!("{path}.{name}"), format!("the variable {} is not set in the environment of the adapter", shown(variable)));
         }
         found.map(|value| (name, value))
     };
@@ -282,13 +306,24 @@ fn expanded(problems: &Problems, path: &str, vars: BTreeMap<String, String>, env
 }
 
 /// What the chosen runtime's `env` gives the CLI.
-fn agent_env(problems: &Problems, runtime: &str, vars: BTreeMap<String, String>, allowed: &[String], env: Env<'_>) -> Vec<(String, String)> {
+fn agent_env(
+    problems: &Problems,
+    runtime: &str,
+    vars: BTreeMap<String, String>,
+    allowed: &[String],
+    env: Env<'_>,
+    warnings: &mut Vec<String>,
+) -> Vec<(String, String)> {
     let path = format!("agents.agentRuntimes.{runtime}.env");
     let vars = expanded(problems, &path, vars, env);
     for (name, value) in &vars {
-        if process::holds_a_key(name) && !process::is_placeholder(value) && !allowed.contains(name) {
-            let what = "a provider's key must not reach the agent; the sidecar adds it to what the agent asks (if it is none: `session.allowEnv`)";
-            problems.add(&format!("{path}.{name}"), what);
+        let place = format!("{path}.{name}");
+        if name.is_empty() || name.contains(['=', '\0', ' ']) || value.contains('\0') {
+            problems.add(&place, "is not a variable: its name is empty or has a space or `=` in it, or its value has a zero byte");
+        } else if (process::holds_a_key(name) || looks_like_a_key(value)) && !process::is_placeholder(value) && !allowed.contains(name) {
+            problems.add(&place, "looks like a key, and a provider's key must not reach the agent: the sidecar adds it to what the agent asks\nhint: take it out; if it opens something else, name the variable in `session.allowEnv`");
+        } else if process::reroutes(name) {
+            warnings.push(format!("`{place}` does not reach the CLI: it could lead past the sidecar"));
         }
     }
     vars
@@ -296,16 +331,25 @@ fn agent_env(problems: &Problems, runtime: &str, vars: BTreeMap<String, String>,
 
 fn project(root: &mut Section, problems: &Problems, env: Env<'_>) -> (Vec<String>, BTreeMap<String, Mcp>) {
     let Some(mut project) = root.section("project") else { return Default::default() };
-    let allowed = project.strings("allowedTools").unwrap_or_default();
-    for (i, tool) in allowed.iter().enumerate() {
-        let name = tool.split_once('(').map_or(tool.as_str(), |(name, _)| name);
+    let allowed = project.items("allowedTools").unwrap_or_default();
+    for (place, tool) in &allowed {
+        let (name, pattern) = tool.split_once('(').map_or((tool.as_str(), None), |(name, pattern)| (name, Some(pattern)));
         if !TOOLS.contains(&name) && !name.starts_with("mcp__") {
             let meant = did_you_mean(name, TOOLS.iter().copied());
-            project.add(&format!("allowedTools[{i}]"), format!("`{name}` is not a tool{meant}; known: `{}`, `mcp__<server>__<tool>`", TOOLS.join("`, `")));
+            project.add(place, format!("{} is not a tool{meant}; known: `{}`, `mcp__<server>__<tool>`", shown(name), TOOLS.join("`, `")));
+        } else if pattern.is_some_and(|pattern| !pattern.ends_with(')')) {
+            project.add(place, format!("{} has no `)` at its end, as in `Bash(git *)`", shown(tool)));
         }
     }
+    let allowed = allowed.into_iter().map(|(_, tool)| tool).collect();
     let mut servers = BTreeMap::new();
     for (name, mut s) in project.entries("mcpServers") {
+        if s.is_no_mapping() {
+            continue;
+        }
+        if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-".contains(&b)) {
+            s.add("", "a tool server's name has letters, digits, `_` and `-`: it stands in the names of its tools");
+        }
         let (command, url) = (s.value("command"), s.string("url"));
         let (args, kind) = (s.strings("args").unwrap_or_default(), s.string("type"));
         // A tool server's own credentials are the project's affair.
@@ -314,16 +358,25 @@ fn project(root: &mut Section, problems: &Problems, env: Env<'_>) -> (Vec<String
             expanded(problems, &s.path(key), texts, env).into_iter().collect()
         };
         let server = match (command, url, kind.as_deref()) {
-            (Some(Value::String(program)), None, None | Some("stdio" | "local")) => {
+            (Some(Value::String(program)), None, None | Some("stdio" | "local")) if !program.is_empty() => {
                 Mcp::Local { command: std::iter::once(program).chain(args).collect(), env: vars(&mut s, "env") }
             }
             (Some(Value::Array(words)), None, None | Some("stdio" | "local")) if words.iter().all(Value::is_string) && !words.is_empty() => {
                 let command = words.iter().filter_map(|w| w.as_str().map(str::to_owned)).chain(args).collect();
                 Mcp::Local { command, env: vars(&mut s, "env") }
             }
-            (None, Some(url), None | Some("http" | "sse" | "remote")) => Mcp::Remote { url, headers: vars(&mut s, "headers") },
+            (None, Some(url), None | Some("http" | "sse" | "remote")) => {
+                let is_http = url.parse::<hyper::Uri>().is_ok_and(|uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some());
+                if !is_http || url.contains('@') {
+                    s.add("url", format!("{} is not an address such as `https://tools.example/mcp`, without user and password", shown(&url)));
+                }
+                Mcp::Remote { url, headers: vars(&mut s, "headers") }
+            }
             _ => {
-                s.add("", "a tool server has either a `command` (with `args` and `env`) or a `url` (with `headers`)");
+                let (_, _) = (s.value("env"), s.value("headers"));
+                if !s.is_troubled() {
+                    s.add("", "a tool server has either a `command` (with `args` and `env`) or a `url` (with `headers`)");
+                }
                 continue;
             }
         };
@@ -378,13 +431,15 @@ fn mode(env: Env<'_>, batch: bool, problems: &Problems) -> bool {
 
 fn ports(root: &mut Section, flags: &Flags) -> (Wall, SocketAddr, SocketAddr) {
     let mut wall = Wall::default();
+    // Token files that are named and cannot be read: that is said already.
+    let mut given = [false; 2];
     let (mut stream, mut input) = (SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 3100), SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 8788));
     if let Some(mut s) = root.section("listen") {
         for (key, slot) in [("stream", &mut stream), ("input", &mut input)] {
             if let Some(text) = s.string(key) {
                 match text.replace("localhost", "127.0.0.1").parse() {
                     Ok(address) => *slot = address,
-                    Err(_) => s.add(key, format!("`{text}` is not an address such as `127.0.0.1:3100`")),
+                    Err(_) => s.add(key, format!("{} is not an address with a port from 1 to 65535, such as `127.0.0.1:3100`", shown(&text))),
                 }
             }
         }
@@ -393,17 +448,14 @@ fn ports(root: &mut Section, flags: &Flags) -> (Wall, SocketAddr, SocketAddr) {
                 *slot = Token::read(Path::new(&file)).map_err(|e| s.add(key, e)).ok();
             }
         }
-        wall.hosts = s.strings("hosts").unwrap_or_default().into_iter().map(|h| h.to_ascii_lowercase()).collect();
-        for host in wall.hosts.iter().filter(|h| h.is_empty() || h.contains([':', '*', '/'])) {
-            s.add("hosts", format!("`{host}` is not a name such as `agent.example`; every port of it is served"));
-        }
-        wall.origins = s.strings("origins").unwrap_or_default();
-        for origin in &wall.origins {
-            let host = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://")).unwrap_or_default();
-            if host.is_empty() || host.contains(['/', '*']) {
-                s.add("origins", format!("`{origin}` is not an origin such as `https://ui.example`, without a path"));
+        wall.hosts = s.hosts("hosts");
+        for (place, origin) in s.items("origins").unwrap_or_default() {
+            if let Err(why) = check_origin(&origin) {
+                s.add(&place, why);
             }
+            wall.origins.push(origin);
         }
+        given = ["readTokenFile", "writeTokenFile"].map(|key| s.is_wrong(key));
         if wall.read.is_some() && wall.read == wall.write {
             s.add("writeTokenFile", "it holds the read token; whoever may read could write");
         }
@@ -413,14 +465,29 @@ fn ports(root: &mut Section, flags: &Flags) -> (Wall, SocketAddr, SocketAddr) {
     // Whoever reads the stream sees the workspace, and whoever writes runs commands in it.
     for (key, address) in [("stream", stream), ("input", input)] {
         let needed = if key == "stream" { wall.read.is_some() && wall.write.is_some() } else { wall.write.is_some() };
-        if !address.ip().is_loopback() && !needed {
+        if !address.ip().is_loopback() && !needed && given == [false; 2] {
             root.add(
                 &format!("listen.{key}"),
                 format!("`{address}` can be reached by others, and nothing says who may; name files with tokens in `listen.readTokenFile` and `listen.writeTokenFile` (`openssl rand -hex 32` writes one), or listen on `127.0.0.1`"),
             );
         }
     }
+    if stream.port() == input.port() && stream.port() != 0 && stream.ip() == input.ip() && flags.stream.is_none() {
+        root.add("listen.input", format!("is the address of `listen.stream`, `{stream}`; choose another"));
+    }
     (wall, stream, input)
+}
+
+/// Whether a page of this origin can be named.
+///
+/// # Errors
+/// Why it is no origin.
+pub fn check_origin(origin: &str) -> Result<(), String> {
+    let host = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://")).unwrap_or_default();
+    if host.is_empty() || host.contains(['/', '*', '@', '?', '#', ' ']) {
+        return Err(format!("{} is not an origin such as `https://ui.example` or `http://localhost:5173`, without a path", shown(origin)));
+    }
+    Ok(())
 }
 
 /// Its address, what it is shown as a key, and the file that holds this.
@@ -436,9 +503,16 @@ fn sidecar(root: &mut Section, flags: &Flags, env: Env<'_>) -> (String, String, 
             }
         }
     }
-    let url = flags.sidecar.clone().or_else(|| env("OUTRIGGER_SIDECAR_URL")).or(url).unwrap_or_else(|| "http://127.0.0.1:11432".into());
-    if !url.starts_with("http://") || url.len() < 8 {
-        root.add("sidecar.url", format!("`{url}` is not an address such as `http://127.0.0.1:11432`"));
+    let (place, url) = if let Some(url) = flags.sidecar.clone() {
+        ("--sidecar", url)
+    } else if let Some(url) = env("OUTRIGGER_SIDECAR_URL") {
+        ("OUTRIGGER_SIDECAR_URL", url)
+    } else {
+        ("sidecar.url", url.unwrap_or_else(|| "http://127.0.0.1:11432".into()))
+    };
+    let plain = |uri: &hyper::Uri| uri.scheme_str() == Some("http") && uri.path().trim_end_matches('/').is_empty() && uri.query().is_none();
+    if url.contains('@') || !url.parse::<hyper::Uri>().is_ok_and(|uri| plain(&uri)) {
+        root.add(place, format!("{} is not an address such as `http://127.0.0.1:11432`, without a path", shown(&url)));
     }
     (url.trim_end_matches('/').to_owned(), key, key_file)
 }
@@ -476,29 +550,35 @@ fn with_model(mut config: Config, agent: &Agent, flags: &Flags, env: Env<'_>, pr
             let model = agent.tiers.get(tier);
             if model.is_none() {
                 let known: Vec<_> = agent.tiers.keys().map(|t| format!("`{t}`")).collect();
-                problems.add("modelTiers", format!("there is no tier `{tier}` for `{}`; known: {}", runtime.id, known.join(", ")));
+                let known = if known.is_empty() { format!("none; tiers stand in `agents.agentRuntimes.{}.modelTiers`", runtime.id) } else { known.join(", ") };
+                problems.add("--tier", format!("{} is not a tier of `{}`; known: {known}", shown(tier), runtime.id));
             }
             model.cloned()
         }
         None => None,
     };
-    let model = flags
-        .model
-        .clone()
-        .or_else(|| (runtime.model_in_env)(env))
-        .or(tier)
-        .or_else(|| agent.model.clone())
-        .unwrap_or_else(|| runtime.default_model.to_owned());
+    let of_agent = format!("agents.agentRuntimes.{}.model", runtime.id);
+    let said = [
+        ("--model", flags.model.clone()),
+        ("the environment's model", (runtime.model_in_env)(env)),
+        ("--tier", tier),
+        (of_agent.as_str(), agent.model.clone()),
+    ];
+    let (place, model) =
+        said.into_iter().find_map(|(place, model)| Some((place, model?))).unwrap_or_else(|| ("the runtime's model", runtime.default_model.to_owned()));
     config.native_model = agent.map.get(&model).cloned().unwrap_or_else(|| model.clone());
     let reachable = config.native_model.split_once('/').is_some_and(|(provider, name)| runtime.providers.contains(&provider) && !name.is_empty());
     if !reachable {
+        let provider = config.native_model.split_once('/').map_or("", |(provider, _)| provider);
+        let near = did_you_mean(provider, runtime.providers.iter().copied());
+        let meant = match crate::catalogue::provider_of(&model).filter(|provider| runtime.providers.contains(provider)) {
+            Some(provider) => format!("; did you mean `{provider}/{model}`?"),
+            None => near,
+        };
+        let (some, providers) = (if runtime.providers.len() == 1 { "the provider" } else { "one of the providers" }, runtime.providers.join("`, `"));
         problems.add(
-            "model",
-            format!(
-                "`{model}` is no model that `{}` can reach; it is `<provider>/<model>`, with one of the providers `{}`",
-                runtime.id,
-                runtime.providers.join("`, `")
-            ),
+            place,
+            format!("{} is not a model that `{}` can reach: it is `<provider>/<model>`, with {some} `{providers}`{meant}", shown(&model), runtime.id),
         );
         return None;
     }
@@ -576,6 +656,12 @@ session: {idle_timeout: 5m, max_steps: 7, permissions: ask}
     }
 
     #[test]
+    fn a_relative_workspace_is_made_absolute() {
+        let config = with("", &Flags { workdir: Some("src".into()), ..Flags::default() }, &[]).unwrap();
+        assert_eq!(config.workdir, std::env::current_dir().unwrap().join("src"));
+    }
+
+    #[test]
     fn every_mistake_is_reported() {
         let bad = "agents: {defaultRuntime: nope, agentRuntimes: {nope: {env: {OPENAI_API_KEY: sk-1234}}, other: {env: {A: '${UNSET}'}}}}\nsession: {permissions: maybe, maxSteps: 0}\nlisten: {stream: '0.0.0.0:3100', hosts: ['a:1'], origins: ['https://a/']}\nwhat: 1\n";
         let problems = with(bad, &Flags::default(), &[("SESSION_MODE", "x"), ("MAX_TURNS", "-1")]).unwrap_err();
@@ -585,8 +671,8 @@ session: {idle_timeout: 5m, max_steps: 7, permissions: ask}
             "`session.permissions`",
             "`session.maxSteps`",
             "`listen.stream`",
-            "`listen.hosts`",
-            "`listen.origins`",
+            "`listen.hosts[0]`",
+            "`listen.origins[0]`",
             "`what`",
             "SESSION_MODE",
             "MAX_TURNS",
@@ -594,6 +680,27 @@ session: {idle_timeout: 5m, max_steps: 7, permissions: ask}
             assert!(problems.iter().any(|p| p.contains(part)), "{part}: {problems:#?}");
         }
         assert!(!problems.iter().any(|p| p.contains("sk-1234") || p.contains("UNSET")), "a key is not repeated; another runtime's mistakes are its own");
+        let one = |text: &str, flags: &Flags, vars: &[(&str, &str)]| {
+            let all = with(text, flags, vars).unwrap_err();
+            assert_eq!(all.len(), 1, "{all:#?}");
+            all[0].clone()
+        };
+        let said = one("", &Flags { model: Some("claude-sonnet-5-5".into()), ..Flags::default() }, &[]);
+        assert!(said.starts_with("`--model`: ") && said.ends_with("did you mean `anthropic/claude-sonnet-5-5`?"), "{said}");
+        let said = one("agents: {agentRuntimes: {opencode: {modelTiers: {heavy: opus}}}}", &Flags::default(), &[]);
+        assert!(said.starts_with("`agents.agentRuntimes.opencode.modelTiers.heavy` (line 1): `opus` is not a model"), "{said}");
+        let said = one("", &Flags { tier: Some("heavy".into()), ..Flags::default() }, &[]);
+        assert!(said.contains("known: none; tiers stand in"), "{said}");
+        let said = one("agents: {agentRuntimes: {opencode: {env: {MY: sk-ant-api03-secret1}}}}", &Flags::default(), &[]);
+        assert!(said.contains("looks like a key") && !said.contains("secret1"), "{said}");
+        let said = one("", &Flags::default(), &[("OUTRIGGER_SIDECAR_URL", "http://u:p@host")]);
+        assert_eq!(said, "`OUTRIGGER_SIDECAR_URL`: `http://***@host` is not an address such as `http://127.0.0.1:11432`, without a path");
+        let said = one("project: {mcpServers: {a: {comand: x}}}", &Flags::default(), &[]);
+        assert!(said.contains("did you mean `command`?"), "{said}");
+        let said = one("project: {allowedTools: [Read, 'Bash(git *']}", &Flags::default(), &[]);
+        assert!(said.starts_with("`project.allowedTools[1]` (line 1): `Bash(git *` has no `)`"), "{said}");
+        let said = one("", &Flags { runtime: Some("opncode".into()), model: Some("z".into()), ..Flags::default() }, &[]);
+        assert!(said.contains("did you mean `opencode`?"), "{said}");
         let problems = with("", &Flags { model: Some("nope/x".into()), ..Flags::default() }, &[]).unwrap_err();
         assert!(problems[0].contains("`nope/x`") && problems[0].contains("`anthropic`"), "{problems:?}");
     }

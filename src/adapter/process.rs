@@ -290,7 +290,7 @@ pub fn is_placeholder(value: &str) -> bool {
 }
 
 /// What a provider is reached by; nothing that came from elsewhere may point a CLI past the sidecar.
-fn reroutes(name: &str) -> bool {
+pub fn reroutes(name: &str) -> bool {
     let name = name.to_ascii_uppercase();
     let leads = ["OPENCODE_", "CODEX_", "PI_", "CLAUDE_CODE_USE_", "GOOGLE_GENAI_USE_", "GEMINI_CLI_", "GEMINI_DEBUG_"];
     PROVIDERS.iter().any(|p| name.starts_with(p)) && name.ends_with("_BASE_URL")

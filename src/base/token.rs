@@ -7,6 +7,8 @@ use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
+use super::settings::shown;
+
 /// Shortest that is taken: 32 random bytes are 43 characters of base64 and 64 of hex, and
 /// whoever writes fewer than 32 characters has not drawn 32 bytes.
 const MIN_LENGTH: usize = 32;
@@ -46,12 +48,12 @@ impl Token {
     /// # Errors
     /// Why the file holds no token; never its content.
     pub fn read(file: &Path) -> Result<Token, String> {
-        let bytes = Zeroizing::new(std::fs::read(file).map_err(|e| format!("cannot read `{}`: {e}", file.display()))?);
+        let bytes = Zeroizing::new(std::fs::read(file).map_err(|e| format!("cannot read {}: {e}", shown(&file.to_string_lossy())))?);
         let text = bytes.trim_ascii_end();
         if !(MIN_LENGTH..=MAX_LENGTH).contains(&text.len()) || !text.iter().all(u8::is_ascii_graphic) {
             return Err(format!(
-                "`{}` holds no token: {MIN_LENGTH} to {MAX_LENGTH} visible ASCII characters (`openssl rand -hex 32` writes one)",
-                file.display()
+                "{} holds no token: {MIN_LENGTH} to {MAX_LENGTH} visible ASCII characters (`openssl rand -hex 32` writes one)",
+                shown(&file.to_string_lossy())
             ));
         }
         Ok(Token(Zeroizing::new(text.to_vec())))

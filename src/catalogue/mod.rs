@@ -8,6 +8,8 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::LazyLock;
 
+use crate::base::settings::shown;
+
 static TABLE: &str = include_str!("prices.tsv");
 
 /// Prices of one model in USD per 1,000,000 tokens.
@@ -70,6 +72,12 @@ pub fn end_of(provider: &str, model: &str) -> Option<&'static str> {
     let mut rows = TABLE.lines().map(|line| line.split('\t').collect::<Vec<_>>());
     let row = rows.find(|row| row.first() == Some(&provider) && row.get(1) == Some(&model))?;
     row.get(ENDS).copied().filter(|date| !date.is_empty())
+}
+
+/// A provider that serves a model of this name.
+pub fn provider_of(model: &str) -> Option<&'static str> {
+    let mut rows = TABLE.lines().filter(|line| !line.starts_with('#')).map(|line| line.split('\t').collect::<Vec<_>>());
+    rows.find(|row| row.get(1) == Some(&model)).and_then(|row| row.first().copied())
 }
 
 /// The column of [`end_of`].
@@ -161,7 +169,7 @@ impl Overrides {
     /// # Errors
     /// One text per broken line, with its number.
     pub fn load(path: &Path) -> Result<Self, Vec<String>> {
-        let text = std::fs::read_to_string(path).map_err(|e| vec![format!("cannot read `{}`: {e}", path.display())])?;
+        let text = std::fs::read_to_string(path).map_err(|e| vec![format!("cannot read {}: {e}", shown(&path.to_string_lossy()))])?;
         let (mut rows, mut problems) = (Table::default(), Vec::new());
         for (i, line) in text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty() && !l.starts_with('#')) {
             match parse(line) {
@@ -169,7 +177,7 @@ impl Overrides {
                     let models: &mut HashMap<String, Price> = rows.entry(provider.to_owned()).or_default();
                     models.insert(model.to_owned(), price);
                 }
-                None => problems.push(format!("line {}: `{line}` is not `provider<TAB>model<TAB>input<TAB>output…` in USD per 1,000,000 tokens", i + 1)),
+                None => problems.push(format!("line {} of the file is not `provider<TAB>model<TAB>input<TAB>output…` in USD per 1,000,000 tokens", i + 1)),
             }
         }
         if problems.is_empty() { Ok(Overrides(rows)) } else { Err(problems) }

@@ -1,9 +1,9 @@
 //! `outrigger adapter`: refuse to run beside a key, start, reap, end with the session.
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use super::{Exit, Signals, broken, fail, print};
+use super::{Exit, Signals, broken, fail, place, print};
 use crate::adapter::config::{self, Config, Flags};
 use crate::adapter::process;
 use crate::adapter::server::Adapter;
@@ -20,19 +20,19 @@ pub fn run(args: &cli::Adapter) -> Exit {
     let path = args.config.clone().or_else(|| Some(PathBuf::from(DEFAULT)).filter(|p| p.exists()));
     let config = match config::load(path.as_deref(), &flags(args), &|name| std::env::var(name).ok()) {
         Ok(config) => config,
-        Err(problems) => return broken(path.as_deref().unwrap_or(Path::new("the command line and the environment")), &problems),
+        Err(problems) => return broken(&place(path.as_deref()), &problems),
     };
     let keys = keys_within_reach(&config.allow_env);
     if !keys.is_empty() {
-        return broken(Path::new("the agent's container"), &keys);
+        return broken("the agent's container", &keys);
     }
     if args.check {
-        let name = path.as_deref().unwrap_or(Path::new("the command line and the environment"));
+        let name = place(path.as_deref());
         let problems = missing(&config);
         for warning in &config.warnings {
             let _ = writeln!(std::io::stderr(), "warning: {warning}");
         }
-        return if problems.is_empty() { print(&format!("`{}` is good\n", name.display())) } else { broken(name, &problems) };
+        return if problems.is_empty() { print(&format!("{name} is good\n")) } else { broken(&name, &problems) };
     }
     let hardened = harden::this_process();
     let _log = logging::start(tracing::Level::INFO, false);

@@ -62,14 +62,21 @@ pub fn print(text: &str) -> Exit {
     }
 }
 
-/// Says everything that is wrong with a configuration.
-pub fn broken(path: &Path, problems: &[String]) -> Exit {
+/// Where a configuration comes from, as it stands in a message: a file, or nothing but what the
+/// command line and the environment say.
+pub fn place(path: Option<&Path>) -> String {
+    path.map_or_else(|| "the command line and the environment".to_owned(), |path| format!("`{}`", path.display()))
+}
+
+/// Says everything that is wrong with what was given; `place` is the file that says it, or what else
+/// it came from.
+pub fn broken(place: &str, problems: &[String]) -> Exit {
     let count = match problems.len() {
         1 => "1 problem".to_owned(),
         n => format!("{n} problems"),
     };
     let list: String = problems.iter().map(|p| format!("\n  - {}", p.replace('\n', "\n    "))).collect();
-    fail(Exit::Usage, &format!("{count} in `{}`:{list}", path.display()))
+    fail(Exit::Usage, &format!("{count} in {place}:{list}"))
 }
 
 /// The signals that ask a process to end.

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use super::{Exit, fail};
+use super::{Exit, broken, fail, place};
 use crate::cli;
 use crate::rehearsal::{Rehearsal, Script};
 
@@ -16,10 +16,14 @@ pub fn run(args: &cli::Rehearse) -> Exit {
     let script = match args.script.as_deref().map(Script::load).transpose() {
         Ok(script) => script.unwrap_or_default(),
         Err(problems) => {
-            let list: String = problems.iter().map(|p| format!("\n  - {p}")).collect();
-            return fail(Exit::Usage, &format!("problems in the script:{list}"));
+            return broken(&place(args.script.as_deref()), &problems);
         }
     };
+    if let Some(log) = &args.log
+        && let Err(e) = std::fs::OpenOptions::new().create(true).append(true).open(log)
+    {
+        return fail(Exit::Usage, &format!("`--log`: `{}` cannot be written: {e}", log.display()));
+    }
     match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime.block_on(serve(args, script)),
         Err(e) => fail(Exit::Unavailable, &format!("cannot start: {e}")),

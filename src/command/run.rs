@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::OFlags;
 
 use super::adapter::{DEFAULT, keys_within_reach};
-use super::{Exit, Signals, broken, fail};
+use super::{Exit, Signals, broken, fail, place};
 use crate::adapter::config::{self, Config, Flags};
 use crate::adapter::journal::Part;
 use crate::adapter::process;
@@ -43,11 +43,11 @@ pub fn run(args: &cli::Run) -> Exit {
     let path = args.config.clone().or_else(|| Some(PathBuf::from(DEFAULT)).filter(|p| p.exists()));
     let mut config = match config::load(path.as_deref(), &flags(args, task, &dir), &|name| std::env::var(name).ok()) {
         Ok(config) => config,
-        Err(problems) => return broken(path.as_deref().unwrap_or(Path::new("the command line and the environment")), &problems),
+        Err(problems) => return broken(&place(path.as_deref()), &problems),
     };
     let keys = keys_within_reach(&config.allow_env);
     if !keys.is_empty() {
-        return broken(Path::new("the agent's environment"), &keys);
+        return broken("the agent's environment", &keys);
     }
     if let Err(e) = prepare(&args.dir, &dir) {
         return fail(Exit::Unavailable, &format!("the run cannot be kept in `{}`: {e}", dir.display()));
@@ -217,7 +217,10 @@ impl Printer {
                 let input = tool.input["command"].as_str().or(tool.input["file_path"].as_str()).map_or_else(|| tool.input.to_string(), str::to_owned);
                 self.aside(&format!("[{}] {}", tool.name, first_line(&input)));
             }
-            Payload::ToolResult(result) if result.is_error => self.aside(&format!("[failed] {}", first_line(result.output.trim()))),
+            Payload::ToolResult(result) if result.is_error => {
+                let how = result.exit_code.map_or_else(|| "failed".to_owned(), |code| format!("exit {code}"));
+                self.aside(&format!("[{how}] {}", first_line(result.output.trim())));
+            }
             Payload::Retry(retry) => self.aside(&format!("[retry {}] {}", retry.attempt, first_line(&retry.message))),
             Payload::Warning(warning) => self.aside(&format!("[warning] {}", warning.message)),
             Payload::Error(error) => self.aside(&format!("[error] {}", error.message)),

@@ -1,6 +1,6 @@
 //! `outrigger sidecar`: harden the process, start, wait for a signal, drain.
 
-use super::{Exit, Signals, broken, fail, print};
+use super::{Exit, Signals, broken, fail, place, print};
 use crate::base::{harden, logging};
 use crate::cli;
 use crate::sidecar::config::{Config, LogFormat};
@@ -9,19 +9,22 @@ use crate::sidecar::server::{self, Sidecar, StartError};
 pub fn run(args: &cli::Sidecar) -> Exit {
     // First of all: nothing that is read below may be readable to others.
     let hardened = harden::this_process();
-    let config = match server::read_config(&args.config) {
-        Ok(config) => config,
-        Err(problems) => return broken(&args.config, &problems),
+    let (config, advice) = match server::read_config(&args.config) {
+        Ok(read) => read,
+        Err(problems) => return broken(&place(Some(&args.config)), &problems),
     };
     if args.check {
         return match server::check(&config) {
-            Ok(()) => print(&format!("`{}` is good\n", args.config.display())),
-            Err(StartError::Config(problems)) => broken(&args.config, &problems),
+            Ok(()) => {
+                let advice: String = advice.iter().map(|what| format!("warning: {what}\n")).collect();
+                print(&format!("{advice}`{}` is good\n", args.config.display()))
+            }
+            Err(StartError::Config(problems)) => broken(&place(Some(&args.config)), &problems),
             Err(StartError::Unavailable(why)) => fail(Exit::Unavailable, &why),
         };
     }
     let _log = logging::start(config.log.level, config.log.format == LogFormat::Json);
-    for weakness in hardened {
+    for weakness in hardened.into_iter().chain(advice) {
         tracing::warn!("{weakness}");
     }
     keep_freed_memory();
@@ -54,7 +57,7 @@ async fn serve(args: &cli::Sidecar) -> Exit {
     };
     let sidecar = match Sidecar::start(&args.config, args.session_id.clone()).await {
         Ok(sidecar) => sidecar,
-        Err(StartError::Config(problems)) => return broken(&args.config, &problems),
+        Err(StartError::Config(problems)) => return broken(&place(Some(&args.config)), &problems),
         Err(StartError::Unavailable(why)) => return fail(Exit::Unavailable, &why),
     };
     tracing::info!(address = %sidecar.addr, admin = sidecar.admin.map(tracing::field::display), session = sidecar.shared.ledger.session(), "ready");

@@ -14,13 +14,15 @@ use serde_json::Value;
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{Exit, Signals, fail};
+use super::{Exit, Signals, broken, fail, place};
+use crate::adapter::config::{self, Flags};
 use crate::adapter::process;
 use crate::adapter::runtime::registry;
 use crate::adapter::transport::Http;
 use crate::base::settings::parse_yaml;
 use crate::base::token::random_hex;
 use crate::cli;
+use crate::sidecar::server;
 
 const START_TIME: Duration = Duration::from_secs(20);
 /// The idle time of a session that a terminal keeps open.
@@ -50,6 +52,9 @@ async fn serve(args: &cli::Up) -> Exit {
         Ok(signals) => signals,
         Err(e) => return fail(Exit::Unavailable, &format!("cannot handle signals: {e}")),
     };
+    if let Err(exit) = look_before(args) {
+        return exit;
+    }
     let layout = match lay_out(args) {
         Ok(layout) => layout,
         Err(why) => return fail(Exit::Usage, &why),
@@ -76,8 +81,8 @@ async fn serve(args: &cli::Up) -> Exit {
 
 async fn start(args: &cli::Up, layout: &Layout, children: &mut Vec<(&'static str, Child)>) -> Result<(), String> {
     // What cannot work is said before anything is started.
-    let config = adapter_config(args, layout)?;
     installed(args)?;
+    let config = adapter_config(args, layout)?;
     free(args, layout)?;
     let sidecar = match &args.sidecar_config {
         Some(config) => config.clone(),
@@ -128,6 +133,28 @@ fn installed(args: &cli::Up) -> Result<(), String> {
     let Some(runtime) = registry::find(id).filter(|_| args.adapter_config.is_none()) else { return Ok(()) };
     let program = args.program.as_ref().map_or_else(|| runtime.program.to_owned(), |p| p.display().to_string());
     process::find(&program, std::env::var_os("PATH").as_ref()).map(drop).ok_or_else(|| runtime.not_found(&program, "--program"))
+}
+
+/// Finds the mistakes of whoever starts this, before a directory is made or a process started.
+fn look_before(args: &cli::Up) -> Result<(), Exit> {
+    if let Some(path) = &args.sidecar_config {
+        server::read_config(path).map_err(|problems| broken(&place(Some(path)), &problems))?;
+    }
+    for origin in &args.origin {
+        config::check_origin(origin).map_err(|why| fail(Exit::Usage, &format!("`--origin`: {why}")))?;
+    }
+    let agent = args.session.agent.clone();
+    let flags = Flags {
+        runtime: agent.runtime,
+        model: agent.model,
+        tier: agent.tier,
+        permissions: args.session.permissions.clone(),
+        // Made only when everything else is right.
+        workdir: Some(std::env::temp_dir()),
+        ..Flags::default()
+    };
+    let path = args.adapter_config.as_deref();
+    config::load(path, &flags, &|name| std::env::var(name).ok()).map(drop).map_err(|problems| broken(&place(path), &problems))
 }
 
 /// Each port must be free: else another program would answer for us.

@@ -12,7 +12,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::{Ask, Tool, example};
-use crate::base::settings::{Problems, Section, parse_yaml, placed};
+use crate::base::settings::{self, Problems, Section, parse_yaml, placed};
 use crate::base::sync::lock;
 
 #[derive(Debug, Clone, PartialEq)]
@@ -119,8 +119,7 @@ impl Script {
     /// # Errors
     /// Every problem, with its path.
     pub fn load(path: &Path) -> Result<Script, Vec<String>> {
-        let text = std::fs::read_to_string(path).map_err(|e| vec![format!("cannot read it: {e}")])?;
-        Script::parse(&text)
+        Script::parse(&settings::read(path).map_err(|e| vec![e])?)
     }
 
     /// # Errors
@@ -131,7 +130,7 @@ impl Script {
         let steps = {
             let mut root = Section::new("", value, &problems);
             let steps: Vec<Step> = root.sections("steps").into_iter().map(|mut s| step(&mut s)).collect();
-            if steps.is_empty() {
+            if steps.is_empty() && !root.is_troubled() {
                 root.add("steps", "needs at least one step, such as `- say: hello`");
             }
             steps
@@ -321,10 +320,7 @@ fn step(s: &mut Section) -> Step {
         .sections("tools")
         .into_iter()
         .map(|mut t| Call {
-            name: t.string("name").unwrap_or_else(|| {
-                t.add("name", "is needed");
-                String::new()
-            }),
+            name: t.required("name", "`bash`").unwrap_or_default(),
             namespace: t.string("namespace"),
             input: t.value("input").unwrap_or_else(|| json!({})),
             freeform: false,
@@ -340,7 +336,7 @@ fn step(s: &mut Section) -> Step {
         stall_after: s.integer("stallAfter", 0, 1_000_000).map(|n| n as usize),
         finish: s.choice("finish", &[("done", Finish::Done), ("max_tokens", Finish::MaxTokens)]).unwrap_or(Finish::Done),
     };
-    if reply.text.is_none() && reply.calls.is_empty() && reply.reasoning.is_none() {
+    if reply.text.is_none() && reply.calls.is_empty() && reply.reasoning.is_none() && !s.is_troubled() {
         s.add("", "a step needs `say`, `tools`, `reasoning` or `error`");
     }
     Step::Reply(reply)
@@ -439,6 +435,6 @@ mod tests {
         for _ in 0..2 {
             assert!(matches!(script.next(&ask), Step::Reply(Reply { cut_after: Some(2), .. })));
         }
-        assert_eq!(Script::parse("steps:\n - {}\n - error: 200\n - {say: x, chunk: 2}\n").unwrap_err().len(), 4);
+        assert_eq!(Script::parse("steps:\n - {}\n - error: 200\n - {say: x, chunk: 2}\n").unwrap_err().len(), 3);
     }
 }

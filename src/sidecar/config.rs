@@ -3,9 +3,8 @@
 //! All problems are reported together. What may change while running (providers, grants,
 //! limits) is the [`Policy`], replaced whole; the rest is read once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,7 +17,7 @@ use super::limit::{Ledger, Limits};
 use super::provider::registry::{self, Auth, Feature, Provider};
 use super::scope::{self, Glob, Grant};
 use super::secret;
-use crate::base::settings::{Problems, Section, parse_yaml, placed};
+use crate::base::settings::{self, Problems, Section, looks_like_a_key, parse_yaml, placed, shown};
 use crate::base::token::Token;
 use crate::catalogue::Overrides;
 
@@ -117,6 +116,26 @@ pub struct BaseUrl {
     pub own: bool,
 }
 
+impl Config {
+    /// What only a restart changes, as text.
+    pub fn fixed(&self) -> Vec<(&'static str, String)> {
+        let shown = |value: &dyn std::fmt::Debug| format!("{value:?}");
+        vec![
+            ("listen", shown(&self.listen)),
+            ("admin", shown(&self.admin)),
+            ("hosts", shown(&self.hosts)),
+            ("secretsDir", shown(&self.secrets_dir)),
+            ("audit", shown(&self.audit)),
+            ("timeouts", shown(&self.timeouts)),
+            ("tls.caFile", shown(&self.ca_file)),
+            ("workers", shown(&self.workers)),
+            ("connections", shown(&self.connections)),
+            ("sessionId", shown(&self.session_id)),
+            ("log", shown(&self.log)),
+        ]
+    }
+}
+
 impl Policy {
     /// Gives each grant its limiter, with what it has spent. Parsing does not: a file that is
     /// refused must change nothing.
@@ -140,24 +159,7 @@ pub struct Loaded {
 /// # Errors
 /// Every problem, with its path in the file.
 pub fn load(path: &Path) -> Result<Loaded, Vec<String>> {
-    let bytes = read(path).map_err(|e| vec![format!("cannot read it: {e}")])?;
-    parse(&String::from_utf8_lossy(&bytes))
-}
-
-/// Largest configuration that is read.
-const MAX_FILE: u64 = 4 << 20;
-
-/// The file's bytes.
-///
-/// # Errors
-/// The file system's, or the file is too large to be a configuration.
-pub fn read(path: &Path) -> std::io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    std::fs::File::open(path)?.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > MAX_FILE {
-        return Err(std::io::Error::other(format!("it is larger than {} MiB", MAX_FILE >> 20)));
-    }
-    Ok(bytes)
+    parse(&settings::read(path).map_err(|e| vec![e])?)
 }
 
 /// # Errors
@@ -172,8 +174,8 @@ pub fn parse(text: &str) -> Result<Loaded, Vec<String>> {
     let problems = Problems::default();
     let loaded = {
         let mut root = Section::new("", value, &problems);
-        let providers = providers(&mut root);
-        let grants = grants(&mut root, &providers);
+        let (providers, named) = providers(&mut root);
+        let grants = grants(&mut root, named.as_ref());
         let policy = Policy { revision: revision(text).into(), providers, grants };
         let config = config(&mut root);
         if config.audit.state.is_none() && policy.grants.iter().any(|g| g.limits.has_budget()) {
@@ -199,7 +201,7 @@ fn config(root: &mut Section) -> Config {
     if !listen.ip().is_loopback() {
         root.add(
             "listen",
-            format!("`{listen}` is not a loopback address; whoever reaches this port spends the workspace's keys, so only `127.0.0.1` and `[::1]` are allowed"),
+            format!("`{listen}` is not a loopback address: whoever reaches this port spends the workspace's keys, so only `127.0.0.1` and `[::1]` are allowed"),
         );
     }
     let admin = match root.value("admin") {
@@ -213,7 +215,15 @@ fn config(root: &mut Section) -> Config {
         }
         None => Some(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 9091)),
     };
+    if admin.is_some_and(|admin| admin.port() == listen.port() && admin.port() != 0) {
+        root.add("admin", format!("has the port {} of `listen`; choose another", listen.port()));
+    }
     let secrets_dir = root.string("secretsDir").map_or_else(|| PathBuf::from("/run/secrets/outrigger"), PathBuf::from);
+    if secrets_dir.is_file() {
+        root.add("secretsDir", format!("{} is a file; expected the directory that holds `<name>/<key>`", shown(&secrets_dir.to_string_lossy())));
+    } else if secrets_dir.to_string_lossy().contains("${") {
+        root.add("secretsDir", "variables are not replaced in this file; write the directory itself");
+    }
     let prices = match root.string("prices").map(PathBuf::from) {
         Some(file) => Overrides::load(&file).unwrap_or_else(|problems| {
             problems.iter().for_each(|p| root.add("prices", p));
@@ -227,7 +237,7 @@ fn config(root: &mut Section) -> Config {
     Config {
         listen,
         admin,
-        hosts: root.strings("hosts").unwrap_or_default().into_iter().map(|h| h.to_ascii_lowercase()).collect(),
+        hosts: root.hosts("hosts"),
         token,
         secrets_dir,
         audit: audit(root),
@@ -236,7 +246,7 @@ fn config(root: &mut Section) -> Config {
         prices,
         workers: root.integer("workers", 1, 64).unwrap_or(1) as usize,
         connections: root.integer("connections", 1, 65_536).unwrap_or(512) as usize,
-        session_id: root.string("sessionId"),
+        session_id: root.session_id("sessionId"),
         log,
     }
 }
@@ -295,26 +305,37 @@ fn timeouts(root: &mut Section) -> Timeouts {
 }
 
 fn address(section: &mut Section, key: &'static str) -> Option<SocketAddr> {
-    let s = section.string(key)?;
-    parse_address(section, key, &s)
+    match section.value(key)? {
+        serde_json::Value::String(s) => parse_address(section, key, &s),
+        other => {
+            let port = other.as_u64().filter(|n| *n <= 65_535).map_or_else(String::new, |port| format!("; for this port write `127.0.0.1:{port}`"));
+            section.add(key, format!("`{other}` is not an address such as `127.0.0.1:11432`{port}"));
+            None
+        }
+    }
 }
 
 fn parse_address(section: &Section, key: &str, s: &str) -> Option<SocketAddr> {
     let parsed = s.replace("localhost", "127.0.0.1").parse().ok();
     if parsed.is_none() {
-        section.add(key, format!("`{s}` is not an address such as `127.0.0.1:11432`"));
+        section.add(key, format!("{} is not an address with a port from 1 to 65535, such as `127.0.0.1:11432`", shown(s)));
     }
     parsed
 }
 
-fn providers(root: &mut Section) -> BTreeMap<String, Arc<ProviderConfig>> {
-    let mut all = BTreeMap::new();
+/// Those that can be used, and the names of all that the file has: what is wrong with one is said
+/// once, and not again by each grant that names it.
+fn providers(root: &mut Section) -> (BTreeMap<String, Arc<ProviderConfig>>, Option<BTreeSet<String>>) {
+    let (mut all, mut named) = (BTreeMap::new(), BTreeSet::new());
     for (name, mut section) in root.entries("aiProviders") {
-        if let Some(p) = provider(&name, &mut section) {
-            all.insert(name, Arc::new(p));
+        match provider(&name, &mut section) {
+            Some(p) => _ = all.insert(name.clone(), Arc::new(p)),
+            // A misspelt name stands for what was meant.
+            None => named.extend(settings::nearest(&name, registry::PROVIDERS.iter().map(|p| p.kind)).map(str::to_owned)),
         }
+        named.insert(name);
     }
-    all
+    (all, (!root.is_mistyped("aiProviders")).then_some(named))
 }
 
 fn provider(name: &str, section: &mut Section) -> Option<ProviderConfig> {
@@ -322,11 +343,14 @@ fn provider(name: &str, section: &mut Section) -> Option<ProviderConfig> {
     let def = registry::find(kind.as_deref().unwrap_or(name));
     let base = section.string("baseUrl");
     let secret = secret_source(section);
-    let endpoints = section.strings("endpoints").unwrap_or_default();
+    let endpoints = section.items("endpoints").unwrap_or_default();
     let org = section.string("org");
     let project = section.string("project");
+    if section.is_no_mapping() {
+        return None;
+    }
     if !scope::is_provider_name(name) {
-        section.add("", format!("`{name}` is not a provider name of lower-case letters, digits, `-` and `_`"));
+        section.add("", format!("{} is not a provider name of lower-case letters, digits, `-` and `_`", shown(name)));
         return None;
     }
     let Some(def) = def else {
@@ -335,7 +359,8 @@ fn provider(name: &str, section: &mut Section) -> Option<ProviderConfig> {
             Some(kind) => ("kind", kind.as_str()),
             None => ("", name),
         };
-        section.add(key, format!("`{value}` is no provider of this version; known: {}; hint: any other that speaks OpenAI's chat API works with `kind: openai-compatible` and a `baseUrl`", kinds.join(", ")));
+        let meant = settings::did_you_mean(value, registry::PROVIDERS.iter().map(|p| p.kind));
+        section.add(key, format!("{} is not a provider of this version{meant}; known: {}\nhint: any other that speaks OpenAI's chat API works with `kind: openai-compatible` and a `baseUrl`", shown(value), kinds.join(", ")));
         return None;
     };
     if kind.as_deref() != Some(def.kind) && registry::find(name).is_some_and(|p| p.kind != def.kind) {
@@ -345,58 +370,68 @@ fn provider(name: &str, section: &mut Section) -> Option<ProviderConfig> {
         (Some(url), _) => base_url(url, true).map_err(|e| section.add("baseUrl", e)).ok()?,
         (None, Some(url)) => base_url(url, def.local).ok()?,
         (None, None) => {
-            section.add("baseUrl", format!("`{}` needs one, such as `https://llm.example.com/v1`", def.kind));
+            section.add("baseUrl", format!("is needed for `{}`, such as `https://llm.example.com/v1`", def.kind));
             return None;
         }
     };
-    if secret.is_none() && def.auth != Auth::OptionalBearer {
+    if secret.is_none() && !section.is_wrong("secretRef") && !section.is_wrong("credential") && def.auth != Auth::OptionalBearer {
         section.add("secretRef", "the provider's key is needed: `secretRef: { name: …, key: … }`, or `credential: { command: […], ttl: 60s }`");
     }
     let mut headers = Vec::new();
     for (key, name, value) in [("org", "openai-organization", org), ("project", "openai-project", project)] {
         let Some(value) = value else { continue };
         if def.kind != "openai" && def.kind != "openai-compatible" {
-            section.add(key, "only OpenAI's API has it");
+            section.add(key, format!("is a setting of OpenAI's API only, not of `{}`", def.kind));
         }
         match hyper::header::HeaderValue::from_str(&value) {
             Ok(v) => headers.push((name, v)),
-            Err(_) => section.add(key, format!("`{}` cannot stand in a header", value.escape_debug())),
+            Err(_) => section.add(key, format!("{} cannot stand in a header", shown(&value))),
         }
     }
-    for (i, name) in endpoints.iter().enumerate() {
+    for (place, name) in &endpoints {
         let optional: Vec<&str> = def.endpoints.iter().filter(|e| e.optional).map(|e| e.name).collect();
         if !optional.contains(&name.as_str()) {
             let known = if optional.is_empty() { "none".into() } else { format!("`{}`", optional.join("`, `")) };
-            section.add(&format!("endpoints[{i}]"), format!("`{name}` is no optional endpoint of `{}`; optional: {known}", def.kind));
+            let meant = settings::did_you_mean(name, optional.iter().copied());
+            section.add(place, format!("{} is not an optional endpoint of `{}`{meant}; optional: {known}", shown(name), def.kind));
         }
     }
+    let endpoints = endpoints.into_iter().map(|(_, name)| name).collect();
     Some(ProviderConfig { name: name.to_owned(), label: super::metrics::label(name), def, base, secret, endpoints, headers })
 }
 
 fn secret_source(section: &mut Section) -> Option<secret::Source> {
     let file = section.section("secretRef").and_then(|mut s| {
-        let (name, key) = (s.string("name"), s.string("key"));
-        for (field, value) in [("name", &name), ("key", &key)] {
-            match value {
-                None => s.add(field, "is needed"),
-                Some(v) if !secret::is_file_name(v) => s.add(field, format!("`{v}` is not a plain file name")),
-                Some(_) => {}
+        let (name, key) = (s.required("name", "`anthropic`: a directory in `secretsDir`"), s.required("key", "`api-key`: a file in that directory"));
+        let checked = |field: &'static str, value: Option<String>| {
+            let value = value?;
+            if looks_like_a_key(&value) {
+                s.add(field, "holds what looks like the key itself (it is not shown)\nhint: write the key into a file `<secretsDir>/<name>/<key>`, name that file here, and take the key out of this file");
+                None
+            } else if !secret::is_file_name(&value) {
+                s.add(field, format!("{} is not the plain name of a file: letters, digits, `.`, `_` and `-`", shown(&value)));
+                None
+            } else {
+                Some(value)
             }
-        }
-        Some(secret::Source::File { name: name.filter(|v| secret::is_file_name(v))?, key: key.filter(|v| secret::is_file_name(v))? })
+        };
+        let (name, key) = (checked("name", name), checked("key", key));
+        Some(secret::Source::File { name: name?, key: key? })
     });
     let command = section.section("credential").and_then(|mut s| {
         let ttl = s.duration("ttl").unwrap_or(Duration::from_secs(300));
         match s.strings("command") {
             Some(command) if !command.is_empty() => Some(secret::Source::Command { command, ttl }),
             _ => {
-                s.add("command", "expected a list: the program and its arguments");
+                if !s.is_troubled() {
+                    s.add("command", "is needed: a list of the program and its arguments, such as `[vault, read, -field=key, secret/anthropic]`");
+                }
                 None
             }
         }
     });
     if file.is_some() && command.is_some() {
-        section.add("credential", "beside `secretRef`: a key comes from one place");
+        section.add("credential", "stands beside `secretRef`, and a key comes from one place: leave one of them out");
     }
     file.or(command)
 }
@@ -404,16 +439,16 @@ fn secret_source(section: &mut Section) -> Option<secret::Source> {
 /// # Errors
 /// What is wrong with it.
 pub fn base_url(url: &str, own: bool) -> Result<BaseUrl, String> {
-    let wrong = || format!("`{url}` is not a URL such as `https://llm.example.com/v1`");
+    let wrong = || format!("{} is not a URL such as `https://llm.example.com/v1`", shown(url));
     let uri: Uri = url.parse().map_err(|_| wrong())?;
     let (Some(scheme), Some(authority)) = (uri.scheme().cloned(), uri.authority().cloned()) else { return Err(wrong()) };
     let path = uri.path().trim_end_matches('/').to_owned();
     let plain_path = path.bytes().all(|b| b == b'/' || super::model::is_id_byte(b)) && !path.contains("..") && !path.contains("//");
     if uri.query().is_some() || authority.as_str().contains('@') || !plain_path || url.contains('#') {
-        return Err(format!("{}: without user, query or fragment", wrong()));
+        return Err(format!("{}: a user, a password, a query and a fragment are not allowed", wrong()));
     }
     if scheme == Scheme::HTTP && !is_loopback(authority.host()) {
-        return Err(format!("`{url}` would send the key in the clear; `http://` is for loopback addresses only, use `https://`"));
+        return Err(format!("{} would send keys and prompts in the clear: `http://` is for loopback addresses only, use `https://`", shown(url)));
     }
     if scheme != Scheme::HTTP && scheme != Scheme::HTTPS {
         return Err(wrong());
@@ -427,50 +462,71 @@ pub fn is_loopback(host: &str) -> bool {
     host == "localhost" || bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
-fn grants(root: &mut Section, providers: &BTreeMap<String, Arc<ProviderConfig>>) -> Vec<Grant> {
+fn grants(root: &mut Section, providers: Option<&BTreeSet<String>>) -> Vec<Grant> {
     root.sections("permissionGrants").into_iter().filter_map(|mut s| grant(&mut s, providers)).collect()
 }
 
-fn grant(s: &mut Section, providers: &BTreeMap<String, Arc<ProviderConfig>>) -> Option<Grant> {
+fn expiry(s: &mut Section) -> Option<jiff::Timestamp> {
+    let value = s.value("expires")?;
+    let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let parsed = text.parse().ok();
+    if parsed.is_none() {
+        let day = text.get(..10).unwrap_or(&text);
+        let is_day = day.len() == 10 && day.bytes().enumerate().all(|(i, b)| if i == 4 || i == 7 { b == b'-' } else { b.is_ascii_digit() });
+        let why = match day.parse::<jiff::civil::Date>() {
+            Ok(_) if text == day => ": the time of day is missing",
+            Err(_) if is_day => ": there is no such day",
+            _ => "",
+        };
+        s.add("expires", format!("{} is not a time such as `2027-01-31T00:00:00Z`{why}", shown(&text)));
+    }
+    parsed
+}
+
+/// `providers`: the names that may stand in a scope; `None` where the file's list is itself wrong.
+fn grant(s: &mut Section, providers: Option<&BTreeSet<String>>) -> Option<Grant> {
     let scope_text = s.string("scope");
-    let models = s.strings("models");
-    let allow = s.strings("allow").unwrap_or_default();
-    let expires = s.string("expires").and_then(|t| t.parse().map_err(|_| s.add("expires", format!("`{t}` is not a time such as `2026-12-01T00:00:00Z`"))).ok());
+    let models = s.items("models");
+    let allow = s.items("allow").unwrap_or_default();
+    let expires = expiry(s);
     let limits = s.section("limits").map(|mut l| Limits {
         requests_per_minute: l.integer("requestsPerMinute", 1, 1_000_000).map(|n| n as u32),
         concurrent: l.integer("concurrent", 1, 100_000).map(|n| n as u32),
         tokens_per_day: l.integer("tokensPerDay", 1, u64::MAX),
         usd_per_session: l.positive("usdPerSession"),
     });
-    let Some(scope_text) = scope_text else {
+    if scope_text.is_none() && !s.is_no_mapping() && !s.is_wrong("scope") && !s.has_near("scope") {
         s.add("scope", "is needed, such as `ai.anthropic` or `ai.openai:gpt-*`");
-        return None;
-    };
+    }
+    let scope_text = scope_text?;
     let parsed = scope::parse(&scope_text).map_err(|e| s.add("scope", e)).ok();
     if models.as_ref().is_some_and(Vec::is_empty) {
         s.add("models", "is an empty list, which grants nothing; leave it out to grant every model");
     }
     let mut globs = Vec::new();
-    for (i, m) in models.unwrap_or_default().iter().enumerate() {
-        match Glob::parse(m) {
+    for (place, model) in models.unwrap_or_default() {
+        match Glob::parse(&model) {
             Ok(g) => globs.push(g),
-            Err(e) => s.add(&format!("models[{i}]"), e),
+            Err(e) => s.add(&place, e),
         }
     }
     let mut features = Vec::new();
-    for (i, name) in allow.iter().enumerate() {
+    for (place, name) in &allow {
         match Feature::ALL.into_iter().find(|f| f.name() == name) {
             Some(f) => features.push(f),
             None => {
                 let known: Vec<String> = Feature::ALL.iter().map(|f| format!("`{}`", f.name())).collect();
-                s.add(&format!("allow[{i}]"), format!("`{name}` is not one of {}", known.join(", ")));
+                let meant = settings::did_you_mean(name, Feature::ALL.iter().map(|f| f.name()));
+                s.add(place, format!("{} is not one of {}{meant}", shown(name), known.join(", ")));
             }
         }
     }
     let (provider, glob) = parsed?;
-    if !providers.contains_key(&provider) {
-        let names: Vec<String> = providers.keys().map(|n| format!("`{n}`")).collect();
-        s.add("scope", format!("provider `{provider}` is not configured; configured: {}", if names.is_empty() { "none".into() } else { names.join(", ") }));
+    if let Some(names) = providers.filter(|names| !names.contains(&provider)) {
+        let meant = settings::did_you_mean(&provider, names.iter().map(String::as_str));
+        let known: Vec<String> = names.iter().map(|n| format!("`{n}`")).collect();
+        let known = if known.is_empty() { "none".into() } else { known.join(", ") };
+        s.add("scope", format!("provider `{provider}` is not configured{meant}; configured: {known}"));
     }
     let limits = limits.unwrap_or_default();
     Some(Grant { scope: scope_text, provider, glob, models: globs, allow: features, expires, limits, limiter: Arc::default() })
@@ -507,8 +563,8 @@ mod tests {
             ("`listen`", "loopback"),
             ("`admin`", "not an address"),
             ("`nope`", "unknown key"),
-            ("`aiProviders.anthropic.secretRef.name`", "plain file name"),
-            ("`aiProviders.bedrock", "no provider"),
+            ("`aiProviders.anthropic.secretRef.name`", "plain name of a file"),
+            ("`aiProviders.bedrock", "not a provider"),
             ("`aiProviders.mine.baseUrl`", "in the clear"),
             ("`permissionGrants[0].scope`", "`ai.*` is not"),
             ("`permissionGrants[1].models`", "empty"),
@@ -519,6 +575,40 @@ mod tests {
             ("`permissionGrants[2].allow[0]`", "everything"),
         ] {
             assert!(all.iter().any(|p| p.starts_with(path) && p.contains(what)), "{path} {what}: {all:#?}");
+        }
+    }
+
+    #[test]
+    fn one_mistake_is_one_message_and_never_shows_a_key() {
+        const GOOD: &str = "aiProviders: {anthropic: {secretRef: {name: a, key: k}}}\npermissionGrants: [{scope: ai.anthropic}]\n";
+        assert_eq!(problems(GOOD), Vec::<String>::new());
+        for (good, bad, said) in [
+            ("{name: a, key: k}", "sk-ant-api03-SECRET", "`aiProviders.anthropic.secretRef` (line 1): expected a mapping"),
+            ("{secretRef: {name: a, key: k}}", "sk-ant-api03-SECRET", "`aiProviders.anthropic` (line 1): expected a mapping"),
+            ("key: k", "key: sk-ant-api03-SECRET", "looks like the key itself"),
+            ("key: k", "key: 5", "expected a string"),
+            ("secretRef: {name: a, key: k}", "credential: vault read -token=hvs.SECRET", "expected a mapping"),
+            ("secretRef: {name: a, key: k}", "credential: {command: SECRET}", "expected a list"),
+            ("secretRef: {", "baseUrl: 'https://user:SECRET@host', secretRef: {", "`https://***@host`"),
+            ("anthropic: {", "antropic: {", "did you mean `anthropic`?"),
+            ("{scope: ai.anthropic}", "{scop: ai.anthropic}", "did you mean `scope`?"),
+            ("{scope: ai.anthropic}", "ai.anthropic", "expected a mapping"),
+            ("{scope: ai.anthropic}", "{scope: 5}", "expected a string"),
+            ("{scope: ai.anthropic}", "{scope: ai.anthropc}", "did you mean `anthropic`?"),
+            ("{scope: ai.anthropic}", "{scope: ai.anthropic, models: [x, '']}", "`permissionGrants[0].models[1]` (line 2): an empty string"),
+            ("{scope: ai.anthropic}", "{scope: ai.anthropic, expires: 2027-02-30T00:00:00Z}", "there is no such day"),
+            ("{scope: ai.anthropic}", "{scope: ai.anthropic, expires: 2027-01-01}", "the time of day is missing"),
+            ("aiProviders", "listen: 25532\naiProviders", "write `127.0.0.1:25532`"),
+            ("aiProviders", "admin: 127.0.0.1:11432\naiProviders", "`admin` (line 1): has the port 11432 of `listen`"),
+            ("aiProviders", "hosts: [ok, 'https://a']\naiProviders", "`hosts[1]` (line 1)"),
+            ("aiProviders", "sessionId: ''\naiProviders", "is not a session's id"),
+            ("aiProviders", "tokenFile: 0123456789abcdef0123456789SECRET\naiProviders", "`tokenFile` (line 1): cannot read"),
+            ("aiProviders", "secretsDir: '${SECRETS}'\naiProviders", "variables are not replaced"),
+            ("aiProviders", "timeouts: {connect: 5}\naiProviders", "has no unit"),
+        ] {
+            assert!(GOOD.contains(good), "{good}");
+            let all = problems(&GOOD.replacen(good, bad, 1));
+            assert!(all.len() == 1 && all[0].contains(said) && !all[0].contains("SECRET"), "{bad}: {all:#?}");
         }
     }
 

@@ -4,6 +4,7 @@
 //! provider: [`provider`].
 
 pub mod admin;
+pub mod advice;
 pub mod audit;
 pub mod billing;
 pub mod body;

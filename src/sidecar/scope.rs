@@ -13,6 +13,7 @@ use super::limit::{Limiter, Limits};
 use super::model::RequestFacts;
 use super::provider::registry::Feature;
 use super::refusal::{Code, Denial};
+use crate::base::settings::shown;
 
 /// `claude-*`: literal text with `*` for any run of characters.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,7 +29,7 @@ impl Glob {
     pub fn parse(text: &str) -> Result<Glob, String> {
         let fine = |b: u8| b"*#".contains(&b) || super::model::is_id_byte(b);
         if text.is_empty() || text.len() > 256 || !text.bytes().all(fine) {
-            return Err(format!("`{text}` is not a model glob of letters, digits, `._:/@+-~#` and `*`"));
+            return Err(format!("{} is not a model glob of letters, digits, `._:/@+-~#` and `*`", shown(text)));
         }
         Ok(Glob { text: text.to_owned(), label: super::metrics::label(text) })
     }
@@ -84,7 +85,7 @@ pub struct Grant {
 /// # Errors
 /// What is wrong with it and what is allowed.
 pub fn parse(scope: &str) -> Result<(String, Option<Glob>), String> {
-    let wrong = || format!("`{scope}` is not `ai.<provider>` or `ai.<provider>:<model glob>`");
+    let wrong = || format!("{} is not `ai.<provider>` or `ai.<provider>:<model glob>`", shown(scope));
     let rest = scope.strip_prefix("ai.").ok_or_else(wrong)?;
     let (provider, glob) = match rest.split_once(':') {
         Some((provider, glob)) => (provider, Some(glob)),

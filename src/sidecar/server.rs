@@ -19,7 +19,6 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
-use super::admin;
 use super::audit::{self, Audit, Writer};
 use super::body::{BodyMemory, GRACE};
 use super::config::{self, Config, Loaded};
@@ -31,6 +30,8 @@ use super::metrics::Metrics;
 use super::proxy::{RETRY_MEMORY, Shared};
 use super::secret::{Kind, Store};
 use super::upstream::Upstream;
+use super::{admin, advice};
+use crate::base::settings;
 use crate::base::sync::lock;
 
 /// How often files are looked at: grants within 1 s, keys within 2 s, with room to spare.
@@ -74,8 +75,11 @@ pub struct Sidecar {
 ///
 /// # Errors
 /// Every problem, with its path.
-pub fn read_config(path: &Path) -> Result<Config, Vec<String>> {
-    config::load(path).map(|l| l.config)
+pub fn read_config(path: &Path) -> Result<(Config, Vec<String>), Vec<String>> {
+    config::load(path).map(|Loaded { config, policy }| {
+        let advice = advice::on(&config, &policy);
+        (config, advice)
+    })
 }
 
 /// Looks at everything that a start would refuse, but for the ports.
@@ -326,12 +330,13 @@ async fn serve_admin(shared: Arc<Shared>, listener: TcpListener, mut end: watch:
 /// Follows the configuration, the keys in files, and the keys that programs print, each on a
 /// thread of its own: a file system or a program that hangs stops none of the others.
 fn follow(path: &Path, shared: &Arc<Shared>, on: &Arc<AtomicBool>) -> std::io::Result<Vec<JoinHandle<()>>> {
-    let mut last = config::read(path).unwrap_or_default();
+    let mut last = settings::read(path).unwrap_or_default();
+    let mut fixed = config::parse(&last).map(|loaded| loaded.config.fixed()).unwrap_or_default();
     let (path, files, on_files) = (path.to_path_buf(), shared.clone(), on.clone());
     let grants = std::thread::Builder::new().name("follow".into()).spawn(move || {
         while on_files.load(Ordering::Acquire) {
             std::thread::sleep(LOOK);
-            reload(&files, &path, &mut last);
+            reload(&files, &path, &mut last, &mut fixed);
         }
     })?;
     let keys = shared.clone();
@@ -352,8 +357,8 @@ fn follow(path: &Path, shared: &Arc<Shared>, on: &Arc<AtomicBool>) -> std::io::R
 }
 
 /// Takes a changed configuration, or keeps the last good one and says so.
-fn reload(shared: &Shared, path: &Path, last: &mut Vec<u8>) {
-    let now = match config::read(path) {
+fn reload(shared: &Shared, path: &Path, last: &mut String, fixed: &mut Vec<(&'static str, String)>) {
+    let now = match settings::read(path) {
         Ok(now) => now,
         Err(e) => {
             if shared.metrics.policy_ok.get() != 0 {
@@ -367,9 +372,17 @@ fn reload(shared: &Shared, path: &Path, last: &mut Vec<u8>) {
     if now == *last {
         return;
     }
-    let text = String::from_utf8_lossy(&now);
-    match config::parse(&text) {
-        Ok(Loaded { policy, .. }) => {
+    match config::parse(&now) {
+        Ok(Loaded { config, policy }) => {
+            for what in advice::on(&config, &policy) {
+                tracing::warn!("{what}");
+            }
+            let now = config.fixed();
+            let changed: Vec<&str> = now.iter().filter(|setting| !fixed.contains(setting)).map(|(key, _)| *key).collect();
+            if !changed.is_empty() && !fixed.is_empty() {
+                tracing::warn!("`{}`: changed, and used after a restart", changed.join("`, `"));
+            }
+            *fixed = now;
             let policy = policy.limited_by(&shared.ledger);
             tracing::info!(revision = %policy.revision, grants = policy.grants.len(), "configuration taken");
             shared.policy.store(Arc::new(policy));

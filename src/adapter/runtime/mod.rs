@@ -21,6 +21,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::adapter::inbox::Input;
+use crate::base::settings::shown;
 use crate::base::token::hex;
 use crate::event::{InputMode, Payload, PlanItem, PlanUpdate, UserMessage};
 
@@ -83,9 +84,17 @@ impl Runtime {
         format!("npm install -g {}@{}", self.package, self.verified)
     }
 
-    /// What there is to say where its program is not found; `place` is where another can be named.
+    /// What there is to say where its program cannot be found or run; `place` is where another can
+    /// be named.
     pub fn not_found(&self, program: &str, place: &str) -> String {
-        format!("`{program}` was not found on `PATH`\nhint: install it (`{}`), or name its program with `{place}`", self.install())
+        let path = Path::new(program);
+        let why = match path.components().count() {
+            1 => "was not found on `PATH`".to_owned(),
+            _ if path.is_dir() => format!("is a directory; name the program itself in `{place}`"),
+            _ if path.exists() => format!("cannot be run by user {}: make it executable (`chmod +x`)", rustix::process::geteuid().as_raw()),
+            _ => format!("was not found; it stands in `{place}`"),
+        };
+        format!("{} {why}\nhint: install it (`{}`), or name its program with `{place}`", shown(program), self.install())
     }
 
     /// Where the configuration can name another program.

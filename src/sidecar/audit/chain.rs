@@ -20,6 +20,7 @@ use rustls::pki_types::{PrivatePkcs8KeyDer, SubjectPublicKeyInfoDer};
 use serde::Deserialize;
 use serde_json::json;
 
+use crate::base::settings::shown;
 use crate::base::token::hex;
 
 /// Where a chain stands: the number and the hash of its last record.
@@ -92,9 +93,9 @@ impl SigningKey {
     /// # Errors
     /// What is wrong with the file; never its content.
     pub fn read(path: &Path) -> Result<SigningKey, String> {
-        let wrong = || format!("`{}` is not an Ed25519 key in PEM; `openssl genpkey -algorithm ed25519` writes one", path.display());
+        let wrong = || format!("{} is not a file with an Ed25519 key in PEM; `openssl genpkey -algorithm ed25519` writes one", shown(&path.to_string_lossy()));
         let der = PrivatePkcs8KeyDer::from_pem_file(path).map_err(|e| match e {
-            rustls::pki_types::pem::Error::Io(e) => format!("cannot read `{}`: {e}", path.display()),
+            rustls::pki_types::pem::Error::Io(e) => format!("cannot read {}: {e}", shown(&path.to_string_lossy())),
             _ => wrong(),
         })?;
         Ed25519KeyPair::from_pkcs8_maybe_unchecked(der.secret_pkcs8_der()).map(SigningKey).map_err(|_| wrong())
@@ -110,8 +111,12 @@ impl SigningKey {
 /// # Errors
 /// What is wrong with the file.
 pub fn public_key(path: &Path) -> Result<Vec<u8>, String> {
-    let wrong = || format!("`{}` is not an Ed25519 public key in PEM; `openssl pkey -in KEY -pubout` writes one", path.display());
-    let der = SubjectPublicKeyInfoDer::from_pem_file(path).map_err(|_| wrong())?;
+    let file = shown(&path.to_string_lossy());
+    let wrong = || format!("{file} is not an Ed25519 public key in PEM; `openssl pkey -in KEY -pubout` writes one");
+    let der = SubjectPublicKeyInfoDer::from_pem_file(path).map_err(|e| match e {
+        rustls::pki_types::pem::Error::Io(e) => format!("cannot read {file}: {e}"),
+        _ => wrong(),
+    })?;
     // The key is the last 32 bytes behind a fixed head (RFC 8410).
     match der.as_ref() {
         spki if spki.len() == 44 => Ok(spki[12..].to_vec()),

@@ -3,12 +3,18 @@
 //! YAML is parsed into JSON values; a [`Section`] takes the keys it knows, under their
 //! camelCase or snake_case spelling, and notes every key that nobody took.
 
+mod shown;
+mod text;
+
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
 use serde_json::{Map, Value};
+
+pub use shown::{looks_like_a_key, shown};
+pub use text::{parse_yaml, placed, read};
 
 /// Every mistake found so far, as `path: what is wrong`.
 #[derive(Debug, Clone, Default)]
@@ -22,71 +28,16 @@ impl Problems {
     pub fn take(&self) -> Vec<String> {
         std::mem::take(&mut self.0.borrow_mut())
     }
-}
 
-/// Parses YAML (or JSON). An empty file is an empty mapping.
-///
-/// # Errors
-/// What is wrong, with line and column; a repeated key is an error.
-pub fn parse_yaml(text: &str) -> Result<Value, String> {
-    if text.lines().all(|l| l.trim().is_empty() || l.trim_start().starts_with('#')) {
-        return Ok(Value::Object(Map::new()));
+    /// Whether `path` itself is wrong: not a mapping, for example.
+    fn is_exactly_at(&self, path: &str) -> bool {
+        !path.is_empty() && self.0.borrow().iter().any(|problem| problem.starts_with(&format!("`{path}`: expected")))
     }
-    serde_saphyr::from_str::<Value>(text).map_err(|e| plain(e.to_string().lines().next().unwrap_or_default().trim_start_matches("error: ")))
-}
 
-/// The parser's words without its advice to programmers.
-fn plain(said: &str) -> String {
-    let (place, what) = said.split_once(": ").filter(|(place, _)| place.starts_with("line ")).unwrap_or(("", said));
-    let place = if place.is_empty() { String::new() } else { format!("{place}: ") };
-    if let Some(key) = what.strip_prefix("duplicate mapping key: ") {
-        return format!("{place}the key `{}` stands twice", key.split(", set ").next().unwrap_or(key));
+    /// Whether something at or below `path` was found to be wrong.
+    pub fn are_at(&self, path: &str) -> bool {
+        self.0.borrow().iter().any(|problem| problem.strip_prefix('`').and_then(|p| p.strip_prefix(path)).is_some_and(|rest| rest.starts_with(['`', '.', '['])))
     }
-    if what.contains("from_str_multiple") {
-        return format!("{place}the file holds more than one document; one is allowed");
-    }
-    format!("{place}not YAML: {what}")
-}
-
-/// Adds to each problem the line that its path leads to, as far as that can be found.
-pub fn placed(text: &str, problems: Vec<String>) -> Vec<String> {
-    let with_line = |problem: String| {
-        let Some((path, what)) = problem.strip_prefix('`').and_then(|p| p.split_once("`: ")) else { return problem };
-        match line_of(text, path) {
-            Some(line) => format!("`{path}` (line {line}): {what}"),
-            None => problem,
-        }
-    };
-    problems.into_iter().map(with_line).collect()
-}
-
-/// The line of `a.b[1].c`: of the deepest part that stands on a line of its own.
-fn line_of(text: &str, path: &str) -> Option<usize> {
-    let lines: Vec<&str> = text.lines().collect();
-    let indent = |line: &str| line.len() - line.trim_start().len();
-    let (mut from, mut found) = (0, None);
-    for part in path.replace('[', ".[").split('.').filter(|p| !p.is_empty()) {
-        let here = match part.strip_prefix('[').and_then(|p| p.strip_suffix(']')).and_then(|p| p.parse::<usize>().ok()) {
-            Some(item) => {
-                let first = lines[from..].iter().position(|l| l.trim_start().starts_with("- ")).map(|i| i + from);
-                let depth = first.map(|i| indent(lines[i]));
-                let items = (from..lines.len()).filter(|i| lines[*i].trim_start().starts_with("- ") && Some(indent(lines[*i])) == depth);
-                items.into_iter().nth(item)
-            }
-            None => (from..lines.len()).find(|i| {
-                let line = lines[*i].trim_start().trim_start_matches("- ").trim_start();
-                line.split_once(':').is_some_and(|(key, _)| camel_case(key.trim().trim_matches(['"', '\''])) == camel_case(part))
-            }),
-        };
-        let Some(here) = here else { break };
-        (from, found) = (here, Some(here + 1));
-        if part.starts_with('[') {
-            continue;
-        }
-        // The next part is on this line, or below it.
-        from = here + usize::from(lines[here].trim_end().ends_with(':'));
-    }
-    found
 }
 
 /// The one of these that somebody may have meant.
@@ -123,7 +74,8 @@ impl Section {
         for (key, value) in map {
             let name = camel_case(&key);
             if camel.insert(name, value).is_some() {
-                problems.add(path, format!("`{key}` stands in both spellings"));
+                let place = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+                problems.add(&place, "stands in both spellings");
             }
         }
         Section { path: path.to_owned(), map: camel, known: Vec::new(), problems: problems.clone() }
@@ -145,6 +97,40 @@ impl Section {
     pub fn value(&mut self, key: &'static str) -> Option<Value> {
         self.known.push(key);
         self.map.remove(key).filter(|v| !v.is_null())
+    }
+
+    /// Whether something is already known to be wrong here: what is missing is then said by that.
+    pub fn is_troubled(&self) -> bool {
+        !self.map.is_empty() || self.problems.are_at(&self.path)
+    }
+
+    /// Whether something is wrong at this key or below it.
+    pub fn is_wrong(&self, key: &str) -> bool {
+        self.problems.are_at(&self.path(key))
+    }
+
+    /// Whether the value of this key is of another kind than it should be.
+    pub fn is_mistyped(&self, key: &str) -> bool {
+        self.problems.is_exactly_at(&self.path(key))
+    }
+
+    /// Whether something else stands where this mapping should: that is said already.
+    pub fn is_no_mapping(&self) -> bool {
+        self.problems.is_exactly_at(&self.path)
+    }
+
+    /// Whether a key that nobody knows could be meant to be this one.
+    pub fn has_near(&self, key: &str) -> bool {
+        self.map.keys().any(|other| nearest(other, [key]).is_some())
+    }
+
+    /// A text that must be there. `example` shows one.
+    pub fn required(&mut self, key: &'static str, example: &str) -> Option<String> {
+        let found = self.string(key);
+        if found.is_none() && !self.has_near(key) && !self.is_wrong(key) && !self.is_no_mapping() {
+            self.add(key, format!("is needed, such as {example}"));
+        }
+        found
     }
 
     pub fn section(&mut self, key: &'static str) -> Option<Section> {
@@ -188,7 +174,7 @@ impl Section {
         match self.value(key)? {
             Value::String(s) => Some(s),
             other => {
-                self.add(key, format!("expected a text (in quotes), found {}", kind(&other)));
+                self.add(key, format!("expected a string, found {}", kind(&other)));
                 None
             }
         }
@@ -196,19 +182,46 @@ impl Section {
 
     /// A list of texts; `None` when absent.
     pub fn strings(&mut self, key: &'static str) -> Option<Vec<String>> {
+        self.items(key).map(|items| items.into_iter().map(|(_, text)| text).collect())
+    }
+
+    /// A list of texts, each with its place (`key[2]`); `None` when absent.
+    pub fn items(&mut self, key: &'static str) -> Option<Vec<(String, String)>> {
         let value = self.value(key)?;
         let Value::Array(items) = value else {
-            self.add(key, format!("expected a list of texts, found {}", kind(&value)));
+            self.add(key, format!("expected a list of strings, found {}", kind(&value)));
             return None;
         };
         let mut texts = Vec::new();
         for (i, item) in items.into_iter().enumerate() {
+            let place = format!("{key}[{i}]");
             match item {
-                Value::String(s) => texts.push(s),
-                other => self.add(&format!("{key}[{i}]"), format!("expected a text, found {}", kind(&other))),
+                Value::String(s) => texts.push((place, s)),
+                other => self.add(&place, format!("expected a string, found {}", kind(&other))),
             }
         }
         Some(texts)
+    }
+
+    /// Names that `Host` may say, in lower case.
+    pub fn hosts(&mut self, key: &'static str) -> Vec<String> {
+        let items = self.items(key).unwrap_or_default();
+        for (place, host) in &items {
+            let plain = host.split('.').all(|label| !label.is_empty() && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-'));
+            if !plain {
+                self.add(place, format!("{} is not a name such as `agent.example`, without scheme and port", shown(host)));
+            }
+        }
+        items.into_iter().map(|(_, host)| host.to_ascii_lowercase()).collect()
+    }
+
+    /// The id of a session.
+    pub fn session_id(&mut self, key: &'static str) -> Option<String> {
+        let id = self.string(key)?;
+        if let Err(why) = check_session_id(&id) {
+            self.add(key, why);
+        }
+        Some(id)
     }
 
     /// A mapping with free keys to texts; numbers and truth values count as their text.
@@ -220,7 +233,7 @@ impl Section {
                     match value {
                         Value::String(s) => _ = texts.insert(name, s),
                         Value::Number(_) | Value::Bool(_) => _ = texts.insert(name, value.to_string()),
-                        other => self.add(&format!("{key}.{name}"), format!("expected a text, found {}", kind(&other))),
+                        other => self.add(&format!("{key}.{name}"), format!("expected a string, found {}", kind(&other))),
                     }
                 }
             }
@@ -244,56 +257,48 @@ impl Section {
     /// A whole number from `low` to `high`.
     pub fn integer(&mut self, key: &'static str, low: u64, high: u64) -> Option<u64> {
         let value = self.value(key)?;
-        match value.as_u64().filter(|n| (low..=high).contains(n)) {
-            Some(n) => Some(n),
-            None => {
-                let range = if high == u64::MAX { format!("of at least {low}") } else { format!("from {low} to {high}") };
-                self.add(key, format!("`{value}` is not a whole number {range}"));
-                None
-            }
+        let found = value.as_u64().filter(|n| (low..=high).contains(n));
+        if found.is_none() {
+            let range = if high == u64::MAX { format!("of at least {low}") } else { format!("from {low} to {high}") };
+            self.add(key, format!("{} is not a whole number {range}{}", written(&value), unquoted(&value)));
         }
+        found
     }
 
     /// A number above 0.
     pub fn positive(&mut self, key: &'static str) -> Option<f64> {
         let value = self.value(key)?;
-        match value.as_f64().filter(|n| n.is_finite() && *n > 0.0) {
-            Some(n) => Some(n),
-            None => {
-                self.add(key, format!("`{value}` is not a number above 0"));
-                None
-            }
+        let found = value.as_f64().filter(|n| n.is_finite() && *n > 0.0);
+        if found.is_none() {
+            self.add(key, format!("{} is not a number above 0{}", written(&value), unquoted(&value)));
         }
+        found
     }
 
-    /// `500ms`, `60s`, `15m`, `1h`, or a number of seconds.
+    /// `500ms`, `60s`, `15m` or `1h`; a week at most.
     pub fn duration(&mut self, key: &'static str) -> Option<Duration> {
+        const FORM: &str = "a whole number with one unit: `500ms`, `60s`, `15m` or `1h`";
         let value = self.value(key)?;
-        let parsed = match &value {
-            Value::String(s) => parse_duration(s),
-            Value::Number(n) => n.as_u64().map(Duration::from_secs),
-            _ => None,
+        let wrong = match value.as_str().map(parse_duration) {
+            Some(Some(time)) if !time.is_zero() && time <= Duration::from_secs(7 * 86_400) => return Some(time),
+            Some(Some(_)) => "is not between `1ms` and `168h`".to_owned(),
+            None if value.is_u64() => format!("has no unit; expected {FORM}"),
+            _ => format!("is not a time; expected {FORM}"),
         };
-        match parsed.filter(|d| !d.is_zero() && *d <= Duration::from_secs(7 * 86_400)) {
-            Some(d) => Some(d),
-            None => {
-                self.add(key, format!("`{}` is not a time such as `500ms`, `60s`, `15m` or `1h`", value.as_str().unwrap_or(&value.to_string())));
-                None
-            }
-        }
+        self.add(key, format!("{} {wrong}", written(&value)));
+        None
     }
 
     /// One of a few texts.
     pub fn choice<T: Copy>(&mut self, key: &'static str, choices: &[(&str, T)]) -> Option<T> {
-        let s = match self.value(key)? {
-            Value::String(s) => s,
-            other => other.to_string(),
-        };
+        let value = self.value(key)?;
+        let s = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
         let found = choices.iter().find(|(name, _)| *name == s).map(|(_, t)| *t);
         if found.is_none() {
             let names: Vec<String> = choices.iter().map(|(n, _)| format!("`{n}`")).collect();
             let meant = did_you_mean(&s, choices.iter().map(|(name, _)| *name));
-            self.add(key, format!("`{s}` is not one of {}{meant}", names.join(", ")));
+            let read = if value.is_boolean() { " (YAML reads `yes`, `no`, `on` and `off` as `true` and `false`)" } else { "" };
+            self.add(key, format!("{} is not one of {}{meant}{read}", written(&value), names.join(", ")));
         }
         found
     }
@@ -304,19 +309,49 @@ impl Drop for Section {
         for key in self.map.keys() {
             let known: Vec<String> = self.known.iter().map(|k| format!("`{k}`")).collect();
             let meant = did_you_mean(key, self.known.iter().copied());
-            self.problems.add(&self.path(key), format!("unknown key{meant}; known here: {}", known.join(", ")));
+            let place = shown(&self.path(key));
+            self.problems.add(place.trim_matches('`'), format!("unknown key{meant}; known here: {}", known.join(", ")));
         }
     }
 }
 
+/// A session's id stands in file names, records and headers.
+///
+/// # Errors
+/// Why this cannot be one.
+pub fn check_session_id(id: &str) -> Result<(), String> {
+    let fine = (1..=128).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"._~:@+-".contains(&b));
+    if fine { Ok(()) } else { Err(format!("{} is not a session's id: 1 to 128 letters, digits and `._~:@+-`", shown(id))) }
+}
+
+/// What stands where something else should. A text is not repeated: where a mapping belongs, it may
+/// be a key.
 fn kind(value: &Value) -> String {
     match value {
         Value::Null => "nothing".into(),
         Value::Bool(b) => format!("`{b}`"),
-        Value::Number(n) => format!("`{n}`"),
-        Value::String(s) => format!("`{s}`"),
+        Value::Number(n) => format!("the number `{n}`"),
+        Value::String(_) => "a string".into(),
         Value::Array(_) => "a list".into(),
         Value::Object(_) => "a mapping".into(),
+    }
+}
+
+/// A value as it stands in a message that says what is wrong with it.
+fn written(value: &Value) -> String {
+    match value {
+        Value::String(s) => shown(s),
+        Value::Array(_) | Value::Object(_) => kind(value),
+        other => format!("`{other}`"),
+    }
+}
+
+/// A hint where a number was written as a text.
+fn unquoted(value: &Value) -> &'static str {
+    match value.as_str().map(str::trim) {
+        Some(s) if s.parse::<f64>().is_ok() => "; write it without quotes",
+        Some(s) if s.starts_with(|c: char| c.is_ascii_digit()) => "; write the plain number, without a unit",
+        _ => "",
     }
 }
 
@@ -370,22 +405,33 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_are_told_with_their_lines_and_what_was_meant() {
-        let text = "listen: x\npermission_grants:\n  - scope: a\n    limits: { concurrent: 0 }\n  - scoop: b\naudit:\n  fiel: y\n";
-        let lines = |path: &str| line_of(text, path);
-        assert_eq!(lines("permissionGrants[0].limits.concurrent"), Some(4));
-        assert_eq!(lines("permissionGrants[1].scoop"), Some(5));
-        assert_eq!((lines("audit.fiel"), lines("none")), (Some(7), None));
-        assert_eq!(placed(text, vec!["`audit.fiel`: unknown key".into(), "other".into()]), ["`audit.fiel` (line 7): unknown key", "other"]);
+    fn what_was_meant_is_said() {
         assert_eq!((nearest("auditt", ["audit", "admin"]), nearest("zzz", ["audit"])), (Some("audit"), None));
-        assert_eq!(parse_yaml("a: 1\na: 2\n").unwrap_err(), "line 2 column 1: the key `a` stands twice");
+    }
+
+    fn said(yaml: &str, read: impl Fn(&mut Section)) -> Vec<String> {
+        let problems = Problems::default();
+        read(&mut Section::new("", parse_yaml(yaml).unwrap(), &problems));
+        problems.take()
     }
 
     #[test]
-    fn broken_yaml_is_one_problem() {
-        for bad in ["a: [", "a: 1\na: 2\n", "a: {b: 1, b: 2}"] {
-            assert!(parse_yaml(bad).is_err(), "{bad}");
-        }
-        assert_eq!(parse_yaml("# nothing\n").unwrap(), Value::Object(Map::new()));
+    fn one_mistake_is_one_message_that_fits_the_value() {
+        let scope = |s: &mut Section| _ = s.required("scope", "`ai.anthropic`");
+        assert_eq!(said("scop: x", scope), ["`scop`: unknown key; did you mean `scope`?; known here: `scope`"]);
+        assert_eq!(said("scope: 5", scope), ["`scope`: expected a string, found the number `5`"]);
+        assert_eq!(said("{}", scope), ["`scope`: is needed, such as `ai.anthropic`"]);
+        let nested = |s: &mut Section| _ = s.section("secretRef").map(|mut s| s.required("name", "`x`"));
+        assert_eq!(said("secretRef: sk-ant-api03-secret", nested), ["`secretRef`: expected a mapping, found a string"]);
+        let time = |s: &mut Section| _ = s.duration("t");
+        assert_eq!(said("t: 60000", time), ["`t`: `60000` has no unit; expected a whole number with one unit: `500ms`, `60s`, `15m` or `1h`"]);
+        assert_eq!(said("t: 720h", time), ["`t`: `720h` is not between `1ms` and `168h`"]);
+        let number = |s: &mut Section| _ = s.integer("n", 1, 9);
+        assert_eq!(said("n: \"8\"", number), ["`n`: `8` is not a whole number from 1 to 9; write it without quotes"]);
+        assert_eq!(said("n: 2M", number), ["`n`: `2M` is not a whole number from 1 to 9; write the plain number, without a unit"]);
+        let choice = |s: &mut Section| _ = s.choice("c", &[("allow", ()), ("deny", ())]);
+        assert!(said("c: yes", choice)[0].starts_with("`c`: `true` is not one of `allow`, `deny` (YAML reads `yes`"));
+        let items = |s: &mut Section| s.items("l").into_iter().flatten().for_each(|(place, text)| s.add(&place, text));
+        assert_eq!(said("l: [[a], 5, b]", items), ["`l[0]`: expected a string, found a list", "`l[1]`: expected a string, found the number `5`", "`l[2]`: b"]);
     }
 }
