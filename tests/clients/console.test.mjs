@@ -2,16 +2,14 @@
 
 import { test, before, after } from 'node:test';
 import assert from 'node:assert/strict';
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
+import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { dirname, join } from 'node:path';
-import { fileURLToPath } from 'node:url';
+import { join } from 'node:path';
 import { spawn } from 'node:child_process';
 import { launchBrowser } from './browser.mjs';
 import { bin, closedNetwork, freePorts, modules, until } from './kit.mjs';
 
 closedNetwork();
-const docs = join(dirname(fileURLToPath(import.meta.url)), '../../docs');
 
 let dir, up, port, browser, output = '';
 
@@ -53,7 +51,6 @@ test('a turn with a tool call is on the page, and what is typed there is answere
   await page.waitForFunction(() => document.querySelectorAll('.usage').length === 2, null, { timeout: 30_000 });
   assert.equal(await page.locator('.user').count(), 2);
   assert.equal(await page.locator('details.reasoning').count(), 1);
-  if (process.env.UPDATE_SCREENSHOT || !existsSync(join(docs, 'console.png'))) await page.screenshot({ path: join(docs, 'console.png') });
 
   // Interrupted from the keyboard.
   await page.fill('#text', 'rehearse:slow');
