@@ -6,8 +6,9 @@ UP_PORT ?= 3100
 .PHONY: up test unit alerts clients soak bench fuzz fmt lint docs clean
 
 ## Build, install the pinned CLI, start sidecar and adapter with a first turn, serve the console.
-## UP_CONFIG=sidecar.yaml uses real providers instead of the scripted one.
+## UP_CONFIG=sidecar.yaml uses real providers instead of the scripted one, UP_FRESH=1 begins a new session.
 up:
+	@[ -x target/release/outrigger ] || echo "building Outrigger and installing opencode: some 7 minutes and 2 GB, once"
 	$(CARGO) build --release --locked
 	UP_PORT=$(UP_PORT) sh tests/up.sh
 

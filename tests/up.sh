@@ -1,7 +1,7 @@
 #!/bin/sh
 # `make up`: installs the pinned CLI, starts everything on this machine with a first turn, and
 # stays until Ctrl-C. UP_CONFIG names a sidecar.yaml with real providers, UP_PORT the first of
-# five ports; UP_ONCE=1 waits for two turns and ends.
+# five ports; UP_FRESH=1 begins another session; UP_ONCE=1 waits for two turns and ends.
 set -eu
 cd "$(dirname "$0")/.."
 bin=target/release/outrigger
@@ -15,7 +15,12 @@ if [ ! -x "$cli/node_modules/.bin/opencode" ]; then
     [ -f "$cli/package.json" ] || echo '{"private":true}' > "$cli/package.json"
     npm install --prefix "$cli" --no-save --no-audit --no-fund --loglevel=error "opencode-ai@$version"
 fi
-set -- up --dir "$dir" --port "$port" --program "$cli/node_modules/.bin/opencode" --prompt "Look around: which files are here?"
+set -- up --dir "$dir" --port "$port" --program "$cli/node_modules/.bin/opencode"
+# A session that goes on has had its first prompt.
+if [ -n "${UP_FRESH:-}" ] || [ -n "${UP_ONCE:-}" ] || ! [ -d "$dir/session/events" ]; then
+    set -- "$@" --prompt "Look around: which files are here?"
+fi
+[ -z "${UP_FRESH:-}" ] || set -- "$@" --fresh
 [ -z "${UP_CONFIG:-}" ] || set -- "$@" --sidecar-config "$UP_CONFIG"
 [ -n "${UP_ONCE:-}" ] || exec "$bin" "$@"
 

@@ -21,7 +21,7 @@ use crate::adapter::transport::Lines;
 use crate::base::token::random_hex;
 use crate::base::{harden, logging};
 use crate::cli;
-use crate::event::{Event, Payload, SessionEndReason, TurnEndReason};
+use crate::event::{Event, Payload, SessionEndReason, StageState, TurnEndReason};
 
 /// In a run's directory: the token that goes on with it.
 const TOKEN: &str = "token";
@@ -224,7 +224,8 @@ impl Printer {
             Payload::Retry(retry) => self.aside(&format!("[retry {}] {}", retry.attempt, first_line(&retry.message))),
             Payload::Warning(warning) => self.aside(&format!("[warning] {}", warning.message)),
             Payload::Error(error) => self.aside(&format!("[error] {}", error.message)),
-            Payload::SessionStage(stage) => {
+            // What failed is told by the error that follows.
+            Payload::SessionStage(stage) if stage.state != StageState::Failed => {
                 if let Some(message) = stage.message {
                     self.aside(&format!("[{}] {message}", stage.stage));
                 }

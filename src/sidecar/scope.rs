@@ -277,7 +277,15 @@ fn denied(policy: &Policy, provider: &str, model: Option<&str>) -> Denial {
         Some(model) => format!("model `{model}` of provider `{provider}` is not granted to this session"),
         None => format!("provider `{provider}` is not granted to this session"),
     };
-    Denial::new(Code::ScopeDenied, format!("{what}; granted: {}", granted(policy))).hint(format!("ask an operator to grant `{needed}`")).needing(needed)
+    let ended = ended(policy, provider, model).map_or_else(String::new, |(grant, end)| format!(" (the grant `{grant}` ended at {end})"));
+    Denial::new(Code::ScopeDenied, format!("{what}{ended}; granted: {}", granted(policy))).hint(format!("ask an operator to grant `{needed}`")).needing(needed)
+}
+
+/// A grant that would have allowed it, and when it ended.
+fn ended<'a>(policy: &'a Policy, provider: &str, model: Option<&str>) -> Option<(&'a Grant, jiff::Timestamp)> {
+    let now = jiff::Timestamp::now();
+    let covers = |grant: &&Grant| grant.provider == provider && !grant.is_live(now) && model.is_none_or(|model| grant.covers(model));
+    policy.grants.iter().find(covers).and_then(|grant| Some((grant, grant.expires?)))
 }
 
 fn granted(policy: &Policy) -> String {
@@ -296,6 +304,15 @@ impl Denial {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_refusal_names_the_grant_that_has_ended() {
+        let text = "aiProviders: {anthropic: {secretRef: {name: a, key: k}}}\npermissionGrants: [{scope: 'ai.anthropic:claude-*', expires: 2020-01-01T00:00:00Z}]\n";
+        let policy = crate::sidecar::config::parse(text).unwrap().policy;
+        let said = |model: &str| denied(&policy, "anthropic", Some(model)).message;
+        assert!(said("claude-x").contains("(the grant `ai.anthropic:claude-*` ended at 2020-01-01T00:00:00Z); granted: nothing"), "{}", said("claude-x"));
+        assert!(!said("other").contains("ended"));
+    }
 
     /// The definition, by trying every way to fill each `*`.
     fn naive(p: &[u8], s: &[u8]) -> bool {

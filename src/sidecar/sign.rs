@@ -18,7 +18,7 @@ use super::provider::registry::{Auth, Verb};
 use super::refusal::{Code, Denial};
 use super::route::{self, Route};
 use super::scope::Permit;
-use super::secret::{Secret, Store};
+use super::secret::{Secret, Source, Store};
 
 /// A request that may leave. Only this file can make one.
 #[derive(Debug)]
@@ -66,12 +66,14 @@ pub fn sign(route: &Route, permit: &Permit, client: &HeaderMap, body: BufferedBo
     let secret = match &provider.secret {
         None => None,
         Some(source) => Some(secrets.get(source).map_err(|why| {
-            Denial::new(
-                Code::SecretMissing,
-                format!("scope `{}` is granted, but no key for `{}` was found at `{source}`", permit.scope_matched().unwrap_or("?"), provider.name),
-            )
-            .hint("ask an operator to mount the key; no restart is needed")
-            .cause(why)
+            let (what, hint) = match source {
+                Source::File { .. } => (format!("was found at `{source}`"), "ask an operator to mount the key; no restart is needed"),
+                Source::Command { .. } => {
+                    (format!("came from the program `{source}`"), "ask an operator for the cause, which the sidecar's log has; the program is run again")
+                }
+            };
+            let scope = permit.scope_matched().unwrap_or("?");
+            Denial::new(Code::SecretMissing, format!("scope `{scope}` is granted, but no key for `{}` {what}", provider.name)).hint(hint).cause(why)
         })?),
     };
     let endpoint = route.endpoint();

@@ -43,8 +43,8 @@ pub async fn until_async(what: &str, mut holds: impl AsyncFnMut() -> bool) {
 pub struct SmallDisk(PathBuf);
 
 impl SmallDisk {
-    /// Makes the directory and mounts a tmpfs of so many KiB on it; `None`, loudly, where that
-    /// is not permitted: `what` is skipped then.
+    /// Makes the directory and mounts a tmpfs of so many KiB on it, for a test of `what`. `None` only
+    /// where such tests are left out on purpose.
     pub fn mount(at: &Path, kib: u32, what: &str) -> Option<SmallDisk> {
         std::fs::create_dir(at).unwrap();
         let mut mount = Command::new("mount");
