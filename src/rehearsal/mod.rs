@@ -99,11 +99,11 @@ fn text_of(content: &Value) -> String {
     }
 }
 
-/// Cuts a text into so many pieces, at characters.
+/// Cuts a text into so many pieces, at characters; into as many as it has, where these are fewer.
 fn pieces(text: &str, count: usize) -> Vec<String> {
     let chars: Vec<char> = text.chars().collect();
-    let size = chars.len().div_ceil(count.max(1)).max(1);
-    chars.chunks(size).map(|c| c.iter().collect()).collect()
+    let count = count.max(1).min(chars.len());
+    (0..count).map(|i| chars[i * chars.len() / count..(i + 1) * chars.len() / count].iter().collect()).collect()
 }
 
 /// One event of an SSE stream; a name where the API gives names.

@@ -226,3 +226,43 @@ async fn a_scene_that_cuts_sends_its_events_first() {
     }
     rehearsal.stop().await;
 }
+
+/// Mistakes on the command line: each has its exit code and its word, and costs nothing.
+#[test]
+fn what_is_typed_wrong_is_said_and_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let cases: [(&[&str], i32, &str); 14] = [
+        (&["run", "--task", ""], 64, "the task is empty"),
+        (&["run", "--task", "x", "--permissions", "ask"], 64, "allow, deny"),
+        (&["run", "--task", "x", "--runtime", "opncode"], 64, "did you mean `opencode`?"),
+        (&["up", "--port", "0"], 64, "from 1 to 65531"),
+        (&["up", "--port", "65533"], 64, "from 1 to 65531"),
+        (&["up", "--runtime", "opncode"], 64, "did you mean `opencode`?"),
+        (&["up", "--origin", "localhost:5173"], 64, "`--origin`: `localhost:5173` is not an origin"),
+        (&["up", "--sidecar-config", "/no/such.yaml"], 64, "in `/no/such.yaml`:\n  - cannot read it: there is no such file"),
+        (&["up", "--model", "claude-sonnet-5-5"], 64, "did you mean `anthropic/claude-sonnet-5-5`?"),
+        (&["healthcheck", "--address", "nonsense"], 64, "such as `127.0.0.1:3100`"),
+        (&["rehearse", "--log", "/no/dir/log"], 64, "`--log`: `/no/dir/log` cannot be written"),
+        (&["rehearse", "--script", "/no/such.yaml"], 64, "there is no such file"),
+        (&["sidecar", "--session-id", "a b"], 64, "is not a session's id"),
+        (&["adapter", "--check", "--sidecar", "http://u:hunter2@h"], 64, "`--sidecar`: `http://***@h`"),
+    ];
+    for (args, code, said) in cases {
+        let mut command = Command::new(binary());
+        command.args(args).env_clear().env("PATH", "/nowhere").env("HOME", dir.path()).current_dir(dir.path()).stdin(Stdio::null());
+        let output = command.output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{args:?}: {stderr}");
+        assert!(stderr.contains(said) && !stderr.contains("hunter2"), "{args:?}: {stderr}");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "{args:?} left something");
+    }
+}
+
+/// `outrigger runtimes | head -1`.
+#[test]
+fn a_reader_that_has_seen_enough_is_no_error() {
+    let mut child = Command::new(binary()).arg("runtimes").env_clear().stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), &b""[..]));
+}
