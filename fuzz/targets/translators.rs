@@ -7,7 +7,7 @@ use libfuzzer_sys::fuzz_target;
 use outrigger::adapter::balance::Balance;
 use outrigger::adapter::inbox::Input;
 use outrigger::adapter::runtime::{Action, Permissions, Reply, Setting, Tag, registry};
-use outrigger::event::{InputMode, InputSource, Payload};
+use outrigger::event::Payload;
 
 fuzz_target!(|data: &[u8]| {
     let setting = Setting {
@@ -26,7 +26,7 @@ fuzz_target!(|data: &[u8]| {
         resume: None,
         random: "0123456789abcdef".repeat(4),
     };
-    let input = Input { input_id: "input".into(), text: "t".into(), mode: InputMode::Auto, source: InputSource::Inject, sender_id: None, attachments: vec![] };
+    let input = Input::new("input".into(), "t".into());
     for runtime in registry::ALL {
         let (mut translator, mut actions) = ((runtime.translator)(&setting), Vec::new());
         for (i, line) in data.split(|b| *b == b'\n').enumerate() {

@@ -14,6 +14,7 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 
 pub use shown::{looks_like_a_key, shown};
+use shown::{on_lines, on_one_line};
 pub use text::{parse_yaml, placed, read};
 
 /// Every mistake found so far, as `path: what is wrong`.
@@ -22,7 +23,8 @@ pub struct Problems(Rc<RefCell<Vec<String>>>);
 
 impl Problems {
     pub fn add(&self, path: &str, what: impl std::fmt::Display) {
-        self.0.borrow_mut().push(if path.is_empty() { what.to_string() } else { format!("`{path}`: {what}") });
+        let what = on_lines(&what.to_string());
+        self.0.borrow_mut().push(if path.is_empty() { what } else { format!("`{}`: {what}", on_one_line(path)) });
     }
 
     pub fn take(&self) -> Vec<String> {

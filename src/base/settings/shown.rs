@@ -68,6 +68,16 @@ fn without_credentials(text: &str) -> String {
     format!("{scheme}://{place}{query}")
 }
 
+/// A text that may hold anything, as a part of a message.
+pub(super) fn on_one_line(text: &str) -> String {
+    text.chars().map(escaped).collect()
+}
+
+/// The same of one that has a hint on a line of its own.
+pub(super) fn on_lines(text: &str) -> String {
+    text.split('\n').map(on_one_line).collect::<Vec<_>>().join("\n")
+}
+
 /// Control characters and those that change how a line is read would make another message of it.
 fn escaped(c: char) -> String {
     let turns = matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}');

@@ -6,6 +6,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::camel_case;
+use super::shown::on_one_line;
 
 /// Largest configuration that is read.
 const MAX_FILE: u64 = 4 << 20;
@@ -46,7 +47,7 @@ pub fn parse_yaml(text: &str) -> Result<Value, String> {
     if text.lines().all(|l| l.trim().is_empty() || l.trim_start().starts_with('#')) {
         return Ok(Value::Object(Map::new()));
     }
-    serde_saphyr::from_str::<Value>(text).map_err(|e| plain(e.to_string().lines().next().unwrap_or_default().trim_start_matches("error: ")))
+    serde_saphyr::from_str::<Value>(text).map_err(|e| on_one_line(&plain(e.to_string().lines().next().unwrap_or_default().trim_start_matches("error: "))))
 }
 
 /// The parser's words without its advice to programmers.
