@@ -144,3 +144,14 @@ fn models(ids: &[&str]) -> Value {
     let all: Vec<Value> = ids.iter().map(|id| json!({ "type": "model", "id": id, "display_name": id, "created_at": "2026-01-01T00:00:00Z" })).collect();
     json!({ "data": all, "has_more": false, "first_id": ids.first(), "last_id": ids.last() })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_of_models_has_the_shape_of_this_api() {
+        assert_eq!(models(&["a", "b"])["last_id"], "b");
+        assert_eq!(models(&[]), json!({ "data": [], "has_more": false, "first_id": null, "last_id": null }));
+    }
+}

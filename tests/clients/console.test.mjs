@@ -71,6 +71,33 @@ test('a turn with a tool call is on the page, and what is typed there is answere
   assert.deepEqual(wrong, []);
 });
 
+test('nothing on the page keeps anybody out', { timeout: 60_000 }, async () => {
+  const page = await browser.newPage();
+  await page.goto(`http://localhost:${port}/`);
+  await page.waitForFunction(() => document.querySelectorAll('.usage').length === 3, null, { timeout: 30_000 });
+  // Not by a script tag: the page runs no script but its own.
+  await page.evaluate(readFileSync(join(modules, 'axe-core/axe.min.js'), 'utf8'));
+  const { violations } = await page.evaluate(() => globalThis.axe.run());
+  assert.deepEqual(violations.map((v) => [v.id, v.impact, v.nodes.map((n) => n.html)]), []);
+});
+
+test('a long session is laid out a few times, not once per piece', { timeout: 120_000 }, async () => {
+  for (let i = 0; i < 3; i++) {
+    const sent = await fetch(`http://localhost:${port}/inject`, { method: 'POST', headers: { 'content-type': 'application/json' }, body: JSON.stringify({ text: 'rehearse:long', mode: 'queue' }) });
+    assert.equal(sent.status, 202);
+  }
+  const status = () => fetch(`http://localhost:${port}/status`).then((r) => r.json());
+  await until('the turns', async () => { const s = await status(); return s.state === 'idle' && s.inputs_waiting === 0 && s.turn >= 6; }, 60_000);
+  const page = await browser.newPage();
+  const inspector = await page.context().newCDPSession(page);
+  await inspector.send('Performance.enable');
+  await page.goto(`http://localhost:${port}/`);
+  await page.waitForFunction(() => document.querySelectorAll('.usage').length === 6, null, { timeout: 60_000 });
+  const { metrics } = await inspector.send('Performance.getMetrics');
+  const layouts = metrics.find((m) => m.name === 'LayoutCount').value, { sequence } = await status();
+  assert.ok(sequence > 4000 && layouts < sequence / 10, `${layouts} layouts of ${sequence} events`);
+});
+
 test('the agent has no key: not in its environment, not in its files', async () => {
   const canaries = ['sk-ant-this-is-the-users-own-key', 'sk-rehearsal-not-a-real-key'];
   const processes = readdirSync('/proc').filter((p) => /^\d+$/.test(p));
