@@ -373,7 +373,8 @@ fn project(root: &mut Section, problems: &Problems, env: Env<'_>) -> (Vec<String
                 Mcp::Remote { url, headers: vars(&mut s, "headers") }
             }
             _ => {
-                let (_, _) = (s.value("env"), s.value("headers"));
+                // These would be right, and are not what is wrong.
+                let _known = (s.value("env"), s.value("headers"));
                 if !s.is_troubled() {
                     s.add("", "a tool server has either a `command` (with `args` and `env`) or a `url` (with `headers`)");
                 }

@@ -485,7 +485,7 @@ fn expiry(s: &mut Section) -> Option<jiff::Timestamp> {
 
 /// `providers`: the names that may stand in a scope; `None` where the file's list is itself wrong.
 fn grant(s: &mut Section, providers: Option<&BTreeSet<String>>) -> Option<Grant> {
-    let scope_text = s.string("scope");
+    let scope_text = s.required("scope", "`ai.anthropic` or `ai.openai:gpt-*`");
     let models = s.items("models");
     let allow = s.items("allow").unwrap_or_default();
     let expires = expiry(s);
@@ -495,9 +495,6 @@ fn grant(s: &mut Section, providers: Option<&BTreeSet<String>>) -> Option<Grant>
         tokens_per_day: l.integer("tokensPerDay", 1, u64::MAX),
         usd_per_session: l.positive("usdPerSession"),
     });
-    if scope_text.is_none() && !s.is_no_mapping() && !s.is_wrong("scope") && !s.has_near("scope") {
-        s.add("scope", "is needed, such as `ai.anthropic` or `ai.openai:gpt-*`");
-    }
     let scope_text = scope_text?;
     let parsed = scope::parse(&scope_text).map_err(|e| s.add("scope", e)).ok();
     if models.as_ref().is_some_and(Vec::is_empty) {

@@ -122,7 +122,7 @@ impl Section {
     }
 
     /// Whether a key that nobody knows could be meant to be this one.
-    pub fn has_near(&self, key: &str) -> bool {
+    fn has_near(&self, key: &str) -> bool {
         self.map.keys().any(|other| nearest(other, [key]).is_some())
     }
 
