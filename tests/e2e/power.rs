@@ -128,5 +128,8 @@ async fn after_a_power_cut_every_input_was_delivered_once_and_no_number_is_used_
         assert!(in_gap || event["type"].as_str().unwrap().ends_with(".delta") || now == Some(event), "{number}: {event} became {now:?}");
     }
     println!("{cuts} power cuts, {inputs} inputs once each, {} gaps, {lost} of {} events lost and told", gaps.len(), shown.len());
+    // Before its disk goes: nothing of it is left.
+    pod.signal(rustix::process::Signal::TERM);
+    assert_eq!(pod.exit().await, Some(0));
     drop(disk);
 }
