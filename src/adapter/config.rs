@@ -15,7 +15,7 @@ use serde_json::Value;
 use super::journal::Retention;
 use super::process;
 use super::runtime::{Env, Mcp, Permissions, Runtime, registry};
-use crate::base::settings::{self, Problems, Section, check_session_id, did_you_mean, looks_like_a_key, parse_yaml, placed, shown};
+use crate::base::settings::{self, Problems, Section, check_session_id, did_you_mean, looks_like_a_key, parse_yaml, shown};
 use crate::base::token::Token;
 
 /// A session, as it was asked for.
@@ -127,7 +127,7 @@ pub fn parse(text: &str, flags: &Flags, env: Env<'_>) -> Result<Config, Vec<Stri
     let problems = Problems::default();
     let env = |name: &str| env(name).filter(|v| !v.is_empty());
     let config = config(value, flags, &env, &problems);
-    let all = placed(text, problems.take());
+    let all = problems.take(text);
     match config {
         Some(config) if all.is_empty() => Ok(config),
         _ => Err(all),
@@ -473,7 +473,7 @@ fn ports(root: &mut Section, flags: &Flags) -> (Wall, SocketAddr, SocketAddr) {
             );
         }
     }
-    if stream.port() == input.port() && stream.port() != 0 && stream.ip() == input.ip() && flags.stream.is_none() {
+    if stream == input && stream.port() != 0 && flags.stream.is_none() {
         root.add("listen.input", format!("is the address of `listen.stream`, `{stream}`; choose another"));
     }
     (wall, stream, input)

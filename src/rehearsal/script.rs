@@ -12,7 +12,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::{Ask, Tool, example};
-use crate::base::settings::{self, Problems, Section, parse_yaml, placed};
+use crate::base::settings::{self, Problems, Section, parse_yaml};
 use crate::base::sync::lock;
 
 #[derive(Debug, Clone, PartialEq)]
@@ -135,7 +135,7 @@ impl Script {
             }
             steps
         };
-        let all = placed(text, problems.take());
+        let all = problems.take(text);
         if all.is_empty() { Ok(Script { steps, asked: Mutex::default() }) } else { Err(all) }
     }
 
@@ -224,7 +224,7 @@ fn tool_turn(name: &str, ask: &Ask) -> Reply {
     }
 }
 
-/// How Claude Code finds tools that it does not offer at first.
+/// The tool by which a model finds further tools that Claude Code does not offer at first.
 const TOOL_SEARCH: &str = "ToolSearch";
 
 /// Calls the first tool of a tool server, or looks for one where the CLI does not offer all of them.

@@ -17,7 +17,7 @@ use super::limit::{Ledger, Limits};
 use super::provider::registry::{self, Auth, Feature, Provider};
 use super::scope::{self, Glob, Grant};
 use super::secret;
-use crate::base::settings::{self, Problems, Section, looks_like_a_key, parse_yaml, placed, shown};
+use crate::base::settings::{self, Problems, Section, looks_like_a_key, parse_yaml, shown};
 use crate::base::token::Token;
 use crate::catalogue::Overrides;
 
@@ -116,9 +116,12 @@ pub struct BaseUrl {
     pub own: bool,
 }
 
+/// Keys of the file, each with its value in a form that can be compared.
+pub type Fixed = Vec<(&'static str, String)>;
+
 impl Config {
-    /// What only a restart changes, as text.
-    pub fn fixed(&self) -> Vec<(&'static str, String)> {
+    /// The settings that take effect only at a start, for comparison with those of another reading.
+    pub fn fixed(&self) -> Fixed {
         let shown = |value: &dyn std::fmt::Debug| format!("{value:?}");
         vec![
             ("listen", shown(&self.listen)),
@@ -186,7 +189,7 @@ pub fn parse(text: &str) -> Result<Loaded, Vec<String>> {
         }
         Loaded { config, policy }
     };
-    let all = placed(text, problems.take());
+    let all = problems.take(text);
     if all.is_empty() { Ok(loaded) } else { Err(all) }
 }
 
@@ -323,8 +326,9 @@ fn parse_address(section: &Section, key: &str, s: &str) -> Option<SocketAddr> {
     parsed
 }
 
-/// Those that can be used, and the names of all that the file has: what is wrong with one is said
-/// once, and not again by each grant that names it.
+/// Returns the providers that can be used, and the names of all providers in the file. A grant may
+/// name a provider that is itself wrong: that is reported once, for the provider. The names are
+/// `None` where `aiProviders` is not a mapping.
 fn providers(root: &mut Section) -> (BTreeMap<String, Arc<ProviderConfig>>, Option<BTreeSet<String>>) {
     let (mut all, mut named) = (BTreeMap::new(), BTreeSet::new());
     for (name, mut section) in root.entries("aiProviders") {

@@ -21,7 +21,7 @@ use tokio::task::JoinSet;
 
 use super::audit::{self, Audit, Writer};
 use super::body::{BodyMemory, GRACE};
-use super::config::{self, Config, Loaded};
+use super::config::{self, Config, Fixed, Loaded};
 use super::connection::{self, Handle, Rank};
 use super::guard::Wall;
 use super::known_objects::KnownObjects;
@@ -98,6 +98,7 @@ impl Sidecar {
     /// See [`StartError`].
     pub async fn start(path: &Path, session: Option<String>) -> Result<Sidecar, StartError> {
         let Loaded { mut config, policy } = config::load(path).map_err(StartError::Config)?;
+        let fixed = config.fixed();
         let session = config.session_id.clone().or(session);
         let recovered = audit::recover(&config.audit).map_err(StartError::Unavailable)?;
         let ledger = Ledger::new(&recovered.state, session.as_deref());
@@ -131,7 +132,7 @@ impl Sidecar {
         });
         refresh(&shared, Kind::Files);
         let following = Arc::new(AtomicBool::new(true));
-        let followers = follow(path, &shared, &following).map_err(|e| StartError::Unavailable(e.to_string()))?;
+        let followers = follow(path, &shared, &following, fixed).map_err(|e| StartError::Unavailable(e.to_string()))?;
         let (stop, stopping) = watch::channel(false);
         let (end, ending) = watch::channel(false);
         let (mut acceptors, mut background) = (JoinSet::new(), JoinSet::new());
@@ -329,14 +330,13 @@ async fn serve_admin(shared: Arc<Shared>, listener: TcpListener, mut end: watch:
 
 /// Follows the configuration, the keys in files, and the keys that programs print, each on a
 /// thread of its own: a file system or a program that hangs stops none of the others.
-fn follow(path: &Path, shared: &Arc<Shared>, on: &Arc<AtomicBool>) -> std::io::Result<Vec<JoinHandle<()>>> {
+fn follow(path: &Path, shared: &Arc<Shared>, on: &Arc<AtomicBool>, running: Fixed) -> std::io::Result<Vec<JoinHandle<()>>> {
     let mut last = settings::read(path).unwrap_or_default();
-    let mut fixed = config::parse(&last).map(|loaded| loaded.config.fixed()).unwrap_or_default();
     let (path, files, on_files) = (path.to_path_buf(), shared.clone(), on.clone());
     let grants = std::thread::Builder::new().name("follow".into()).spawn(move || {
         while on_files.load(Ordering::Acquire) {
             std::thread::sleep(LOOK);
-            reload(&files, &path, &mut last, &mut fixed);
+            reload(&files, &path, &mut last, &running);
         }
     })?;
     let keys = shared.clone();
@@ -357,7 +357,7 @@ fn follow(path: &Path, shared: &Arc<Shared>, on: &Arc<AtomicBool>) -> std::io::R
 }
 
 /// Takes a changed configuration, or keeps the last good one and says so.
-fn reload(shared: &Shared, path: &Path, last: &mut String, fixed: &mut Vec<(&'static str, String)>) {
+fn reload(shared: &Shared, path: &Path, last: &mut String, running: &Fixed) {
     let now = match settings::read(path) {
         Ok(now) => now,
         Err(e) => {
@@ -377,12 +377,10 @@ fn reload(shared: &Shared, path: &Path, last: &mut String, fixed: &mut Vec<(&'st
             for what in advice::on(&config, &policy) {
                 tracing::warn!("{what}");
             }
-            let now = config.fixed();
-            let changed: Vec<&str> = now.iter().filter(|setting| !fixed.contains(setting)).map(|(key, _)| *key).collect();
-            if !changed.is_empty() && !fixed.is_empty() {
+            let changed: Vec<&str> = config.fixed().into_iter().filter(|setting| !running.contains(setting)).map(|(key, _)| key).collect();
+            if !changed.is_empty() {
                 tracing::warn!("`{}`: changed, and used after a restart", changed.join("`, `"));
             }
-            *fixed = now;
             let policy = policy.limited_by(&shared.ledger);
             tracing::info!(revision = %policy.revision, grants = policy.grants.len(), "configuration taken");
             shared.policy.store(Arc::new(policy));

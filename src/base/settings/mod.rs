@@ -15,40 +15,69 @@ use serde_json::{Map, Value};
 
 pub use shown::{looks_like_a_key, shown};
 use shown::{on_lines, on_one_line};
-pub use text::{parse_yaml, placed, read};
+use text::line_of;
+pub use text::{parse_yaml, read};
 
-/// Every mistake found so far, as `path: what is wrong`.
+/// Every mistake found so far.
 #[derive(Debug, Clone, Default)]
-pub struct Problems(Rc<RefCell<Vec<String>>>);
+pub struct Problems(Rc<RefCell<Vec<Problem>>>);
+
+#[derive(Debug, Clone)]
+struct Problem {
+    /// `a.b[1].c`, or the flag or variable that is wrong; empty where there is no one place.
+    path: String,
+    what: String,
+}
+
+/// A longer path is cut: some key in it is not meant.
+const LONGEST_PATH: usize = 200;
 
 impl Problems {
     pub fn add(&self, path: &str, what: impl std::fmt::Display) {
-        let what = on_lines(&what.to_string());
-        self.0.borrow_mut().push(if path.is_empty() { what } else { format!("`{}`: {what}", on_one_line(path)) });
+        self.0.borrow_mut().push(Problem { path: path.to_owned(), what: what.to_string() });
     }
 
-    pub fn take(&self) -> Vec<String> {
-        std::mem::take(&mut self.0.borrow_mut())
+    /// Takes all, each with its place: the path, and the line in `text` that the path leads to, as far
+    /// as it can be found.
+    pub fn take(&self, text: &str) -> Vec<String> {
+        self.0.take().iter().map(|problem| problem.told(text)).collect()
     }
 
-    /// Whether `path` itself is wrong: not a mapping, for example.
-    fn is_exactly_at(&self, path: &str) -> bool {
-        !path.is_empty() && self.0.borrow().iter().any(|problem| problem.starts_with(&format!("`{path}`: expected")))
+    /// Whether `path` itself is wrong, and not only something below it.
+    fn are_exactly_at(&self, path: &str) -> bool {
+        !path.is_empty() && self.0.borrow().iter().any(|problem| problem.path == path)
     }
 
-    /// Whether something at or below `path` was found to be wrong.
-    pub fn are_at(&self, path: &str) -> bool {
-        self.0.borrow().iter().any(|problem| problem.strip_prefix('`').and_then(|p| p.strip_prefix(path)).is_some_and(|rest| rest.starts_with(['`', '.', '['])))
+    /// Whether something at or below `path` is wrong.
+    fn are_at(&self, path: &str) -> bool {
+        let below = |rest: &str| rest.is_empty() || rest.starts_with(['.', '[']);
+        self.0.borrow().iter().any(|problem| problem.path.strip_prefix(path).is_some_and(below))
     }
 }
 
-/// The one of these that somebody may have meant.
+impl Problem {
+    fn told(&self, text: &str) -> String {
+        let (path, what) = (&self.path, on_lines(&self.what));
+        if path.is_empty() {
+            return what;
+        }
+        let hidden = looks_like_a_key(path) || path.len() > LONGEST_PATH;
+        let place = if hidden { shown(path) } else { format!("`{}`", on_one_line(path)) };
+        match line_of(text, path) {
+            Some(line) => format!("{place} (line {line}): {what}"),
+            None => format!("{place}: {what}"),
+        }
+    }
+}
+
+/// The known word that is spelled most like `word`, if any is near enough to be meant.
 pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let scored = known.into_iter().map(|k| (strsim::jaro_winkler(&word.to_lowercase(), &k.to_lowercase()), k));
     scored.filter(|(score, _)| *score > 0.85).max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, k)| k)
 }
 
-/// `; did you mean …?` with the known word that is nearest; empty where none is near.
+/// The end of a message, `; did you mean …?`, with the known word nearest to `word`. It is empty where
+/// no known word is near.
 pub fn did_you_mean<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> String {
     nearest(word, known).map_or_else(String::new, |k| format!("; did you mean `{k}`?"))
 }
@@ -101,7 +130,8 @@ impl Section {
         self.map.remove(key).filter(|v| !v.is_null())
     }
 
-    /// Whether something is already known to be wrong here: what is missing is then said by that.
+    /// Whether something is already wrong in this mapping: an unknown key, or a reported problem. A
+    /// further problem that only follows from it is not reported.
     pub fn is_troubled(&self) -> bool {
         !self.map.is_empty() || self.problems.are_at(&self.path)
     }
@@ -113,20 +143,20 @@ impl Section {
 
     /// Whether the value of this key is of another kind than it should be.
     pub fn is_mistyped(&self, key: &str) -> bool {
-        self.problems.is_exactly_at(&self.path(key))
+        self.problems.are_exactly_at(&self.path(key))
     }
 
-    /// Whether something else stands where this mapping should: that is said already.
+    /// Whether something other than a mapping stands here, which is reported already.
     pub fn is_no_mapping(&self) -> bool {
-        self.problems.is_exactly_at(&self.path)
+        self.problems.are_exactly_at(&self.path)
     }
 
-    /// Whether a key that nobody knows could be meant to be this one.
+    /// Whether the mapping has an unknown key that is spelled like `key`.
     fn has_near(&self, key: &str) -> bool {
         self.map.keys().any(|other| nearest(other, [key]).is_some())
     }
 
-    /// A text that must be there. `example` shows one.
+    /// A string that must be there. `example` is shown where it is missing.
     pub fn required(&mut self, key: &'static str, example: &str) -> Option<String> {
         let found = self.string(key);
         if found.is_none() && !self.has_near(key) && !self.is_wrong(key) && !self.is_no_mapping() {
@@ -140,23 +170,27 @@ impl Section {
         self.value(key).map(|v| Section::new(&path, v, &self.problems))
     }
 
-    /// The entries of a mapping with free keys, in the file's order.
-    pub fn entries(&mut self, key: &'static str) -> Vec<(String, Section)> {
-        let path = self.path(key);
+    /// The mapping at this key. It is empty where there is none, and where something else stands,
+    /// which is reported.
+    fn mapping(&mut self, key: &'static str) -> Map<String, Value> {
         match self.value(key) {
-            Some(Value::Object(map)) => map
-                .into_iter()
-                .map(|(name, v)| {
-                    let s = Section::new(&format!("{path}.{name}"), v, &self.problems);
-                    (name, s)
-                })
-                .collect(),
+            Some(Value::Object(map)) => map,
             Some(other) => {
                 self.add(key, format!("expected a mapping, found {}", kind(&other)));
-                Vec::new()
+                Map::new()
             }
-            None => Vec::new(),
+            None => Map::new(),
         }
+    }
+
+    /// The entries of a mapping with free keys, in the file's order.
+    pub fn entries(&mut self, key: &'static str) -> Vec<(String, Section)> {
+        let (path, map) = (self.path(key), self.mapping(key));
+        let entry = |(name, value): (String, Value)| {
+            let section = Section::new(&format!("{path}.{name}"), value, &self.problems);
+            (name, section)
+        };
+        map.into_iter().map(entry).collect()
     }
 
     /// The items of a list of mappings.
@@ -182,12 +216,12 @@ impl Section {
         }
     }
 
-    /// A list of texts; `None` when absent.
+    /// A list of strings; `None` when absent.
     pub fn strings(&mut self, key: &'static str) -> Option<Vec<String>> {
         self.items(key).map(|items| items.into_iter().map(|(_, text)| text).collect())
     }
 
-    /// A list of texts, each with its place (`key[2]`); `None` when absent.
+    /// A list of strings, each with its place (`key[2]`); `None` when absent.
     pub fn items(&mut self, key: &'static str) -> Option<Vec<(String, String)>> {
         let value = self.value(key)?;
         let Value::Array(items) = value else {
@@ -226,21 +260,15 @@ impl Section {
         Some(id)
     }
 
-    /// A mapping with free keys to texts; numbers and truth values count as their text.
+    /// A mapping with free keys to strings; numbers and truth values count as their text.
     pub fn texts(&mut self, key: &'static str) -> BTreeMap<String, String> {
         let mut texts = BTreeMap::new();
-        match self.value(key) {
-            Some(Value::Object(map)) => {
-                for (name, value) in map {
-                    match value {
-                        Value::String(s) => _ = texts.insert(name, s),
-                        Value::Number(_) | Value::Bool(_) => _ = texts.insert(name, value.to_string()),
-                        other => self.add(&format!("{key}.{name}"), format!("expected a string, found {}", kind(&other))),
-                    }
-                }
+        for (name, value) in self.mapping(key) {
+            match value {
+                Value::String(s) => _ = texts.insert(name, s),
+                Value::Number(_) | Value::Bool(_) => _ = texts.insert(name, value.to_string()),
+                other => self.add(&format!("{key}.{name}"), format!("expected a string, found {}", kind(&other))),
             }
-            Some(other) => self.add(key, format!("expected a mapping, found {}", kind(&other))),
-            None => {}
         }
         texts
     }
@@ -311,8 +339,7 @@ impl Drop for Section {
         for key in self.map.keys() {
             let known: Vec<String> = self.known.iter().map(|k| format!("`{k}`")).collect();
             let meant = did_you_mean(key, self.known.iter().copied());
-            let place = shown(&self.path(key));
-            self.problems.add(place.trim_matches('`'), format!("unknown key{meant}; known here: {}", known.join(", ")));
+            self.problems.add(&self.path(key), format!("unknown key{meant}; known here: {}", known.join(", ")));
         }
     }
 }
@@ -326,8 +353,8 @@ pub fn check_session_id(id: &str) -> Result<(), String> {
     if fine { Ok(()) } else { Err(format!("{} is not a session's id: 1 to 128 letters, digits and `._~:@+-`", shown(id))) }
 }
 
-/// What stands where something else should. A text is not repeated: where a mapping belongs, it may
-/// be a key.
+/// Describes a value that has the wrong type. A string is not repeated: where a mapping belongs, it
+/// may be a key.
 fn kind(value: &Value) -> String {
     match value {
         Value::Null => "nothing".into(),
@@ -339,7 +366,7 @@ fn kind(value: &Value) -> String {
     }
 }
 
-/// A value as it stands in a message that says what is wrong with it.
+/// Shows a value in the message that says what is wrong with it.
 fn written(value: &Value) -> String {
     match value {
         Value::String(s) => shown(s),
@@ -348,7 +375,7 @@ fn written(value: &Value) -> String {
     }
 }
 
-/// A hint where a number was written as a text.
+/// The end of a message where a string stands in place of a number.
 fn unquoted(value: &Value) -> &'static str {
     match value.as_str().map(str::trim) {
         Some(s) if s.parse::<f64>().is_ok() => "; write it without quotes",
@@ -401,7 +428,7 @@ mod tests {
             }
             s.duration("t");
         }
-        let all = problems.take();
+        let all = problems.take("");
         assert_eq!(all.len(), 3, "{all:?}");
         assert!(all[0].starts_with("`list[0].n`") && all[1].contains("`list[1].z`: unknown key") && all[2].starts_with("`t`: `5x`"), "{all:?}");
     }
@@ -414,7 +441,7 @@ mod tests {
     fn said(yaml: &str, read: impl Fn(&mut Section)) -> Vec<String> {
         let problems = Problems::default();
         read(&mut Section::new("", parse_yaml(yaml).unwrap(), &problems));
-        problems.take()
+        problems.take("")
     }
 
     #[test]

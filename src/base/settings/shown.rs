@@ -1,5 +1,5 @@
-//! How a value of a configuration stands in a message: on one line, not too long, and never where
-//! it may be a key that somebody wrote into the wrong place.
+//! Shows values of a configuration in messages: on one line, shortened, and hidden where a value may be
+//! a key that was written into the wrong place.
 
 /// Longest value that is shown whole, in characters.
 const LONGEST: usize = 80;
@@ -31,7 +31,7 @@ const BEGINNINGS: [&str; 22] = [
     "fw_",
 ];
 
-/// The value in backticks, or what there is to say of one that cannot be shown.
+/// The value in backticks, or a description of a value that is empty or that may be a key.
 pub fn shown(text: &str) -> String {
     if text.is_empty() {
         return "an empty string".to_owned();

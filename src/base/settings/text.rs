@@ -61,7 +61,7 @@ fn plain(said: &str) -> String {
     format!("{place}{}", told.map_or_else(|| format!("not YAML: {what}"), str::to_owned))
 }
 
-/// What the parser says, and what whoever wrote the file can do with.
+/// Words of the parser, each with the message that a user gets instead.
 const PLAIN: [(&str, &str); 10] = [
     ("from_str_multiple", "the file holds more than one document; one is allowed"),
     ("anchor or alias", "a text that begins with `*` or `&` needs quotes, such as `\"*\"`"),
@@ -75,20 +75,8 @@ const PLAIN: [(&str, &str); 10] = [
     ("multiline quoted scalar", "a quote that was opened in a line above is not closed"),
 ];
 
-/// Adds to each problem the line that its path leads to, as far as that can be found.
-pub fn placed(text: &str, problems: Vec<String>) -> Vec<String> {
-    let with_line = |problem: String| {
-        let Some((path, what)) = problem.strip_prefix('`').and_then(|p| p.split_once("`: ")) else { return problem };
-        match line_of(text, path) {
-            Some(line) => format!("`{path}` (line {line}): {what}"),
-            None => problem,
-        }
-    };
-    problems.into_iter().map(with_line).collect()
-}
-
-/// The line of `a.b[1].c`: of the deepest part that stands on a line of its own.
-fn line_of(text: &str, path: &str) -> Option<usize> {
+/// The line of a path such as `a.b[1].c`: the line of its deepest part that the text has.
+pub(super) fn line_of(text: &str, path: &str) -> Option<usize> {
     let lines: Vec<&str> = text.lines().collect();
     let indent = |i: usize| lines[i].len() - lines[i].trim_start().len();
     let is_item = |i: usize| lines[i].trim_start().starts_with("- ") || lines[i].trim() == "-";
@@ -121,6 +109,7 @@ fn line_of(text: &str, path: &str) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::settings::Problems;
 
     #[test]
     fn mistakes_are_told_with_their_lines() {
@@ -132,7 +121,10 @@ mod tests {
         assert_eq!(lines("permissionGrants[2].scope"), Some(6));
         assert_eq!((lines("audit.fiel"), lines("audit.file"), lines("none")), (Some(8), Some(7), None));
         assert_eq!(line_of("grants:\n- scope: a\n- scope: b\nother: 1\n", "grants[1].scope"), Some(3));
-        assert_eq!(placed(text, vec!["`audit.fiel`: unknown key".into(), "other".into()]), ["`audit.fiel` (line 8): unknown key", "other"]);
+        let problems = Problems::default();
+        problems.add("audit.fiel", "unknown key");
+        problems.add("", "other");
+        assert_eq!(problems.take(text), ["`audit.fiel` (line 8): unknown key", "other"]);
         assert_eq!(parse_yaml("a: 1\na: 2\n").unwrap_err(), "line 2 column 1: the key `a` stands twice");
     }
 
