@@ -62,14 +62,13 @@ pub fn print(text: &str) -> Exit {
     }
 }
 
-/// Where a configuration comes from, as it stands in a message: a file, or nothing but what the
-/// command line and the environment say.
+/// Names the source of a configuration in a message: its file, or the command line and the
+/// environment where there is no file.
 pub fn place(path: Option<&Path>) -> String {
     path.map_or_else(|| "the command line and the environment".to_owned(), |path| format!("`{}`", path.display()))
 }
 
-/// Says everything that is wrong with what was given; `place` is the file that says it, or what else
-/// it came from.
+/// Reports all problems of `place`: a configuration as [`place`] names it, or an environment.
 pub fn broken(place: &str, problems: &[String]) -> Exit {
     let count = match problems.len() {
         1 => "1 problem".to_owned(),

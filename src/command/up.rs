@@ -19,7 +19,7 @@ use crate::adapter::config::{self, Flags};
 use crate::adapter::process;
 use crate::adapter::runtime::registry;
 use crate::adapter::transport::Http;
-use crate::base::settings::parse_yaml;
+use crate::base::settings;
 use crate::base::token::random_hex;
 use crate::cli;
 use crate::sidecar::server;
@@ -80,8 +80,6 @@ async fn serve(args: &cli::Up) -> Exit {
 }
 
 async fn start(args: &cli::Up, layout: &Layout, children: &mut Vec<(&'static str, Child)>) -> Result<(), String> {
-    // What cannot work is said before anything is started.
-    installed(args)?;
     let config = adapter_config(args, layout)?;
     free(args, layout)?;
     let sidecar = match &args.sidecar_config {
@@ -127,15 +125,8 @@ fn banner(args: &cli::Up, layout: &Layout) -> String {
     )
 }
 
-/// The CLI must be there, or the banner would promise what does not come.
-fn installed(args: &cli::Up) -> Result<(), String> {
-    let id = args.session.agent.runtime.as_deref().unwrap_or(registry::ALL[0].id);
-    let Some(runtime) = registry::find(id).filter(|_| args.adapter_config.is_none()) else { return Ok(()) };
-    let program = args.program.as_ref().map_or_else(|| runtime.program.to_owned(), |p| p.display().to_string());
-    process::find(&program, std::env::var_os("PATH").as_ref()).map(drop).ok_or_else(|| runtime.not_found(&program, "--program"))
-}
-
-/// Finds the mistakes of whoever starts this, before a directory is made or a process started.
+/// Finds the mistakes in what was given, and looks for the CLI, before a directory is made or a
+/// process started: else the banner would promise what does not come.
 fn look_before(args: &cli::Up) -> Result<(), Exit> {
     if let Some(path) = &args.sidecar_config {
         server::read_config(path).map_err(|problems| broken(&place(Some(path)), &problems))?;
@@ -154,7 +145,14 @@ fn look_before(args: &cli::Up) -> Result<(), Exit> {
         ..Flags::default()
     };
     let path = args.adapter_config.as_deref();
-    config::load(path, &flags, &|name| std::env::var(name).ok()).map(drop).map_err(|problems| broken(&place(path), &problems))
+    let config = config::load(path, &flags, &|name| std::env::var(name).ok()).map_err(|problems| broken(&place(path), &problems))?;
+    let program = args.program.as_ref().map(|program| program.display().to_string()).or(config.program);
+    let program = program.as_deref().unwrap_or(config.runtime.program);
+    let setting = if path.is_some() { config.runtime.program_setting() } else { "--program".to_owned() };
+    match process::find(program, std::env::var_os("PATH").as_ref()) {
+        Some(_) => Ok(()),
+        None => Err(fail(Exit::Unavailable, &config.runtime.not_found(program, &setting))),
+    }
 }
 
 /// Each port must be free: else another program would answer for us.
@@ -296,7 +294,7 @@ fn listen_of(config: &Path) -> Option<SocketAddr> {
 /// The sidecar's configuration as it stands in the file; null where it cannot be read: the sidecar
 /// itself says why.
 fn settings_in(config: &Path) -> Value {
-    std::fs::read_to_string(config).ok().and_then(|text| parse_yaml(&text).ok()).unwrap_or_default()
+    settings::read(config).ok().and_then(|text| settings::parse_yaml(&text).ok()).unwrap_or_default()
 }
 
 fn command(words: &[&str]) -> Result<Command, String> {
