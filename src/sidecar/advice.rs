@@ -1,5 +1,5 @@
-//! What a configuration may say and hardly means: told at the check, at the start and with each
-//! reload, and no reason to refuse it.
+//! Warnings about settings that are valid and probably a mistake, such as a grant that has expired.
+//! They are given by `--check`, at the start and with each reload; none makes the file refused.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
@@ -8,7 +8,7 @@ use super::config::{Config, Policy};
 use super::scope::Grant;
 use super::secret::Source;
 
-/// Everything there is to say, each with its place in the file.
+/// All warnings about a configuration, each with its place in the file.
 pub fn on(config: &Config, policy: &Policy) -> Vec<String> {
     let mut all = Vec::new();
     if policy.grants.is_empty() {

@@ -29,9 +29,9 @@ use super::route::Route;
 use super::scope::Permit;
 use super::usage::{Framing, Meter, Report};
 
-/// Headers of a reply that clients of every provider need: what it is, when to try again. In
-/// lower case. No cookie, no account, no redirect, no hop of somebody else's. What else a
-/// provider's clients need stands in its file.
+/// The headers of a reply that are passed on for every provider, in lower case: the content type, and
+/// when to try again. Cookies, account names, redirects and hop-by-hop headers are not. Each provider
+/// lists in its own file the further headers that its clients need.
 const RETURNED: &[&str] = &["content-type", "retry-after", "retry-after-ms", "x-should-retry"];
 
 /// A compressed reply is undone in slices of this size, so that a bomb costs a megabyte.

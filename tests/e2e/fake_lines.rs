@@ -185,7 +185,7 @@ impl Cli {
             method @ ("thread/start" | "thread/resume") => {
                 let id = params["threadId"].as_str().unwrap_or("thread-of-the-stand-in");
                 self.open(id);
-                // A thread has its file from the beginning.
+                // Codex makes the file of a thread when the thread starts.
                 let file = self.file.lock().unwrap().clone();
                 if method == "thread/resume" && !file.exists() {
                     self.say(json!({ "id": m["id"], "error": { "message": "no such thread" } }));

@@ -87,7 +87,8 @@ async fn stream_of(pod: &Pod) -> (Vec<Value>, Vec<(u64, u64)>) {
     (events, gaps)
 }
 
-/// Of a turn with `n=5`: its input, its start, five pieces of text, the message, its end.
+/// The number of events of a turn whose prompt says `n=5`: the input, the start, five pieces of
+/// text, the message and the end.
 const EVENTS_OF_TURN: u64 = 9;
 
 #[tokio::test]

@@ -21,7 +21,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     Action, COMPACTED, Capabilities, DENIED, Decision, Launch, Mcp, Permissions, Phase, Record, Reply, Runtime, Setting, Tag, Translator, Wiring, hex,
-    model_of_platform, parsed, permission_options, plan, private_file, text, text_of,
+    model_of_platform, newest_first, parsed, permission_options, plan, private_file, text, text_of,
 };
 use crate::adapter::cause;
 use crate::adapter::draft::{Drafts, Kind};
@@ -646,7 +646,7 @@ fn initialize(out: &mut Vec<Action>) {
     out.push(Action::Send(json!({ "type": "control_request", "request_id": "open", "request": { "subtype": "initialize" } })));
 }
 
-/// The CLI's sums: its cost, and what each model used.
+/// Adds up what each model used, and takes the cost as the CLI counts it.
 fn sums(cost_usd: &Value, models: &Value) -> Usage {
     let mut sums = Usage { cost_usd: cost_usd.as_f64(), ..Usage::default() };
     for model in models.as_object().into_iter().flat_map(Map::values) {
@@ -665,8 +665,7 @@ fn sums(cost_usd: &Value, models: &Value) -> Usage {
 /// The sums that a resumed session begins with. The CLI writes them into its transcript when it
 /// ends in good order, and a later process counts on from the last of them.
 fn saved_sums(transcript: &[u8]) -> Usage {
-    let mut lines = transcript.rsplit(|b| *b == b'\n').filter(|line| memchr::memmem::find(line, b"\"cost-state\"").is_some());
-    let saved = lines.find_map(|line| serde_json::from_slice::<Value>(line).ok().filter(|v| v["type"] == "cost-state")).unwrap_or_default();
+    let saved = newest_first(transcript, b"\"cost-state\"").find(|entry| entry["type"] == "cost-state").unwrap_or_default();
     sums(&saved["totalCostUSD"], &saved["modelUsage"])
 }
 

@@ -19,7 +19,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     Action, Capabilities, DENIED, Decision, Launch, Mcp, Permissions, Phase, Record, Reply, Runtime, Setting, Tag, Translator, Wiring, model_of_platform,
-    parsed, permission_options, plan, private_file, request_id, sent_at, text, timed_id,
+    newest_first, parsed, permission_options, plan, private_file, request_id, sent_at, text, timed_id,
 };
 use crate::adapter::cause;
 use crate::adapter::draft::{Drafts, Kind};
@@ -64,8 +64,9 @@ const HISTORY_TIME: Duration = Duration::from_millis(200);
 /// The longest texts of which the difference is looked for, and how long.
 const MAX_DIFF: usize = 512 << 10;
 const DIFF_TIME: Duration = Duration::from_millis(100);
-/// By then the next of several tools that were called at once has begun; an answer to what they
-/// said takes longer. A limit of steps must be known before that answer runs a further command.
+/// How long after the end of a tool the step is counted. Another tool of the same step begins sooner
+/// than that, and the model's next answer takes longer. The step must be counted before that answer
+/// can start a command beyond the limit.
 const STEP_TIME: Duration = Duration::from_millis(4);
 /// How often, and how many times, the session file is read for what a tool said.
 const AGAIN: Duration = Duration::from_millis(25);
@@ -848,14 +849,8 @@ fn is_prompt(entry: &Value) -> bool {
     entry["type"] == "user" && entry["content"][0]["text"].is_string()
 }
 
-/// The entries of the session file whose line contains `part`. A session can be long: what is asked
-/// for stands near the end, and no other line is parsed.
-fn newest_first(file: &[u8], part: &[u8]) -> impl Iterator<Item = Value> {
-    let lines = file.rsplit(|b| *b == b'\n').filter(move |line| memchr::memmem::find(line, part).is_some());
-    lines.filter_map(|line| serde_json::from_slice(line).ok())
-}
-
-/// What the model said to the last such prompt, with its tokens; once each, as it was written first.
+/// The model's answers to the last prompt with this text that have token counts. An answer that the
+/// file holds several times is returned once, as it was written first.
 fn answers_to(prompt: &str, file: &[u8]) -> Vec<Value> {
     let (mut answers, mut found) = (Vec::new(), false);
     for entry in newest_first(file, b"") {

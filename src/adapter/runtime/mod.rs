@@ -38,11 +38,12 @@ pub struct Runtime {
     pub program: &'static str,
     /// Its package, for npm.
     pub package: &'static str,
-    /// The newest version that all tests were run with: what tests and images install.
+    /// The newest version that passed all tests. Tests, images and hints install this one.
     pub verified: &'static str,
-    /// The oldest one.
+    /// The oldest version that passed all tests.
     pub verified_from: &'static str,
-    /// How the versions begin that are thought to speak the recorded protocol.
+    /// The first parts of the version numbers that are accepted (`2.`): these versions are taken to
+    /// speak the recorded protocol.
     pub protocols: &'static [&'static str],
     pub default_model: &'static str,
     /// Finds the model in the environment that a platform sets.
@@ -56,13 +57,13 @@ pub struct Runtime {
 }
 
 impl Runtime {
-    /// Whether all tests were run with `version`, or with an older and a newer one.
+    /// Whether `version` lies in the range whose two ends passed all tests.
     pub fn is_verified(&self, version: &str) -> bool {
         let numbers = |version: &str| version.split('.').map(|n| n.parse().ok()).collect::<Option<Vec<u32>>>();
         numbers(version).is_some_and(|version| (numbers(self.verified_from)..=numbers(self.verified)).contains(&Some(version)))
     }
 
-    /// The versions that were verified, as text.
+    /// The range of versions that were verified, as it stands in messages and in the documentation.
     pub fn verified_range(&self) -> String {
         if self.verified_from == self.verified { self.verified.to_owned() } else { format!("{} to {}", self.verified_from, self.verified) }
     }
@@ -84,8 +85,8 @@ impl Runtime {
         format!("npm install -g {}@{}", self.package, self.verified)
     }
 
-    /// What there is to say where its program cannot be found or run; `place` is where another can
-    /// be named.
+    /// The message for a program that cannot be found or run. `place` names the setting or the flag in
+    /// which another program can be given.
     pub fn not_found(&self, program: &str, place: &str) -> String {
         let path = Path::new(program);
         let why = match path.components().count() {
@@ -444,14 +445,21 @@ fn parsed(native: &[u8]) -> Value {
     serde_json::from_slice(native).unwrap_or_else(|_| Value::String(String::from_utf8_lossy(native).into_owned()))
 }
 
-/// What a message or a tool says: its content is a text, or blocks. Some have a text; a search for
-/// tools finds names.
+/// The lines of a CLI's own file that contain `part`, parsed, the newest first. Such a file can be
+/// long, and what is looked for stands near its end: no other line is parsed.
+fn newest_first(file: &[u8], part: &[u8]) -> impl Iterator<Item = Value> {
+    let lines = file.rsplit(|b| *b == b'\n').filter(move |line| memchr::memmem::find(line, part).is_some());
+    lines.filter_map(|line| serde_json::from_slice(line).ok())
+}
+
+/// The text of a message or of a tool's result. The content is a string, or a list of blocks, each
+/// with a text, or with the name of a tool that a search has found.
 fn text_of(content: &Value) -> String {
     match content {
         Value::String(text) => text.clone(),
         blocks => {
-            let said = |block: &Value| block["text"].as_str().or(block["tool_name"].as_str()).map(str::to_owned);
-            blocks.as_array().into_iter().flatten().filter_map(said).collect::<Vec<_>>().join("\n")
+            let blocks = blocks.as_array().into_iter().flatten();
+            blocks.filter_map(|b| b["text"].as_str().or(b["tool_name"].as_str())).collect::<Vec<_>>().join("\n")
         }
     }
 }

@@ -131,8 +131,8 @@ pub struct Pi {
     /// Calls that run, with what they have printed.
     tools: HashMap<String, String>,
     used: HashSet<String>,
-    /// What users said in the history that was resumed and was not found to be an input yet, in
-    /// order: when, in milliseconds since 1970, and the text.
+    /// The user messages of the resumed history that have not been matched with an input yet, in
+    /// order: the time in milliseconds since 1970, and the text.
     history: Vec<(i64, String)>,
     /// An input was accepted, and no run began.
     accepted: bool,
@@ -443,8 +443,8 @@ impl Translator for Pi {
 
     fn look_for(&mut self, input: &Input, native_id: &str, told: bool, out: &mut Vec<Action>) {
         self.handed.look_for(native_id, input, told);
-        // Inputs arrive in the order in which they were sent, and pi keeps only their time: it is the
-        // first that was said after it was sent. In the same millisecond the text decides.
+        // pi keeps no ids, only times. Inputs arrive in the order in which they were sent, so this one
+        // is the first unmatched message that is not older. In the same millisecond the text decides.
         let is_it = |(at, said): &(i64, String), sent: i64| *at > sent || *at == sent && *said == input.text;
         let found = sent_at(native_id).and_then(|sent| self.history.iter().position(|entry| is_it(entry, sent)));
         if let Some(found) = found {

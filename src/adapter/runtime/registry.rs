@@ -10,7 +10,7 @@ pub fn find(id: &str) -> Option<&'static Runtime> {
     ALL.into_iter().find(|r| r.id == id)
 }
 
-/// What there is to say of a name that [`find`] does not know.
+/// The message for a name that [`find`] does not know.
 pub fn unknown(id: &str) -> String {
     let names: Vec<String> = ALL.iter().map(|r| format!("`{}`", r.id)).collect();
     format!("`{id}` is not a runtime{}; known: {}", did_you_mean(id, ALL.iter().map(|r| r.id)), names.join(", "))
