@@ -33,7 +33,8 @@ pub enum Command {
     ///
     /// Example: outrigger runtimes --json
     Runtimes(Runtimes),
-    /// Run everything on this machine: sidecar, adapter and console, with the scripted provider when no key is configured
+    /// Run everything on this machine: sidecar, adapter and console, with the scripted provider
+    /// when no key is configured
     ///
     /// Example: outrigger up --prompt "list the files here"
     Up(Up),
@@ -71,7 +72,9 @@ pub enum Command {
 /// `127.0.0.1:3100`, or `localhost:3100`.
 fn address(text: &str) -> Result<SocketAddr, String> {
     let parsed = text.replace("localhost", "127.0.0.1").parse();
-    parsed.map_err(|_| "expected an address with a port from 1 to 65535, such as `127.0.0.1:3100`".to_owned())
+    parsed.map_err(|_| {
+        "expected an address with a port from 1 to 65535, such as `127.0.0.1:3100`".to_owned()
+    })
 }
 
 fn session_id(text: &str) -> Result<String, String> {
@@ -80,7 +83,12 @@ fn session_id(text: &str) -> Result<String, String> {
 
 /// The first of five.
 fn first_port(text: &str) -> Result<u16, String> {
-    text.parse().ok().filter(|port| (1..=65_531).contains(port)).ok_or_else(|| "expected a port from 1 to 65531: the four behind it are used too".to_owned())
+    text.parse()
+        .ok()
+        .filter(|port| (1..=65_531).contains(port))
+        .ok_or_else(|| {
+            "expected a port from 1 to 65531: the four behind it are used too".to_owned()
+        })
 }
 
 #[derive(Debug, clap::Args)]
@@ -91,7 +99,11 @@ pub struct Completions {
 #[derive(Debug, clap::Args)]
 pub struct Sidecar {
     /// The configuration file; its grants and limits are followed while running
-    #[arg(long, value_name = "FILE", default_value = "/etc/outrigger/sidecar.yaml")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "/etc/outrigger/sidecar.yaml"
+    )]
     pub config: PathBuf,
     /// Read the configuration, report every problem, and end
     #[arg(long)]
@@ -140,7 +152,8 @@ pub struct Adapter {
 /// Which CLI is to run, and with which model.
 #[derive(Debug, Clone, clap::Args)]
 pub struct AgentFlags {
-    /// The CLI to run: opencode (the default), claude, codex, gemini, pi, or a name from the configuration
+    /// The CLI to run: opencode (the default), claude, codex, gemini, pi, or a name from the
+    /// configuration
     #[arg(long, value_name = "NAME")]
     pub runtime: Option<String>,
     /// The model, as `provider/model`; without it, the configuration's or the runtime's own
@@ -256,7 +269,8 @@ pub struct Rehearse {
     /// Where to listen; loopback only
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:4010", value_parser = address)]
     pub listen: SocketAddr,
-    /// What to answer (YAML or JSON); without it, the shell tool is called once and its output repeated
+    /// What to answer (YAML or JSON); without it, the shell tool is called once and its output
+    /// repeated
     #[arg(long, value_name = "FILE")]
     pub script: Option<PathBuf>,
     /// Append one JSON line a request to this file

@@ -135,7 +135,14 @@ impl Event {
         }
         let raw: Raw = serde_json::from_slice(json)?;
         let payload = Payload::read(&raw.r#type, raw.payload)?;
-        Ok(Event { session_id: raw.session_id, sequence: raw.sequence, timestamp: raw.timestamp, turn_id: raw.turn_id, runtime: raw.runtime, payload })
+        Ok(Event {
+            session_id: raw.session_id,
+            sequence: raw.sequence,
+            timestamp: raw.timestamp,
+            turn_id: raw.turn_id,
+            runtime: raw.runtime,
+            payload,
+        })
     }
 }
 
@@ -143,8 +150,13 @@ impl Event {
 /// write. Empty where there is none.
 pub fn kind(json: &[u8]) -> &[u8] {
     const BEFORE: &[u8] = b"\"type\":\"";
-    let Some(at) = memchr::memmem::find(json, BEFORE) else { return b"" };
-    json[at + BEFORE.len()..].split(|b| *b == b'"').next().unwrap_or_default()
+    let Some(at) = memchr::memmem::find(json, BEFORE) else {
+        return b"";
+    };
+    json[at + BEFORE.len()..]
+        .split(|b| *b == b'"')
+        .next()
+        .unwrap_or_default()
 }
 
 /// The JSON Schema (2020-12) of an event: one branch a `type`.
@@ -187,7 +199,8 @@ pub struct SessionStart {
     /// The CLI's own name of the session; what it resumes by.
     pub native_session_id: String,
     pub workdir: String,
-    /// What this runtime can do: `steer`, `interrupt`, `permissions`, `questions`, `mcp`, `images`, `reasoning`, `cost`, …
+    /// What this runtime can do: `steer`, `interrupt`, `permissions`, `questions`, `mcp`, `images`,
+    /// `reasoning`, `cost`, …
     pub capabilities: Vec<String>,
     /// The history of an earlier start is there.
     pub resumed: bool,
@@ -334,7 +347,8 @@ pub struct ToolOutput {
 pub struct ToolResult {
     pub tool_use_id: String,
     pub output: String,
-    /// The tool failed, was denied, was unknown, or its command ended with another exit code than 0.
+    /// The tool failed, was denied, was unknown, or its command ended with another exit code than
+    /// 0.
     pub is_error: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<i64>,
@@ -468,7 +482,10 @@ pub struct ErrorEvent {
 
 impl ErrorEvent {
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        let retryable = matches!(code, ErrorCode::RateLimited | ErrorCode::ProviderDown | ErrorCode::RuntimeCrashed);
+        let retryable = matches!(
+            code,
+            ErrorCode::RateLimited | ErrorCode::ProviderDown | ErrorCode::RuntimeCrashed
+        );
         ErrorEvent {
             code,
             message: message.into(),
@@ -535,20 +552,30 @@ impl Usage {
 
     /// Nothing was used, or nothing is known.
     pub fn is_zero(&self) -> bool {
-        let counts = [self.input, self.cache_read, self.cache_write, self.output, self.reasoning];
+        let counts = [
+            self.input,
+            self.cache_read,
+            self.cache_write,
+            self.output,
+            self.reasoning,
+        ];
         counts.into_iter().all(|n| n.unwrap_or(0) == 0) && self.cost_usd.unwrap_or(0.0) == 0.0
     }
 
     /// What has come to a sum since it was `before`.
     pub fn since(&self, before: &Usage) -> Usage {
-        let more = |now: Option<u64>, before: Option<u64>| now.map(|now| now.saturating_sub(before.unwrap_or(0)));
+        let more = |now: Option<u64>, before: Option<u64>| {
+            now.map(|now| now.saturating_sub(before.unwrap_or(0)))
+        };
         Usage {
             input: more(self.input, before.input),
             cache_read: more(self.cache_read, before.cache_read),
             cache_write: more(self.cache_write, before.cache_write),
             output: more(self.output, before.output),
             reasoning: more(self.reasoning, before.reasoning),
-            cost_usd: self.cost_usd.map(|now| (now - before.cost_usd.unwrap_or(0.0)).max(0.0)),
+            cost_usd: self
+                .cost_usd
+                .map(|now| (now - before.cost_usd.unwrap_or(0.0)).max(0.0)),
         }
     }
 
@@ -629,11 +656,19 @@ mod tests {
             timestamp: "2026-11-21T00:00:00.000Z".into(),
             turn_id: Some("turn_1".into()),
             runtime: "opencode".into(),
-            payload: AssistantDelta { item_id: "i".into(), text: "a\nb\u{2028}\0 \u{1F980}".into(), parent_tool_use_id: None }.into(),
+            payload: AssistantDelta {
+                item_id: "i".into(),
+                text: "a\nb\u{2028}\0 \u{1F980}".into(),
+                parent_tool_use_id: None,
+            }
+            .into(),
         };
         let mut line = Vec::new();
         event.write(&mut line).unwrap();
-        assert!(!line.contains(&b'\n') && !line.contains(&b'\r'), "an event is one line, whatever its text");
+        assert!(
+            !line.contains(&b'\n') && !line.contains(&b'\r'),
+            "an event is one line, whatever its text"
+        );
         assert_eq!(Event::read(&line).unwrap(), event);
         assert!(Event::read(br#"{"session_id":"s","sequence":1,"timestamp":"","type":"nope","runtime":"r","payload":{}}"#).is_err());
     }
@@ -641,14 +676,33 @@ mod tests {
     #[test]
     fn the_schema_has_a_branch_for_every_type() {
         let schema = schema();
-        let branches: Vec<_> = schema["oneOf"].as_array().unwrap().iter().map(|b| b["title"].as_str().unwrap().to_owned()).collect();
+        let branches: Vec<_> = schema["oneOf"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|b| b["title"].as_str().unwrap().to_owned())
+            .collect();
         assert_eq!(branches, Payload::NAMES);
     }
 
     #[test]
     fn absent_counts_stay_absent() {
-        let mut usage = Usage { input: Some(3), ..Usage::default() };
-        usage.add(&Usage { input: Some(4), output: Some(1), ..Usage::default() });
-        assert_eq!(usage, Usage { input: Some(7), output: Some(1), ..Usage::default() });
+        let mut usage = Usage {
+            input: Some(3),
+            ..Usage::default()
+        };
+        usage.add(&Usage {
+            input: Some(4),
+            output: Some(1),
+            ..Usage::default()
+        });
+        assert_eq!(
+            usage,
+            Usage {
+                input: Some(7),
+                output: Some(1),
+                ..Usage::default()
+            }
+        );
     }
 }

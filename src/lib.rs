@@ -1,5 +1,5 @@
-//! Outrigger: a sidecar that keeps provider keys out of coding-agent containers, and an adapter that
-//! turns any coding CLI into one stream of events.
+//! Outrigger: a sidecar that keeps provider keys out of coding-agent containers, and an adapter
+//! that turns any coding CLI into one stream of events.
 //!
 //! Looking for X? Open Y.
 //!

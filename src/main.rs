@@ -11,7 +11,11 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(e) => {
             let _ = e.print();
-            return if e.use_stderr() { command::Exit::Usage.into() } else { command::Exit::Ok.into() };
+            return if e.use_stderr() {
+                command::Exit::Usage.into()
+            } else {
+                command::Exit::Ok.into()
+            };
         }
     };
     let exit = match cli.command {

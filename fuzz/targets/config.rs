@@ -7,6 +7,11 @@ fuzz_target!(|text: &str| {
     if let Err(problems) = config::parse(text) {
         assert!(!problems.is_empty() && problems.iter().all(|p| !p.is_empty()));
         // Nothing in a file can make a message look like another, or act on a terminal.
-        assert!(problems.iter().all(|p| !p.contains(|c: char| c.is_control() && c != '\n')), "{problems:?}");
+        assert!(
+            problems
+                .iter()
+                .all(|p| !p.contains(|c: char| c.is_control() && c != '\n')),
+            "{problems:?}"
+        );
     }
 });

@@ -18,7 +18,9 @@ fn verdict(pieces: &[&[u8]]) -> (bool, Option<u16>) {
 }
 
 fuzz_target!(|data: &[u8]| {
-    let Some((&at, data)) = data.split_first() else { return };
+    let Some((&at, data)) = data.split_first() else {
+        return;
+    };
     let at = usize::from(at).min(data.len());
     let (a, b) = data.split_at(at);
     let (whole, split) = (verdict(&[data]), verdict(&[a, b]));

@@ -5,11 +5,17 @@ use outrigger::base::json::{Flow, Parser};
 
 fn accepts(pieces: &[&[u8]], flow: Flow) -> bool {
     let mut p = Parser::new();
-    pieces.iter().try_for_each(|b| p.feed(b, &mut |_| flow)).and_then(|()| p.finish(&mut |_| flow)).is_ok()
+    pieces
+        .iter()
+        .try_for_each(|b| p.feed(b, &mut |_| flow))
+        .and_then(|()| p.finish(&mut |_| flow))
+        .is_ok()
 }
 
 fuzz_target!(|data: &[u8]| {
-    let Some((&at, data)) = data.split_first() else { return };
+    let Some((&at, data)) = data.split_first() else {
+        return;
+    };
     let (a, b) = data.split_at(usize::from(at).min(data.len()));
     let ours = accepts(&[data], Flow::Visit);
     assert_eq!(ours, accepts(&[a, b], Flow::Visit));
@@ -19,7 +25,13 @@ fuzz_target!(|data: &[u8]| {
         Err(e) if ours => {
             // The two liberties: a lone surrogate, and a number beyond a float.
             let e = e.to_string();
-            assert!(e.contains("surrogate") || e.contains("hex escape") || e.contains("out of range") || e.contains("recursion"), "{e}");
+            assert!(
+                e.contains("surrogate")
+                    || e.contains("hex escape")
+                    || e.contains("out of range")
+                    || e.contains("recursion"),
+                "{e}"
+            );
         }
         Err(_) => {}
     }

@@ -1,4 +1,5 @@
-//! Lines of any content, to every runtime's translator, between inputs and interrupts: no panic, and the rules of a stream.
+//! Lines of any content, to every runtime's translator, between inputs and interrupts: no panic,
+//! and the rules of a stream.
 #![no_main]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -36,7 +37,14 @@ fuzz_target!(|data: &[u8]| {
                 3 => translator.interrupt(&mut actions),
                 4 => translator.read_stderr(&String::from_utf8_lossy(line), &mut actions),
                 5 => translator.wake(&mut actions),
-                6 => translator.reply(Tag::Look("input".into()), Reply::Answer { status: 200, body: line.to_vec() }, &mut actions),
+                6 => translator.reply(
+                    Tag::Look("input".into()),
+                    Reply::Answer {
+                        status: 200,
+                        body: line.to_vec(),
+                    },
+                    &mut actions,
+                ),
                 _ => {}
             }
             translator.read(line, &mut actions);

@@ -6,9 +6,15 @@ use outrigger::sidecar::provider::registry::PROVIDERS;
 use outrigger::sidecar::usage::{Framing, Meter};
 
 fuzz_target!(|data: &[u8]| {
-    let Some((&at, data)) = data.split_first() else { return };
+    let Some((&at, data)) = data.split_first() else {
+        return;
+    };
     let (a, b) = data.split_at(usize::from(at).min(data.len()));
-    for format in PROVIDERS.iter().flat_map(|p| p.endpoints).filter_map(|e| e.usage) {
+    for format in PROVIDERS
+        .iter()
+        .flat_map(|p| p.endpoints)
+        .filter_map(|e| e.usage)
+    {
         for framing in [Framing::Document, Framing::Sse, Framing::Lines] {
             let report = |pieces: &[&[u8]]| {
                 let mut m = Meter::new(format, framing);

@@ -22,15 +22,32 @@ pub struct Draft {
 }
 
 impl Draft {
-    /// Says that this is all of it; `truncated`: somebody stopped it there. Of an empty one nothing.
+    /// Says that this is all of it; `truncated`: somebody stopped it there. Of an empty one
+    /// nothing.
     fn say(self, item_id: String, truncated: bool, out: &mut Vec<Action>) {
-        let Draft { kind, text, parent: parent_tool_use_id } = self;
+        let Draft {
+            kind,
+            text,
+            parent: parent_tool_use_id,
+        } = self;
         if text.is_empty() {
             return;
         }
         out.push(match kind {
-            Kind::Text => AssistantMessage { item_id, text, truncated, parent_tool_use_id }.into(),
-            Kind::Reasoning => Reasoning { item_id, text, truncated, parent_tool_use_id }.into(),
+            Kind::Text => AssistantMessage {
+                item_id,
+                text,
+                truncated,
+                parent_tool_use_id,
+            }
+            .into(),
+            Kind::Reasoning => Reasoning {
+                item_id,
+                text,
+                truncated,
+                parent_tool_use_id,
+            }
+            .into(),
         });
     }
 }
@@ -43,26 +60,53 @@ impl Drafts {
     /// An item is begun, with what is known of it already; one that was begun is left as it is.
     pub fn begin(&mut self, item_id: &str, kind: Kind, text: &str, parent: Option<&str>) {
         if !self.0.contains_key(item_id) {
-            self.0.insert(item_id.to_owned(), Draft { kind, text: text.to_owned(), parent: parent.map(str::to_owned) });
+            self.0.insert(
+                item_id.to_owned(),
+                Draft {
+                    kind,
+                    text: text.to_owned(),
+                    parent: parent.map(str::to_owned),
+                },
+            );
         }
     }
 
     /// A piece of an item that was begun; false: none was.
     pub fn append(&mut self, item_id: &str, piece: &str, out: &mut Vec<Action>) -> bool {
-        let Some(draft) = self.0.get_mut(item_id) else { return false };
+        let Some(draft) = self.0.get_mut(item_id) else {
+            return false;
+        };
         if !piece.is_empty() {
             draft.text.push_str(piece);
-            let (item_id, text, parent_tool_use_id) = (item_id.to_owned(), piece.to_owned(), draft.parent.clone());
+            let (item_id, text, parent_tool_use_id) =
+                (item_id.to_owned(), piece.to_owned(), draft.parent.clone());
             out.push(match draft.kind {
-                Kind::Text => AssistantDelta { item_id, text, parent_tool_use_id }.into(),
-                Kind::Reasoning => ReasoningDelta { item_id, text, parent_tool_use_id }.into(),
+                Kind::Text => AssistantDelta {
+                    item_id,
+                    text,
+                    parent_tool_use_id,
+                }
+                .into(),
+                Kind::Reasoning => ReasoningDelta {
+                    item_id,
+                    text,
+                    parent_tool_use_id,
+                }
+                .into(),
             });
         }
         true
     }
 
     /// A piece of an item; the first begins it.
-    pub fn write(&mut self, item_id: &str, kind: Kind, piece: &str, parent: Option<&str>, out: &mut Vec<Action>) {
+    pub fn write(
+        &mut self,
+        item_id: &str,
+        kind: Kind,
+        piece: &str,
+        parent: Option<&str>,
+        out: &mut Vec<Action>,
+    ) {
         if !piece.is_empty() {
             self.begin(item_id, kind, "", parent);
             self.append(item_id, piece, out);
@@ -70,14 +114,29 @@ impl Drafts {
     }
 
     /// An item, whole; `truncated`: somebody stopped it there.
-    pub fn finish(&mut self, item_id: &str, kind: Kind, text: &str, parent: Option<&str>, truncated: bool, out: &mut Vec<Action>) {
+    pub fn finish(
+        &mut self,
+        item_id: &str,
+        kind: Kind,
+        text: &str,
+        parent: Option<&str>,
+        truncated: bool,
+        out: &mut Vec<Action>,
+    ) {
         self.0.shift_remove(item_id);
-        Draft { kind, text: text.to_owned(), parent: parent.map(str::to_owned) }.say(item_id.to_owned(), truncated, out);
+        Draft {
+            kind,
+            text: text.to_owned(),
+            parent: parent.map(str::to_owned),
+        }
+        .say(item_id.to_owned(), truncated, out);
     }
 
     /// What was written so far was all of it: the end of an item that has no other.
     pub fn finish_all(&mut self, out: &mut Vec<Action>) {
-        self.0.drain(..).for_each(|(item_id, draft)| draft.say(item_id, false, out));
+        self.0
+            .drain(..)
+            .for_each(|(item_id, draft)| draft.say(item_id, false, out));
     }
 
     /// Nothing of this will be written any further: its stream was cut.
@@ -86,7 +145,11 @@ impl Drafts {
     }
 
     /// The same of those that are so; their ids.
-    pub fn cut_those(&mut self, are: impl Fn(&Draft) -> bool, out: &mut Vec<Action>) -> Vec<String> {
+    pub fn cut_those(
+        &mut self,
+        are: impl Fn(&Draft) -> bool,
+        out: &mut Vec<Action>,
+    ) -> Vec<String> {
         let cut = self.0.extract_if(.., |_, draft| are(draft));
         cut.map(|(item_id, draft)| {
             draft.say(item_id.clone(), true, out);

@@ -5,7 +5,10 @@ use std::collections::HashSet;
 
 use super::inbox::Input;
 use super::runtime::Action;
-use crate::event::{ErrorCode, ErrorEvent, InputMode, InputSource, TurnEnd, TurnEndReason, TurnStart, Usage, UserMessage};
+use crate::event::{
+    ErrorCode, ErrorEvent, InputMode, InputSource, TurnEnd, TurnEndReason, TurnStart, Usage,
+    UserMessage,
+};
 
 #[derive(Debug, Default)]
 pub struct Handed {
@@ -43,7 +46,11 @@ impl Handed {
 
     /// A turn begins, for what was given.
     pub fn begin_turn(&mut self, out: &mut Vec<Action>) {
-        let input_ids = self.inputs.iter().map(|(_, input)| input.input_id.clone()).collect();
+        let input_ids = self
+            .inputs
+            .iter()
+            .map(|(_, input)| input.input_id.clone())
+            .collect();
         for (_, input) in &self.inputs {
             if self.begun.insert(input.input_id.clone()) {
                 out.push(input.message().into());
@@ -54,13 +61,22 @@ impl Handed {
     }
 
     /// The CLI has those that are so. False: none is.
-    pub fn acknowledge(&mut self, is: impl Fn(&str, &Input) -> bool, out: &mut Vec<Action>) -> bool {
+    pub fn acknowledge(
+        &mut self,
+        is: impl Fn(&str, &Input) -> bool,
+        out: &mut Vec<Action>,
+    ) -> bool {
         let before = out.len();
-        for (_, input) in self.inputs.extract_if(.., |(native, input)| is(native, input)) {
+        for (_, input) in self
+            .inputs
+            .extract_if(.., |(native, input)| is(native, input))
+        {
             if !self.begun.remove(&input.input_id) {
                 out.push(input.message().into());
             }
-            out.push(Action::Delivered { input_id: input.input_id });
+            out.push(Action::Delivered {
+                input_id: input.input_id,
+            });
         }
         out.len() > before
     }
@@ -71,7 +87,9 @@ impl Handed {
         self.inputs.retain(|(_, input)| {
             let had = begun.contains(&input.input_id);
             if had {
-                out.push(Action::Delivered { input_id: input.input_id.clone() });
+                out.push(Action::Delivered {
+                    input_id: input.input_id.clone(),
+                });
             }
             !had
         });
@@ -79,16 +97,32 @@ impl Handed {
 
     /// Said by somebody else: another client, or whoever made a recording.
     pub fn foreign(&mut self, input_id: &str, text: &str, out: &mut Vec<Action>) {
-        let source = if std::mem::replace(&mut self.going, true) { InputSource::Inject } else { InputSource::Initial };
-        let message = UserMessage { input_id: input_id.into(), text: text.into(), sender_id: None, source, mode: InputMode::Auto, attachments: 0 };
+        let source = if std::mem::replace(&mut self.going, true) {
+            InputSource::Inject
+        } else {
+            InputSource::Initial
+        };
+        let message = UserMessage {
+            input_id: input_id.into(),
+            text: text.into(),
+            sender_id: None,
+            source,
+            mode: InputMode::Auto,
+            attachments: 0,
+        };
         out.push(message.into());
     }
 
     /// The turn is over, and what did not become a part of it never will: the CLI forgot it.
     pub fn forgotten(&mut self, out: &mut Vec<Action>) {
         let begun = &self.begun;
-        for (_, input) in self.inputs.extract_if(.., |(_, input)| !begun.contains(&input.input_id)) {
-            out.push(Action::Undelivered { input_id: input.input_id });
+        for (_, input) in self
+            .inputs
+            .extract_if(.., |(_, input)| !begun.contains(&input.input_id))
+        {
+            out.push(Action::Undelivered {
+                input_id: input.input_id,
+            });
         }
     }
 
@@ -100,40 +134,79 @@ impl Handed {
     /// The CLI does not take it now, and may later.
     pub fn not_taken(&mut self, input_id: &str, out: &mut Vec<Action>) {
         if self.take(input_id).is_some() {
-            out.push(Action::Undelivered { input_id: input_id.to_owned() });
+            out.push(Action::Undelivered {
+                input_id: input_id.to_owned(),
+            });
         }
     }
 
     pub fn refused(&mut self, input_id: &str, why: String, out: &mut Vec<Action>) {
         if self.take(input_id).is_some() {
-            out.push(Action::Refused { input_id: input_id.to_owned(), why });
+            out.push(Action::Refused {
+                input_id: input_id.to_owned(),
+                why,
+            });
         }
     }
 
     /// What became of an input that was given before the CLI was stopped: whether its history
     /// has it, by its name there.
-    pub fn after_restart(&mut self, input_id: &str, name: &str, has: impl Fn(&str, &Input) -> bool, out: &mut Vec<Action>) {
-        let Some((native, input)) = self.take(input_id) else { return };
+    pub fn after_restart(
+        &mut self,
+        input_id: &str,
+        name: &str,
+        has: impl Fn(&str, &Input) -> bool,
+        out: &mut Vec<Action>,
+    ) {
+        let Some((native, input)) = self.take(input_id) else {
+            return;
+        };
         let told = self.told.remove(input_id);
         if !has(&native, &input) {
-            out.push(Action::Undelivered { input_id: input_id.to_owned() });
+            out.push(Action::Undelivered {
+                input_id: input_id.to_owned(),
+            });
             return;
         }
         out.push(input.message().into());
-        out.push(Action::Delivered { input_id: input_id.to_owned() });
+        out.push(Action::Delivered {
+            input_id: input_id.to_owned(),
+        });
         if !told {
             // It will not be taken up again by itself: the model sees it with the next one.
-            let mut error =
-                ErrorEvent::new(ErrorCode::RuntimeCrashed, format!("{name} was stopped before it answered this input, which stands in its history"));
+            let mut error = ErrorEvent::new(
+                ErrorCode::RuntimeCrashed,
+                format!(
+                    "{name} was stopped before it answered this input, which stands in its history"
+                ),
+            );
             error.retryable = true;
-            out.push(TurnStart { turn: 0, input_ids: vec![input_id.to_owned()] }.into());
+            out.push(
+                TurnStart {
+                    turn: 0,
+                    input_ids: vec![input_id.to_owned()],
+                }
+                .into(),
+            );
             out.push(error.into());
-            out.push(TurnEnd { turn: 0, reason: TurnEndReason::Error, usage: Usage::default(), duration_ms: 0, final_text: String::new() }.into());
+            out.push(
+                TurnEnd {
+                    turn: 0,
+                    reason: TurnEndReason::Error,
+                    usage: Usage::default(),
+                    duration_ms: 0,
+                    final_text: String::new(),
+                }
+                .into(),
+            );
         }
     }
 
     fn take(&mut self, input_id: &str) -> Option<(String, Input)> {
-        let at = self.inputs.iter().position(|(_, input)| input.input_id == input_id)?;
+        let at = self
+            .inputs
+            .iter()
+            .position(|(_, input)| input.input_id == input_id)?;
         Some(self.inputs.remove(at))
     }
 }

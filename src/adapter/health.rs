@@ -15,10 +15,14 @@ pub fn health(shared: &Shared) -> Answer {
 /// Ready: inputs are delivered as they come.
 pub fn readiness(shared: &Shared) -> Answer {
     let working = matches!(shared.state(), "idle" | "busy");
-    let ready = working && !shared.troubles.stop_the_session() && !shared.troubles.waits_for_sidecar();
+    let ready =
+        working && !shared.troubles.stop_the_session() && !shared.troubles.waits_for_sidecar();
     answer(ready, if ready { "ready" } else { "not ready" }, shared)
 }
 
 fn answer(well: bool, status: &str, shared: &Shared) -> Answer {
-    json_answer(if well { 200 } else { 503 }, &json!({ "status": status, "state": shared.state(), "trouble": shared.troubles.text() }))
+    json_answer(
+        if well { 200 } else { 503 },
+        &json!({ "status": status, "state": shared.state(), "trouble": shared.troubles.text() }),
+    )
 }

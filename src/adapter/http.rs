@@ -16,8 +16,9 @@ use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{
-    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN, ALLOW, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HOST,
-    HeaderMap, HeaderValue, ORIGIN, RETRY_AFTER, VARY, WWW_AUTHENTICATE,
+    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN, ALLOW,
+    AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderMap, HeaderValue, ORIGIN, RETRY_AFTER,
+    VARY, WWW_AUTHENTICATE,
 };
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -51,7 +52,12 @@ pub struct Problem {
 
 impl Problem {
     pub fn new(status: u16, code: &'static str, detail: impl Into<String>) -> Self {
-        Problem { status, code, detail: detail.into(), hint: None }
+        Problem {
+            status,
+            code,
+            detail: detail.into(),
+            hint: None,
+        }
     }
 
     pub fn hint(mut self, hint: &'static str) -> Self {
@@ -79,18 +85,33 @@ impl Problem {
 pub fn full(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Answer {
     let mut answer = Response::new(Full::new(body.into()).boxed());
     *answer.status_mut() = status;
-    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
-    answer.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    answer
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    answer
+        .headers_mut()
+        .insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     answer
 }
 
 pub fn json_answer(status: u16, body: &Value) -> Answer {
-    full(StatusCode::from_u16(status).unwrap_or_default(), "application/json", body.to_string())
+    full(
+        StatusCode::from_u16(status).unwrap_or_default(),
+        "application/json",
+        body.to_string(),
+    )
 }
 
 pub fn not_allowed(allowed: &'static str) -> Answer {
-    let mut answer = Problem::new(405, "method_denied", format!("only `{allowed}` is offered here")).answer();
-    answer.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
+    let mut answer = Problem::new(
+        405,
+        "method_denied",
+        format!("only `{allowed}` is offered here"),
+    )
+    .answer();
+    answer
+        .headers_mut()
+        .insert(ALLOW, HeaderValue::from_static(allowed));
     answer
 }
 
@@ -116,7 +137,12 @@ pub struct Door {
 
 impl Door {
     pub fn new(address: SocketAddr, console: bool) -> Self {
-        Door { port: address.port(), public: !address.ip().is_loopback(), console, attempts: Attempts::default() }
+        Door {
+            port: address.port(),
+            public: !address.ip().is_loopback(),
+            console,
+            attempts: Attempts::default(),
+        }
     }
 
     /// # Errors
@@ -125,9 +151,12 @@ impl Door {
         let text = |name| headers.get(name).map(|v| v.as_bytes()).unwrap_or_default();
         let host = text(HOST.as_str());
         if headers.get_all(HOST).iter().count() != 1 || !self.is_ours(wall, host) {
-            return Err(
-                Problem::new(403, "host_denied", format!("host `{}` is not this port", host.escape_ascii())).hint("name it in `listen.hosts` if it is yours")
-            );
+            return Err(Problem::new(
+                403,
+                "host_denied",
+                format!("host `{}` is not this port", host.escape_ascii()),
+            )
+            .hint("name it in `listen.hosts` if it is yours"));
         }
         self.check_origin(wall, headers, host, access)?;
         let token = match access {
@@ -140,30 +169,64 @@ impl Door {
             return Ok(());
         }
         if self.attempts.are_too_many() {
-            return Err(Problem::new(429, "rate_limited", "too many requests without the right token"));
+            return Err(Problem::new(
+                429,
+                "rate_limited",
+                "too many requests without the right token",
+            ));
         }
-        let which = if access == Access::Read { "read" } else { "write" };
-        Err(Problem::new(401, "unauthorized", format!("the {which} token is missing or wrong")).hint("send it as `Authorization: Bearer …`"))
+        let which = if access == Access::Read {
+            "read"
+        } else {
+            "write"
+        };
+        Err(Problem::new(
+            401,
+            "unauthorized",
+            format!("the {which} token is missing or wrong"),
+        )
+        .hint("send it as `Authorization: Bearer …`"))
     }
 
-    fn check_origin(&self, wall: &Wall, headers: &HeaderMap, host: &[u8], access: Access) -> Result<(), Problem> {
+    fn check_origin(
+        &self,
+        wall: &Wall,
+        headers: &HeaderMap,
+        host: &[u8],
+        access: Access,
+    ) -> Result<(), Problem> {
         let configured = headers.get(ORIGIN).is_some_and(|o| wall.allows_origin(o));
         let origin = headers.get(ORIGIN).map(|v| v.as_bytes());
-        let own = self.console && origin.and_then(|o| o.strip_prefix(b"http://")).is_some_and(|o| o.eq_ignore_ascii_case(host));
+        let own = self.console
+            && origin
+                .and_then(|o| o.strip_prefix(b"http://"))
+                .is_some_and(|o| o.eq_ignore_ascii_case(host));
         let site = headers.get("sec-fetch-site").map(|v| v.as_bytes());
         // A link to the console is followed from anywhere; it cannot be framed.
-        let followed = access == Access::Open && headers.get("sec-fetch-dest").is_some_and(|d| d == "document");
+        let followed = access == Access::Open
+            && headers
+                .get("sec-fetch-dest")
+                .is_some_and(|d| d == "document");
         let elsewhere = matches!(site, Some(b"cross-site" | b"same-site")) && !followed;
         match origin {
             Some(_) if configured || own => Ok(()),
             None if !elsewhere => Ok(()),
-            _ => Err(Problem::new(403, "origin_denied", format!("pages of `{}` are not served", origin.unwrap_or(b"another site").escape_ascii()))
-                .hint("name the origin in `listen.origins` if it is yours")),
+            _ => Err(Problem::new(
+                403,
+                "origin_denied",
+                format!(
+                    "pages of `{}` are not served",
+                    origin.unwrap_or(b"another site").escape_ascii()
+                ),
+            )
+            .hint("name the origin in `listen.origins` if it is yours")),
         }
     }
 
     fn is_ours(&self, wall: &Wall, host: &[u8]) -> bool {
-        let Ok(host) = std::str::from_utf8(host) else { return false };
+        let Ok(host) = std::str::from_utf8(host) else {
+            return false;
+        };
         let (name, port) = match host.rsplit_once(':') {
             Some((name, port)) if !port.ends_with(']') => (name, port.parse::<u16>().ok()),
             _ => (host, Some(80)),
@@ -171,9 +234,14 @@ impl Door {
         if wall.hosts.iter().any(|h| h.eq_ignore_ascii_case(name)) {
             return true;
         }
-        let address = name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+        let address = name
+            .trim_start_matches('[')
+            .trim_end_matches(']')
+            .parse::<IpAddr>();
         // A name can be made to point here; an address cannot. What is public asks for a token.
-        let named = ["localhost", "127.0.0.1", "[::1]"].iter().any(|n| n.eq_ignore_ascii_case(name));
+        let named = ["localhost", "127.0.0.1", "[::1]"]
+            .iter()
+            .any(|n| n.eq_ignore_ascii_case(name));
         // Through a tunnel, loopback has another port.
         named && port.is_some() || self.public && address.is_ok() && port == Some(self.port)
     }
@@ -185,11 +253,21 @@ impl Door {
 /// Nobody else has a reason to ask.
 pub fn preflight(wall: &Wall, headers: &HeaderMap) -> Result<Answer, Problem> {
     if !headers.get(ORIGIN).is_some_and(|o| wall.allows_origin(o)) {
-        return Err(Problem::new(405, "method_denied", "`OPTIONS` is for pages whose origin is configured"));
+        return Err(Problem::new(
+            405,
+            "method_denied",
+            "`OPTIONS` is for pages whose origin is configured",
+        ));
     }
     let mut answer = full(StatusCode::NO_CONTENT, "text/plain", "");
-    answer.headers_mut().insert(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST, DELETE"));
-    answer.headers_mut().insert(ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static("authorization, content-type, idempotency-key, last-event-id"));
+    answer.headers_mut().insert(
+        ACCESS_CONTROL_ALLOW_METHODS,
+        HeaderValue::from_static("GET, POST, DELETE"),
+    );
+    answer.headers_mut().insert(
+        ACCESS_CONTROL_ALLOW_HEADERS,
+        HeaderValue::from_static("authorization, content-type, idempotency-key, last-event-id"),
+    );
     Ok(answer)
 }
 
@@ -200,8 +278,14 @@ where
 {
     let mut answer = route.await.unwrap_or_else(|problem| problem.answer());
     let headers = answer.headers_mut();
-    headers.insert("x-content-type-options", HeaderValue::from_static("nosniff"));
-    headers.insert("cross-origin-resource-policy", HeaderValue::from_static("same-origin"));
+    headers.insert(
+        "x-content-type-options",
+        HeaderValue::from_static("nosniff"),
+    );
+    headers.insert(
+        "cross-origin-resource-policy",
+        HeaderValue::from_static("same-origin"),
+    );
     if let Some(origin) = origin.filter(|o| wall.allows_origin(o)) {
         headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin);
         headers.insert(VARY, HeaderValue::from_static("Origin"));
@@ -220,9 +304,16 @@ where
         let answer = service(request);
         async move { Ok::<_, Infallible>(answer.await) }
     });
-    let io = TokioIo::new(Patient { stream, stalled: None });
+    let io = TokioIo::new(Patient {
+        stream,
+        stalled: None,
+    });
     let mut server = hyper::server::conn::http1::Builder::new();
-    let connection = server.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME).max_buf_size(READ_BUFFER).serve_connection(io, service);
+    let connection = server
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIME)
+        .max_buf_size(READ_BUFFER)
+        .serve_connection(io, service);
     let mut connection = std::pin::pin!(connection);
     let stopping = async {
         let _ = stop.wait_for(|stop| *stop).await;
@@ -243,32 +334,53 @@ struct Patient {
 }
 
 impl Patient {
-    fn watch<T>(&mut self, cx: &mut Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+    fn watch<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        polled: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
         if polled.is_ready() {
             self.stalled = None;
             return polled;
         }
-        let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(WRITE_STALL)));
+        let stalled = self
+            .stalled
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(WRITE_STALL)));
         match stalled.as_mut().poll(cx) {
-            Poll::Ready(()) => Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client reads nothing"))),
+            Poll::Ready(()) => Poll::Ready(Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "the client reads nothing",
+            ))),
             Poll::Pending => Poll::Pending,
         }
     }
 }
 
 impl AsyncRead for Patient {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for Patient {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.stream).poll_write(cx, buf);
         self.watch(cx, polled)
     }
 
-    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
         self.watch(cx, polled)
     }

@@ -58,8 +58,13 @@ pub enum Target {
 impl Target {
     pub fn of(path: &str) -> Option<Target> {
         let id = |prefix: &str| {
-            let id = path.strip_prefix(prefix).filter(|id| !id.is_empty() && !id.contains('/'))?;
-            percent_encoding::percent_decode_str(id).decode_utf8().ok().map(Cow::into_owned)
+            let id = path
+                .strip_prefix(prefix)
+                .filter(|id| !id.is_empty() && !id.contains('/'))?;
+            percent_encoding::percent_decode_str(id)
+                .decode_utf8()
+                .ok()
+                .map(Cow::into_owned)
         };
         Some(match path {
             "/inject" => Target::Inject,
@@ -67,13 +72,20 @@ impl Target {
             "/keepalive" => Target::Keepalive,
             "/shutdown" => Target::Shutdown,
             "/inputs" => Target::Inputs,
-            _ => id("/permission/").map(Target::Permission).or_else(|| id("/question/").map(Target::Question)).or_else(|| id("/inputs/").map(Target::Input))?,
+            _ => id("/permission/")
+                .map(Target::Permission)
+                .or_else(|| id("/question/").map(Target::Question))
+                .or_else(|| id("/inputs/").map(Target::Input))?,
         })
     }
 
     /// What it asks of its caller.
     pub fn access(&self) -> Access {
-        if *self == Target::Inputs { Access::Read } else { Access::Write }
+        if *self == Target::Inputs {
+            Access::Read
+        } else {
+            Access::Write
+        }
     }
 
     fn method(&self) -> (Method, &'static str) {
@@ -95,7 +107,9 @@ pub async fn route(shared: &Arc<Shared>, request: Request<Incoming>) -> Result<A
         ("/health" | "/readyz", _) => Access::Open,
         (_, target) => target.as_ref().map_or(Access::Write, Target::access),
     };
-    shared.input_door.check(&shared.wall, request.headers(), access)?;
+    shared
+        .input_door
+        .check(&shared.wall, request.headers(), access)?;
     if *request.method() == Method::OPTIONS {
         return preflight(&shared.wall, request.headers());
     }
@@ -116,14 +130,26 @@ pub async fn route(shared: &Arc<Shared>, request: Request<Incoming>) -> Result<A
 }
 
 /// A request for one of the routes, by a caller who may.
-pub async fn act(shared: &Arc<Shared>, request: Request<Incoming>, target: Target) -> Result<Answer, Problem> {
+pub async fn act(
+    shared: &Arc<Shared>,
+    request: Request<Incoming>,
+    target: Target,
+) -> Result<Answer, Problem> {
     let (method, name) = target.method();
     if *request.method() != method {
         return Ok(not_allowed(name));
     }
-    let key = request.headers().get("idempotency-key").and_then(|v| v.to_str().ok()).map(str::to_owned);
+    let key = request
+        .headers()
+        .get("idempotency-key")
+        .and_then(|v| v.to_str().ok())
+        .map(str::to_owned);
     // What waits can be read without a body, and when the session is over, too.
-    let bytes = if target == Target::Inputs { Bytes::new() } else { body_for_session(shared, request, &target).await? };
+    let bytes = if target == Target::Inputs {
+        Bytes::new()
+    } else {
+        body_for_session(shared, request, &target).await?
+    };
     match target {
         Target::Inputs => Ok(json_answer(200, &json!({ "inputs": shared.inbox.list() }))),
         Target::Inject => inject(shared, &bytes, key).await,
@@ -150,64 +176,129 @@ pub async fn act(shared: &Arc<Shared>, request: Request<Incoming>, target: Targe
 }
 
 /// The body of a request that the session must be able to take.
-async fn body_for_session(shared: &Shared, request: Request<Incoming>, target: &Target) -> Result<Bytes, Problem> {
+async fn body_for_session(
+    shared: &Shared,
+    request: Request<Incoming>,
+    target: &Target,
+) -> Result<Bytes, Problem> {
     let bytes = read_body(shared, request, target).await?;
     match shared.state() {
         "ended" => Err(Problem::new(409, "session_ended", "the session is over")),
-        _ if shared.is_draining() => Err(Problem::new(503, "draining", "the session is being stopped")),
+        _ if shared.is_draining() => Err(Problem::new(
+            503,
+            "draining",
+            "the session is being stopped",
+        )),
         _ => Ok(bytes),
     }
 }
 
 /// Reads the body while few others are being read. Slow ones of strangers must not keep an answer
 /// or a stop from being heard: those have places of their own.
-async fn read_body(shared: &Shared, request: Request<Incoming>, target: &Target) -> Result<Bytes, Problem> {
-    let (places, max) = if *target == Target::Inject { (&shared.bodies, MAX_BODY) } else { (&shared.small_bodies, MAX_ANSWER) };
+async fn read_body(
+    shared: &Shared,
+    request: Request<Incoming>,
+    target: &Target,
+) -> Result<Bytes, Problem> {
+    let (places, max) = if *target == Target::Inject {
+        (&shared.bodies, MAX_BODY)
+    } else {
+        (&shared.small_bodies, MAX_ANSWER)
+    };
     // One that is empty needs no place.
     if request.body().is_end_stream() {
         return body(request, max).await;
     }
-    let Ok(_held) = places.try_acquire() else { return Err(Problem::new(503, "busy", "too many requests are being read")) };
+    let Ok(_held) = places.try_acquire() else {
+        return Err(Problem::new(
+            503,
+            "busy",
+            "too many requests are being read",
+        ));
+    };
     body(request, max).await
 }
 
-async fn decide(shared: &Shared, request_id: String, decision: Decision) -> Result<Answer, Problem> {
+async fn decide(
+    shared: &Shared,
+    request_id: String,
+    decision: Decision,
+) -> Result<Answer, Problem> {
     let (known, answer) = oneshot::channel();
-    tell(shared, Command::Answer { request_id: request_id.clone(), decision, known }).await?;
+    tell(
+        shared,
+        Command::Answer {
+            request_id: request_id.clone(),
+            decision,
+            known,
+        },
+    )
+    .await?;
     let Ok(known) = tokio::time::timeout(ANSWER_TIME, answer).await else {
-        return Err(Problem::new(503, "busy", "the session does not answer; it may be starting, or its disk is full"));
+        return Err(Problem::new(
+            503,
+            "busy",
+            "the session does not answer; it may be starting, or its disk is full",
+        ));
     };
     if known.unwrap_or(false) {
         return Ok(json_answer(202, &json!({ "request_id": request_id })));
     }
-    Err(Problem::new(404, "unknown_request", format!("no request `{request_id}` waits for an answer"))
-        .hint("it was answered, it timed out, its turn is over, or it is of the other kind"))
+    Err(Problem::new(
+        404,
+        "unknown_request",
+        format!("no request `{request_id}` waits for an answer"),
+    )
+    .hint("it was answered, it timed out, its turn is over, or it is of the other kind"))
 }
 
 /// `DELETE /inputs/{id}`
 async fn take_back(shared: &Arc<Shared>, input_id: String) -> Result<Answer, Problem> {
     let (keeper, id) = (shared.clone(), input_id.clone());
-    let taken = tokio::task::spawn_blocking(move || keeper.inbox.take_back(&id)).await.map_err(|e| Problem::new(500, "internal", e.to_string()))?;
+    let taken = tokio::task::spawn_blocking(move || keeper.inbox.take_back(&id))
+        .await
+        .map_err(|e| Problem::new(500, "internal", e.to_string()))?;
     match taken {
         Ok(TakenBack::Yes) => Ok(json_answer(200, &json!({ "input_id": input_id }))),
-        Ok(TakenBack::TooLate) => {
-            Err(Problem::new(409, "input_sent", format!("input `{input_id}` does not wait any more")).hint("`POST /interrupt` stops the turn that it began"))
-        }
-        Ok(TakenBack::Unknown) => Err(Problem::new(404, "unknown_input", format!("there is no input `{input_id}`"))),
-        Err(e) => Err(Problem::new(503, "inbox_unavailable", format!("the inbox cannot be written: {e}"))),
+        Ok(TakenBack::TooLate) => Err(Problem::new(
+            409,
+            "input_sent",
+            format!("input `{input_id}` does not wait any more"),
+        )
+        .hint("`POST /interrupt` stops the turn that it began")),
+        Ok(TakenBack::Unknown) => Err(Problem::new(
+            404,
+            "unknown_input",
+            format!("there is no input `{input_id}`"),
+        )),
+        Err(e) => Err(Problem::new(
+            503,
+            "inbox_unavailable",
+            format!("the inbox cannot be written: {e}"),
+        )),
     }
 }
 
 async fn tell(shared: &Shared, command: Command) -> Result<Answer, Problem> {
-    shared.commands.send(command).await.map_err(|_| Problem::new(409, "session_ended", "the session is over"))?;
+    shared
+        .commands
+        .send(command)
+        .await
+        .map_err(|_| Problem::new(409, "session_ended", "the session is over"))?;
     Ok(json_answer(202, &json!({ "accepted": true })))
 }
 
 /// The body, which is JSON by its type, up to `max` bytes.
 async fn body(request: Request<Incoming>, max: usize) -> Result<Bytes, Problem> {
     let too_large = || Problem::new(413, "body_too_large", format!("more than {max} bytes"));
-    let announced = request.headers().get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse::<usize>().ok());
-    let refused = check_type(&request).err().or_else(|| announced.is_some_and(|n| n > max).then(too_large));
+    let announced = request
+        .headers()
+        .get(CONTENT_LENGTH)
+        .and_then(|v| v.to_str().ok())
+        .and_then(|v| v.parse::<usize>().ok());
+    let refused = check_type(&request)
+        .err()
+        .or_else(|| announced.is_some_and(|n| n > max).then(too_large));
     let mut body = request.into_body();
     if let Some(refused) = refused {
         // Read away, so that the client gets to its answer.
@@ -220,7 +311,11 @@ async fn body(request: Request<Incoming>, max: usize) -> Result<Bytes, Problem> 
             let _ = tokio::time::timeout(DRAIN_TIME, drain(&mut body)).await;
             Err(too_large())
         }
-        Ok(Err(e)) => Err(Problem::new(400, "bad_request", format!("the body could not be read: {e}"))),
+        Ok(Err(e)) => Err(Problem::new(
+            400,
+            "bad_request",
+            format!("the body could not be read: {e}"),
+        )),
         Err(_) => Err(Problem::new(408, "body_timeout", "the body took too long")),
     }
 }
@@ -242,19 +337,44 @@ fn object(bytes: &[u8]) -> Result<Value, Problem> {
     }
     match serde_json::from_slice::<Value>(bytes) {
         Ok(value @ Value::Object(_)) => Ok(value),
-        Ok(_) => Err(Problem::new(400, "bad_request", "the body is not a JSON object")),
-        Err(e) => Err(Problem::new(400, "bad_request", format!("the body is not JSON: {e}"))),
+        Ok(_) => Err(Problem::new(
+            400,
+            "bad_request",
+            "the body is not a JSON object",
+        )),
+        Err(e) => Err(Problem::new(
+            400,
+            "bad_request",
+            format!("the body is not JSON: {e}"),
+        )),
     }
 }
 
 /// A page may send other types without asking first. Nothing at all needs no type.
 pub fn check_type(request: &Request<Incoming>) -> Result<(), Problem> {
-    let value = request.headers().get(CONTENT_TYPE).map(|v| v.as_bytes()).unwrap_or_default();
-    let kind = value.split(|b| *b == b';').next().unwrap_or_default().trim_ascii();
-    if kind.eq_ignore_ascii_case(b"application/json") || value.is_empty() && request.body().is_end_stream() {
+    let value = request
+        .headers()
+        .get(CONTENT_TYPE)
+        .map(|v| v.as_bytes())
+        .unwrap_or_default();
+    let kind = value
+        .split(|b| *b == b';')
+        .next()
+        .unwrap_or_default()
+        .trim_ascii();
+    if kind.eq_ignore_ascii_case(b"application/json")
+        || value.is_empty() && request.body().is_end_stream()
+    {
         return Ok(());
     }
-    Err(Problem::new(415, "unsupported_media_type", format!("content-type `{}` is not `application/json`", value.escape_ascii())))
+    Err(Problem::new(
+        415,
+        "unsupported_media_type",
+        format!(
+            "content-type `{}` is not `application/json`",
+            value.escape_ascii()
+        ),
+    ))
 }
 
 /// What `POST /inject` takes; x1's further fields are taken and mean nothing here.
@@ -285,20 +405,33 @@ struct Inline {
 
 async fn inject(shared: &Arc<Shared>, body: &[u8], key: Option<String>) -> Result<Answer, Problem> {
     // By way of a map: a struct could be read from a list of its fields, too.
-    let inject: Inject = serde_json::from_slice(body).and_then(|body: serde_json::Map<String, Value>| serde_json::from_value(body.into())).map_err(|e| {
-        Problem::new(400, "bad_request", format!("not an input: {e}")).hint("`{\"text\": \"…\", \"mode\"?: \"auto\"|\"queue\"|\"steer\"|\"interrupt\"}`")
-    })?;
+    let inject: Inject = serde_json::from_slice(body)
+        .and_then(|body: serde_json::Map<String, Value>| serde_json::from_value(body.into()))
+        .map_err(|e| {
+            Problem::new(400, "bad_request", format!("not an input: {e}"))
+                .hint("`{\"text\": \"…\", \"mode\"?: \"auto\"|\"queue\"|\"steer\"|\"interrupt\"}`")
+        })?;
     let input = checked(inject, key)?;
     if !input.attachments.is_empty() && !shared.runtime.capabilities.images {
-        return Err(Problem::new(400, "unsupported", format!("{} takes no images", shared.runtime.name)));
+        return Err(Problem::new(
+            400,
+            "unsupported",
+            format!("{} takes no images", shared.runtime.name),
+        ));
     }
     let (input_id, keeper) = (input.input_id.clone(), shared.clone());
-    let accepted = tokio::task::spawn_blocking(move || keeper.inbox.accept(input, keeper.journal.head()))
-        .await
-        .map_err(|e| Problem::new(500, "internal", e.to_string()))?;
+    let accepted =
+        tokio::task::spawn_blocking(move || keeper.inbox.accept(input, keeper.journal.head()))
+            .await
+            .map_err(|e| Problem::new(500, "internal", e.to_string()))?;
     match accepted {
-        Ok(a) => Ok(json_answer(202, &json!({ "input_id": input_id, "position": a.position, "duplicate": a.duplicate }))),
-        Err(e @ (InboxError::Full | InboxError::TooLarge)) => Err(Problem::new(429, "inbox_full", e.to_string())),
+        Ok(a) => Ok(json_answer(
+            202,
+            &json!({ "input_id": input_id, "position": a.position, "duplicate": a.duplicate }),
+        )),
+        Err(e @ (InboxError::Full | InboxError::TooLarge)) => {
+            Err(Problem::new(429, "inbox_full", e.to_string()))
+        }
         Err(e @ InboxError::Closed) => Err(Problem::new(409, "session_ended", e.to_string())),
         Err(e @ InboxError::Io(_)) => Err(Problem::new(503, "inbox_unavailable", e.to_string())),
     }
@@ -311,31 +444,93 @@ fn checked(inject: Inject, key: Option<String>) -> Result<Input, Problem> {
         _ => return Err(bad("`text` is missing or empty".into())),
     };
     if text.len() > MAX_TEXT {
-        return Err(Problem::new(413, "body_too_large", format!("`text` has {} bytes; at most {MAX_TEXT} are taken", text.len())));
+        return Err(Problem::new(
+            413,
+            "body_too_large",
+            format!(
+                "`text` has {} bytes; at most {MAX_TEXT} are taken",
+                text.len()
+            ),
+        ));
     }
     // No terminal reads it, but what does may: nothing that is not text.
-    if let Some(c) = text.chars().find(|c| c.is_control() && !matches!(c, '\n' | '\r' | '\t')) {
-        return Err(bad(format!("`text` holds the control character U+{:04X}", u32::from(c))));
+    if let Some(c) = text
+        .chars()
+        .find(|c| c.is_control() && !matches!(c, '\n' | '\r' | '\t'))
+    {
+        return Err(bad(format!(
+            "`text` holds the control character U+{:04X}",
+            u32::from(c)
+        )));
     }
-    let input_id = match inject.input_id.or(inject.event_id).or(inject.request_id).or(key) {
-        Some(id) if (1..=MAX_ID).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic()) => id,
-        Some(id) => return Err(bad(format!("`input_id` is `{}`; allowed: 1 to {MAX_ID} visible ASCII characters", id.escape_default()))),
+    let input_id = match inject
+        .input_id
+        .or(inject.event_id)
+        .or(inject.request_id)
+        .or(key)
+    {
+        Some(id)
+            if (1..=MAX_ID).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic()) =>
+        {
+            id
+        }
+        Some(id) => {
+            return Err(bad(format!(
+                "`input_id` is `{}`; allowed: 1 to {MAX_ID} visible ASCII characters",
+                id.escape_default()
+            )));
+        }
         None => format!("in_{}", random_hex()),
     };
     if inject.sender_id.as_ref().is_some_and(|s| s.len() > MAX_ID) {
         return Err(bad(format!("`sender_id` is longer than {MAX_ID} bytes")));
     }
-    if let Some(a) = inject.attachments.iter().find(|a| a.r#type != "image" || !MEDIA.contains(&a.media_type.as_str())) {
-        return Err(bad(format!("an attachment is a `{}` of `{}`; allowed: `image` of `{}`", a.r#type, a.media_type, MEDIA.join("`, `"))));
+    if let Some(a) = inject
+        .attachments
+        .iter()
+        .find(|a| a.r#type != "image" || !MEDIA.contains(&a.media_type.as_str()))
+    {
+        return Err(bad(format!(
+            "an attachment is a `{}` of `{}`; allowed: `image` of `{}`",
+            a.r#type,
+            a.media_type,
+            MEDIA.join("`, `")
+        )));
     }
-    if inject.attachments.iter().map(|a| a.data.len()).sum::<usize>() > MAX_ATTACHMENTS {
-        return Err(Problem::new(413, "body_too_large", format!("the attachments have more than {MAX_ATTACHMENTS} bytes")));
+    if inject
+        .attachments
+        .iter()
+        .map(|a| a.data.len())
+        .sum::<usize>()
+        > MAX_ATTACHMENTS
+    {
+        return Err(Problem::new(
+            413,
+            "body_too_large",
+            format!("the attachments have more than {MAX_ATTACHMENTS} bytes"),
+        ));
     }
-    if inject.attachments.iter().any(|a| a.data.is_empty() || BASE64.decode(&a.data).is_err()) {
+    if inject
+        .attachments
+        .iter()
+        .any(|a| a.data.is_empty() || BASE64.decode(&a.data).is_err())
+    {
         return Err(bad("an attachment's `data` is not base64".into()));
     }
-    let attachments = inject.attachments.into_iter().map(|a| Attachment { media_type: a.media_type, data: a.data }).collect();
-    Ok(Input { mode: inject.mode.unwrap_or_default(), sender_id: inject.sender_id, attachments, ..Input::new(input_id, text) })
+    let attachments = inject
+        .attachments
+        .into_iter()
+        .map(|a| Attachment {
+            media_type: a.media_type,
+            data: a.data,
+        })
+        .collect();
+    Ok(Input {
+        mode: inject.mode.unwrap_or_default(),
+        sender_id: inject.sender_id,
+        attachments,
+        ..Input::new(input_id, text)
+    })
 }
 
 fn permission(body: &Value) -> Result<Decision, Problem> {
@@ -344,21 +539,48 @@ fn permission(body: &Value) -> Result<Decision, Problem> {
         Some("allow") => Ok(Decision::Allow),
         Some("allow_always") => Ok(Decision::AllowAlways),
         Some("deny") => Ok(Decision::Deny { message }),
-        _ => Err(Problem::new(400, "bad_request", format!("`decision` is `{}`; allowed: `allow`, `allow_always`, `deny`", body["decision"]))),
+        _ => Err(Problem::new(
+            400,
+            "bad_request",
+            format!(
+                "`decision` is `{}`; allowed: `allow`, `allow_always`, `deny`",
+                body["decision"]
+            ),
+        )),
     }
 }
 
 /// One answer, one a question, or none.
 fn question(body: &Value) -> Result<Decision, Problem> {
-    let texts = |v: &Value| v.as_array().and_then(|all| all.iter().map(|t| t.as_str().map(str::to_owned)).collect::<Option<Vec<_>>>());
+    let texts = |v: &Value| {
+        v.as_array().and_then(|all| {
+            all.iter()
+                .map(|t| t.as_str().map(str::to_owned))
+                .collect::<Option<Vec<_>>>()
+        })
+    };
     match (&body["answer"], &body["answers"], &body["reject"]) {
-        (Value::String(answer), Value::Null, _) => Ok(Decision::Answers(vec![vec![answer.clone()]])),
+        (Value::String(answer), Value::Null, _) => {
+            Ok(Decision::Answers(vec![vec![answer.clone()]]))
+        }
         (Value::Null, answers @ Value::Array(all), _) => {
-            let each = texts(answers).map(|flat| flat.into_iter().map(|t| vec![t]).collect()).or_else(|| all.iter().map(texts).collect());
-            each.map(Decision::Answers).ok_or_else(|| Problem::new(400, "bad_request", "`answers` is not a list of texts, or of lists of texts"))
+            let each = texts(answers)
+                .map(|flat| flat.into_iter().map(|t| vec![t]).collect())
+                .or_else(|| all.iter().map(texts).collect());
+            each.map(Decision::Answers).ok_or_else(|| {
+                Problem::new(
+                    400,
+                    "bad_request",
+                    "`answers` is not a list of texts, or of lists of texts",
+                )
+            })
         }
         (Value::Null, Value::Null, Value::Bool(true)) => Ok(Decision::RejectQuestion),
-        _ => Err(Problem::new(400, "bad_request", "one of `answer` (a text), `answers` (one a question) and `reject: true` is needed")),
+        _ => Err(Problem::new(
+            400,
+            "bad_request",
+            "one of `answer` (a text), `answers` (one a question) and `reject: true` is needed",
+        )),
     }
 }
 
@@ -366,6 +588,10 @@ fn optional_text(body: &Value, name: &str) -> Result<Option<String>, Problem> {
     match &body[name] {
         Value::Null => Ok(None),
         Value::String(text) => Ok(Some(text.clone())),
-        other => Err(Problem::new(400, "bad_request", format!("`{name}` is `{other}`, not a text"))),
+        other => Err(Problem::new(
+            400,
+            "bad_request",
+            format!("`{name}` is `{other}`, not a text"),
+        )),
     }
 }

@@ -28,12 +28,37 @@ pub fn document() -> Value {
         json!({ "text/event-stream": { "schema": { "type": "string" }, "x-event-schema": { "$ref": "#/components/schemas/Event" } } }),
     );
     stream["get"]["parameters"] = json!([
-        parameter("Last-Event-ID", "header", json!({ "type": "integer" }), "the last sequence that was seen; wins over `since`"),
-        parameter("since", "query", json!({ "type": "integer" }), "the last sequence that was seen"),
-        parameter("view", "query", json!({ "type": "string", "enum": ["native", "x1", "raw"] }), "the shape"),
+        parameter(
+            "Last-Event-ID",
+            "header",
+            json!({ "type": "integer" }),
+            "the last sequence that was seen; wins over `since`"
+        ),
+        parameter(
+            "since",
+            "query",
+            json!({ "type": "integer" }),
+            "the last sequence that was seen"
+        ),
+        parameter(
+            "view",
+            "query",
+            json!({ "type": "string", "enum": ["native", "x1", "raw"] }),
+            "the shape"
+        ),
         parameter("types", "query", text(), "only these types, with commas"),
-        parameter("deltas", "query", json!({ "type": "string", "enum": ["0", "1"] }), "`0`: only whole messages"),
-        parameter("named", "query", json!({ "type": "string", "enum": ["0", "1"] }), "`1`: with `event:` lines"),
+        parameter(
+            "deltas",
+            "query",
+            json!({ "type": "string", "enum": ["0", "1"] }),
+            "`0`: only whole messages"
+        ),
+        parameter(
+            "named",
+            "query",
+            json!({ "type": "string", "enum": ["0", "1"] }),
+            "`1`: with `event:` lines"
+        ),
         parameter("ticket", "query", text(), "from `POST /ticket`"),
     ]);
     json!({
@@ -126,10 +151,20 @@ mod tests {
         references(&document, &mut found);
         assert!(found.len() > 20);
         for reference in found {
-            assert!(document.pointer(reference.trim_start_matches('#')).is_some(), "{reference}");
+            assert!(
+                document
+                    .pointer(reference.trim_start_matches('#'))
+                    .is_some(),
+                "{reference}"
+            );
         }
         for (path, item) in document["paths"].as_object().unwrap() {
-            for (method, operation) in item.as_object().unwrap().iter().filter(|(name, _)| *name != "parameters") {
+            for (method, operation) in item
+                .as_object()
+                .unwrap()
+                .iter()
+                .filter(|(name, _)| *name != "parameters")
+            {
                 assert!(operation["operationId"].is_string(), "{method} {path}");
             }
         }

@@ -64,7 +64,11 @@ pub struct Program {
 impl Program {
     fn command(&self) -> Command {
         let mut command = Command::new(&self.path);
-        command.env_clear().envs(self.env.iter().map(|(k, v)| (k, v))).env(MARK, &self.session).current_dir(&self.workdir);
+        command
+            .env_clear()
+            .envs(self.env.iter().map(|(k, v)| (k, v)))
+            .env(MARK, &self.session)
+            .current_dir(&self.workdir);
         command
     }
 }
@@ -76,10 +80,22 @@ impl Process {
     /// The system's.
     pub fn start(program: &Program, heard: &mpsc::Sender<Heard>) -> io::Result<Process> {
         let mut command = program.command();
-        let stdin = if program.stdin { Stdio::piped() } else { Stdio::null() };
-        command.args(&program.args).stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+        let stdin = if program.stdin {
+            Stdio::piped()
+        } else {
+            Stdio::null()
+        };
+        command
+            .args(&program.args)
+            .stdin(stdin)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0);
         let mut child = command.spawn()?;
-        let pid = child.id().and_then(|id| Pid::from_raw(id.cast_signed())).ok_or_else(|| io::Error::other("it has no process id"))?;
+        let pid = child
+            .id()
+            .and_then(|id| Pid::from_raw(id.cast_signed()))
+            .ok_or_else(|| io::Error::other("it has no process id"))?;
         CLI.store(pid.as_raw_nonzero().get().unsigned_abs(), Ordering::Release);
         if let Some(stdout) = child.stdout.take() {
             let heard = heard.clone();
@@ -91,11 +107,15 @@ impl Process {
         if let Some(stderr) = child.stderr.take() {
             tokio::spawn(drain(stderr, heard.clone(), Heard::Stderr));
         }
-        Ok(Process { child, pid, session: program.session.clone() })
+        Ok(Process {
+            child,
+            pid,
+            session: program.session.clone(),
+        })
     }
 
-    /// Takes its standard input, if it is open; what is sent is written in order, by a task of
-    /// its own, so that a CLI that does not read holds nobody up. Closed when the sender is dropped.
+    /// Takes its standard input, if it is open; what is sent is written in order, by a task of its
+    /// own, so that a CLI that does not read holds nobody up. Closed when the sender is dropped.
     pub fn input(&mut self) -> Option<mpsc::UnboundedSender<Bytes>> {
         let mut stdin = self.child.stdin.take()?;
         let (sender, mut lines) = mpsc::unbounded_channel::<Bytes>();
@@ -136,23 +156,51 @@ impl Process {
 /// It does not say it.
 pub async fn version(program: &Program) -> Result<String, String> {
     let mut command = program.command();
-    command.arg("--version").stdin(Stdio::null()).kill_on_drop(true);
+    command
+        .arg("--version")
+        .stdin(Stdio::null())
+        .kill_on_drop(true);
     let asked = tokio::time::timeout(VERSION_TIME, command.output()).await;
-    let output = asked.map_err(|_| "it does not tell its version".to_owned())?.map_err(|e| format!("it cannot be asked for its version: {e}"))?;
+    let output = asked
+        .map_err(|_| "it does not tell its version".to_owned())?
+        .map_err(|e| format!("it cannot be asked for its version: {e}"))?;
     if !output.status.success() {
         let stderr = String::from_utf8_lossy(&output.stderr);
-        let why: Vec<&str> = stderr.lines().map(str::trim).filter(|l| !l.is_empty()).collect();
-        return Err(format!("`--version` failed ({}): {}", output.status, why.join(" | ")));
+        let why: Vec<&str> = stderr
+            .lines()
+            .map(str::trim)
+            .filter(|l| !l.is_empty())
+            .collect();
+        return Err(format!(
+            "`--version` failed ({}): {}",
+            output.status,
+            why.join(" | ")
+        ));
     }
-    let said = [output.stdout, output.stderr].map(|said| String::from_utf8_lossy(&said).into_owned()).join(" ");
-    let version = said.split_whitespace().find(|w| w.starts_with(|c: char| c.is_ascii_digit()));
-    version.map(str::to_owned).ok_or_else(|| format!("`--version` says `{}`, which is not a version", said.trim()))
+    let said = [output.stdout, output.stderr]
+        .map(|said| String::from_utf8_lossy(&said).into_owned())
+        .join(" ");
+    let version = said
+        .split_whitespace()
+        .find(|w| w.starts_with(|c: char| c.is_ascii_digit()));
+    version
+        .map(str::to_owned)
+        .ok_or_else(|| format!("`--version` says `{}`, which is not a version", said.trim()))
 }
 
-async fn drain(mut pipe: impl AsyncRead + Unpin, heard: mpsc::Sender<Heard>, kind: fn(Bytes) -> Heard) {
+async fn drain(
+    mut pipe: impl AsyncRead + Unpin,
+    heard: mpsc::Sender<Heard>,
+    kind: fn(Bytes) -> Heard,
+) {
     let mut piece = vec![0; 16 << 10];
     while let Ok(n) = pipe.read(&mut piece).await {
-        if n == 0 || heard.send(kind(Bytes::copy_from_slice(&piece[..n]))).await.is_err() {
+        if n == 0
+            || heard
+                .send(kind(Bytes::copy_from_slice(&piece[..n])))
+                .await
+                .is_err()
+        {
             return;
         }
     }
@@ -181,7 +229,10 @@ pub async fn sweep(session: &str) {
         }
         reap();
         if Instant::now() > until {
-            tracing::error!(processes = left.len(), "processes of the CLI cannot be killed");
+            tracing::error!(
+                processes = left.len(),
+                "processes of the CLI cannot be killed"
+            );
             return;
         }
         sleep(SWEEP).await;
@@ -195,7 +246,9 @@ struct Stat {
 }
 
 fn stats() -> Vec<Stat> {
-    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+    let Ok(entries) = std::fs::read_dir("/proc") else {
+        return Vec::new();
+    };
     entries
         .flatten()
         .filter_map(|e| {
@@ -204,7 +257,11 @@ fn stats() -> Vec<Stat> {
             // The name may hold anything, also spaces and parentheses.
             let mut rest = stat.rsplit_once(") ")?.1.split(' ');
             let zombie = rest.next()? == "Z";
-            Some(Stat { pid, parent: rest.next()?.parse().ok()?, zombie })
+            Some(Stat {
+                pid,
+                parent: rest.next()?.parse().ok()?,
+                zombie,
+            })
         })
         .collect()
 }
@@ -224,14 +281,27 @@ fn belonging(session: &str) -> Vec<Pid> {
         false
     };
     let mark = format!("{MARK}={session}");
-    let marked = |pid: i32| std::fs::read(format!("/proc/{pid}/environ")).is_ok_and(|env| env.split(|b| *b == 0).any(|v| v == mark.as_bytes()));
-    stats.iter().filter(|s| !s.zombie && s.pid != own && (descends(s.pid) || marked(s.pid))).filter_map(|s| Pid::from_raw(s.pid)).collect()
+    let marked = |pid: i32| {
+        std::fs::read(format!("/proc/{pid}/environ"))
+            .is_ok_and(|env| env.split(|b| *b == 0).any(|v| v == mark.as_bytes()))
+    };
+    stats
+        .iter()
+        .filter(|s| !s.zombie && s.pid != own && (descends(s.pid) || marked(s.pid)))
+        .filter_map(|s| Pid::from_raw(s.pid))
+        .collect()
 }
 
 /// Takes the exit status of every dead child but the CLI's own.
 fn reap() {
-    let (own, cli) = (rustix::process::getpid().as_raw_nonzero().get(), CLI.load(Ordering::Acquire));
-    for stat in stats().iter().filter(|s| s.zombie && s.parent == own && s.pid.unsigned_abs() != cli) {
+    let (own, cli) = (
+        rustix::process::getpid().as_raw_nonzero().get(),
+        CLI.load(Ordering::Acquire),
+    );
+    for stat in stats()
+        .iter()
+        .filter(|s| s.zombie && s.parent == own && s.pid.unsigned_abs() != cli)
+    {
         if let Some(pid) = Pid::from_raw(stat.pid) {
             let _ = rustix::process::waitpid(Some(pid), WaitOptions::NOHANG);
         }
@@ -254,12 +324,16 @@ pub async fn keep_reaping() -> io::Result<()> {
 /// Finds a program as a shell would.
 pub fn find(program: &str, path: Option<&OsString>) -> Option<PathBuf> {
     use std::os::unix::fs::PermissionsExt;
-    let runs = |p: &Path| std::fs::metadata(p).is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0);
+    let runs = |p: &Path| {
+        std::fs::metadata(p).is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
+    };
     if program.contains('/') {
         let absolute = std::path::absolute(program).ok()?;
         return runs(&absolute).then_some(absolute);
     }
-    std::env::split_paths(path?).map(|dir| dir.join(program)).find(|p| runs(p))
+    std::env::split_paths(path?)
+        .map(|dir| dir.join(program))
+        .find(|p| runs(p))
 }
 
 /// How the variables of model providers, and of the CLIs that use them, begin.
@@ -281,18 +355,41 @@ const KEYS: [&str; 12] = [
 pub fn holds_a_key(name: &str) -> bool {
     let name = name.to_ascii_uppercase();
     PROVIDERS.iter().any(|p| name.starts_with(p)) && KEYS.iter().any(|k| name.ends_with(k))
-        || ["OPENCODE_AUTH_CONTENT", "AWS_BEARER_TOKEN_BEDROCK", "AWS_WEB_IDENTITY_TOKEN_FILE"].contains(&name.as_str())
+        || [
+            "OPENCODE_AUTH_CONTENT",
+            "AWS_BEARER_TOKEN_BEDROCK",
+            "AWS_WEB_IDENTITY_TOKEN_FILE",
+        ]
+        .contains(&name.as_str())
 }
 
 /// Values that stand for a key and are none.
 pub fn is_placeholder(value: &str) -> bool {
-    value.is_empty() || ["outrigger", "dummy", "placeholder", "none", "proxy-managed", "x1-proxy-managed"].contains(&value)
+    value.is_empty()
+        || [
+            "outrigger",
+            "dummy",
+            "placeholder",
+            "none",
+            "proxy-managed",
+            "x1-proxy-managed",
+        ]
+        .contains(&value)
 }
 
-/// What a provider is reached by; nothing that came from elsewhere may point a CLI past the sidecar.
+/// What a provider is reached by; nothing that came from elsewhere may point a CLI past the
+/// sidecar.
 pub fn reroutes(name: &str) -> bool {
     let name = name.to_ascii_uppercase();
-    let leads = ["OPENCODE_", "CODEX_", "PI_", "CLAUDE_CODE_USE_", "GOOGLE_GENAI_USE_", "GEMINI_CLI_", "GEMINI_DEBUG_"];
+    let leads = [
+        "OPENCODE_",
+        "CODEX_",
+        "PI_",
+        "CLAUDE_CODE_USE_",
+        "GOOGLE_GENAI_USE_",
+        "GEMINI_CLI_",
+        "GEMINI_DEBUG_",
+    ];
     PROVIDERS.iter().any(|p| name.starts_with(p)) && name.ends_with("_BASE_URL")
         || leads.iter().any(|l| name.starts_with(l))
         || name == "ANTHROPIC_UNIX_SOCKET"
@@ -301,19 +398,42 @@ pub fn reroutes(name: &str) -> bool {
 
 /// The CLI's environment: the container's (all of it, or what every program needs), without
 /// keys that were not `allowed` and without detours, with ours; `sidecar` is its host.
-pub fn environment(inherit: bool, allowed: &[String], ours: &[(String, String)], sidecar: &str) -> Vec<(OsString, OsString)> {
-    const PLAIN: [&str; 13] =
-        ["PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "TZ", "TERM", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR", "NODE_EXTRA_CA_CERTS", "NO_COLOR"];
+pub fn environment(
+    inherit: bool,
+    allowed: &[String],
+    ours: &[(String, String)],
+    sidecar: &str,
+) -> Vec<(OsString, OsString)> {
+    const PLAIN: [&str; 13] = [
+        "PATH",
+        "HOME",
+        "USER",
+        "LOGNAME",
+        "SHELL",
+        "LANG",
+        "TZ",
+        "TERM",
+        "TMPDIR",
+        "SSL_CERT_FILE",
+        "SSL_CERT_DIR",
+        "NODE_EXTRA_CA_CERTS",
+        "NO_COLOR",
+    ];
     let mut env: Vec<(OsString, OsString)> = std::env::vars_os()
         .filter(|(name, _)| {
             name.to_str().is_some_and(|name| {
-                (!holds_a_key(name) || allowed.iter().any(|a| a == name)) && !reroutes(name) && (inherit || PLAIN.contains(&name) || name.starts_with("LC_"))
+                (!holds_a_key(name) || allowed.iter().any(|a| a == name))
+                    && !reroutes(name)
+                    && (inherit || PLAIN.contains(&name) || name.starts_with("LC_"))
             })
         })
         .collect();
     // A corporate proxy must not be asked for the sidecar.
     for name in ["NO_PROXY", "no_proxy"] {
-        let before = env.iter().position(|(n, _)| n == name).map(|i| env.remove(i).1);
+        let before = env
+            .iter()
+            .position(|(n, _)| n == name)
+            .map(|i| env.remove(i).1);
         let mut value = OsString::from(format!("localhost,127.0.0.1,::1,{sidecar}"));
         if let Some(before) = before.filter(|b| !b.is_empty()) {
             value.push(",");
@@ -341,7 +461,14 @@ mod tests {
         for name in "PATH HOME SESSION_ID MAX_TOKENS KEYBOARD GITHUB_TOKEN NEXTAUTH_SECRET STRIPE_SECRET_KEY OPENAI_MODEL AWS_REGION".split(' ') {
             assert!(!holds_a_key(name), "{name}");
         }
-        for name in ["ANTHROPIC_BASE_URL", "CLAUDE_CODE_USE_BEDROCK", "ANTHROPIC_UNIX_SOCKET", "CODEX_HOME", "GEMINI_CLI_HOME", "GOOGLE_GENAI_USE_VERTEXAI"] {
+        for name in [
+            "ANTHROPIC_BASE_URL",
+            "CLAUDE_CODE_USE_BEDROCK",
+            "ANTHROPIC_UNIX_SOCKET",
+            "CODEX_HOME",
+            "GEMINI_CLI_HOME",
+            "GOOGLE_GENAI_USE_VERTEXAI",
+        ] {
             assert!(reroutes(name), "{name}");
         }
         assert!(!reroutes("VITE_BASE_URL") && !reroutes("PIP_INDEX_URL"));
@@ -353,6 +480,9 @@ mod tests {
         assert!(find("sh", Some(&path)).is_some());
         assert_eq!(find("no-such-program", Some(&path)), None);
         assert!(find("/bin/sh", None).is_some());
-        assert_eq!(find(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"), None), None);
+        assert_eq!(
+            find(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"), None),
+            None
+        );
     }
 }

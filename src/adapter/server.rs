@@ -137,28 +137,63 @@ impl Assembled {
         let (dir, troubles) = (config.journal.clone(), Troubles::default());
         let mut rebuilt = Rebuilt::new(config.session_id.as_deref());
         private_dir(&dir)?;
-        let (inbox, found) =
-            Inbox::open(&dir.join("inbox.jsonl"), troubles.clone()).map_err(|e| format!("the inbox in `{}` cannot be used: {e}", dir.display()))?;
-        let floor = inbox.undecided().iter().map(|o| o.since.saturating_sub(1)).max().unwrap_or(0);
-        let opened = Writer::open(&dir.join("events"), config.retention, floor, Part::Journal, &troubles, &mut rebuilt)?;
+        let (inbox, found) = Inbox::open(&dir.join("inbox.jsonl"), troubles.clone())
+            .map_err(|e| format!("the inbox in `{}` cannot be used: {e}", dir.display()))?;
+        let floor = inbox
+            .undecided()
+            .iter()
+            .map(|o| o.since.saturating_sub(1))
+            .max()
+            .unwrap_or(0);
+        let opened = Writer::open(
+            &dir.join("events"),
+            config.retention,
+            floor,
+            Part::Journal,
+            &troubles,
+            &mut rebuilt,
+        )?;
         opened.writer.journal().are_quiet(&rebuilt.quiet);
         let mut balance = rebuilt.balance;
         balance.native_session_id = balance.native_session_id.or_else(|| config.resume.take());
         let session_id = balance.session_id.clone();
         config.warnings.extend(opened.damage);
-        config.warnings.extend(inbox_damage(found, opened.writer.next() > 1));
-        let raw = if config.raw { Some(open_raw(&config, &troubles)?) } else { None };
+        config
+            .warnings
+            .extend(inbox_damage(found, opened.writer.next() > 1));
+        let raw = if config.raw {
+            Some(open_raw(&config, &troubles)?)
+        } else {
+            None
+        };
         let inbox = Arc::new(inbox);
         if let Some(text) = config.prompt.take() {
             // The same prompt again is a restart; another one is another input.
             let digest = ring::digest::digest(&ring::digest::SHA256, text.as_bytes());
-            let input_id = format!("initial-{:08x}", u32::from_be_bytes(digest.as_ref().first_chunk().copied().unwrap_or_default()));
-            accept_prompt(&inbox, Input { source: InputSource::Initial, mode: InputMode::Queue, ..Input::new(input_id, text) }, opened.writer.next() - 1)?;
+            let input_id = format!(
+                "initial-{:08x}",
+                u32::from_be_bytes(digest.as_ref().first_chunk().copied().unwrap_or_default())
+            );
+            accept_prompt(
+                &inbox,
+                Input {
+                    source: InputSource::Initial,
+                    mode: InputMode::Queue,
+                    ..Input::new(input_id, text)
+                },
+                opened.writer.next() - 1,
+            )?;
         }
         let (commands, commanded) = mpsc::channel(64);
         let (terminating, told_to_end) = watch::channel(false);
-        let status =
-            Status { state: "starting", turn: balance.turns, native_session_id: None, runtime_version: None, waiting_for: Vec::new(), usage: balance.spent };
+        let status = Status {
+            state: "starting",
+            turn: balance.turns,
+            native_session_id: None,
+            runtime_version: None,
+            waiting_for: Vec::new(),
+            usage: balance.spent,
+        };
         let status = Arc::new(Mutex::new(status));
         let (journal, raw_journal) = (opened.writer.journal(), raw.as_ref().map(Writer::journal));
         let parts = Parts {
@@ -173,7 +208,17 @@ impl Assembled {
             troubles: troubles.clone(),
             terminating: told_to_end,
         };
-        Ok(Assembled { session: Session::new(parts), session_id, journal, raw: raw_journal, inbox, commands, status, troubles, terminating })
+        Ok(Assembled {
+            session: Session::new(parts),
+            session_id,
+            journal,
+            raw: raw_journal,
+            inbox,
+            commands,
+            status,
+            troubles,
+            terminating,
+        })
     }
 
     /// Runs the session on a thread and a runtime of its own.
@@ -182,10 +227,14 @@ impl Assembled {
     /// The system's.
     pub fn run_apart(self) -> io::Result<oneshot::Receiver<Ended>> {
         let (done, ended) = oneshot::channel();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        std::thread::Builder::new().name("session".into()).spawn(move || {
-            let _ = done.send(runtime.block_on(self.session.run()));
-        })?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        std::thread::Builder::new()
+            .name("session".into())
+            .spawn(move || {
+                let _ = done.send(runtime.block_on(self.session.run()));
+            })?;
         Ok(ended)
     }
 }
@@ -194,7 +243,11 @@ impl Adapter {
     /// # Errors
     /// A directory, a file or a port that cannot be had.
     pub async fn start(mut config: Config) -> Result<Adapter, String> {
-        let (runtime, model, wall) = (config.runtime, config.model.clone(), std::mem::take(&mut config.wall));
+        let (runtime, model, wall) = (
+            config.runtime,
+            config.model.clone(),
+            std::mem::take(&mut config.wall),
+        );
         let (stream, input) = (config.stream, config.input);
         let assembled = Assembled::new(config)?;
         let (stream_listener, input_listener) = (bind(stream).await?, bind(input).await?);
@@ -220,20 +273,47 @@ impl Adapter {
             terminating: assembled.terminating.clone(),
             draining: AtomicBool::new(false),
         });
-        let ended = assembled.run_apart().map_err(|e| format!("the session cannot be started: {e}"))?;
+        let ended = assembled
+            .run_apart()
+            .map_err(|e| format!("the session cannot be started: {e}"))?;
         let (stop, stopping) = watch::channel(false);
         let mut tasks = JoinSet::new();
         for journal in shared.raw.iter().chain([&shared.journal]) {
             let journal = journal.clone();
             tasks.spawn(async move { journal.tell().await });
         }
-        tasks.spawn(accept(stream_listener, shared.clone(), stopping.clone(), |shared, stream, stop| {
-            http::serve(stream, move |request| answer(shared.clone(), request, true), stop)
-        }));
-        tasks.spawn(accept(input_listener, shared.clone(), stopping, |shared, stream, stop| {
-            http::serve(stream, move |request| answer(shared.clone(), request, false), stop)
-        }));
-        Ok(Adapter { stream, input, shared, ended, stop, tasks })
+        tasks.spawn(accept(
+            stream_listener,
+            shared.clone(),
+            stopping.clone(),
+            |shared, stream, stop| {
+                http::serve(
+                    stream,
+                    move |request| answer(shared.clone(), request, true),
+                    stop,
+                )
+            },
+        ));
+        tasks.spawn(accept(
+            input_listener,
+            shared.clone(),
+            stopping,
+            |shared, stream, stop| {
+                http::serve(
+                    stream,
+                    move |request| answer(shared.clone(), request, false),
+                    stop,
+                )
+            },
+        ));
+        Ok(Adapter {
+            stream,
+            input,
+            shared,
+            ended,
+            stop,
+            tasks,
+        })
     }
 
     /// Waits for the session's end. May be dropped and called again.
@@ -246,7 +326,11 @@ impl Adapter {
         self.shared.drain();
         let _ = self.shared.terminating.send(true);
         // A session that hears nothing is left behind at the second signal.
-        let _ = tokio::time::timeout(Duration::from_secs(1), self.shared.commands.send(Command::Terminate)).await;
+        let _ = tokio::time::timeout(
+            Duration::from_secs(1),
+            self.shared.commands.send(Command::Terminate),
+        )
+        .await;
     }
 
     /// Lets subscribers read the end, and closes the ports.
@@ -290,14 +374,22 @@ fn accept_prompt(inbox: &Arc<Inbox>, prompt: Input, sequence: u64) -> Result<(),
                     std::thread::sleep(PROMPT_RETRY);
                 }
             };
-            std::thread::Builder::new().name("prompt".into()).spawn(again).map(drop).map_err(|e| e.to_string())
+            std::thread::Builder::new()
+                .name("prompt".into())
+                .spawn(again)
+                .map(drop)
+                .map_err(|e| e.to_string())
         }
         Err(e) => Err(e.to_string()),
     }
 }
 
 fn private_dir(dir: &Path) -> Result<(), String> {
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|e| format!("cannot make `{}`: {e}", dir.display()))
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(|e| format!("cannot make `{}`: {e}", dir.display()))
 }
 
 /// Follows nothing: the CLI's own lines are only kept.
@@ -322,18 +414,38 @@ impl Replay for Unread {
 }
 
 fn open_raw(config: &Config, troubles: &Troubles) -> Result<Writer, String> {
-    let retention = Retention { segments: config.retention.segments.min(RAW_SEGMENTS), durable: false, ..config.retention };
-    Ok(Writer::open(&config.journal.join("raw"), retention, 0, Part::Raw, troubles, &mut Unread)?.writer)
+    let retention = Retention {
+        segments: config.retention.segments.min(RAW_SEGMENTS),
+        durable: false,
+        ..config.retention
+    };
+    Ok(Writer::open(
+        &config.journal.join("raw"),
+        retention,
+        0,
+        Part::Raw,
+        troubles,
+        &mut Unread,
+    )?
+    .writer)
 }
 
 async fn bind(address: SocketAddr) -> Result<TcpListener, String> {
-    TcpListener::bind(address).await.map_err(|e| format!("cannot listen on `{address}`: {e}"))
+    TcpListener::bind(address)
+        .await
+        .map_err(|e| format!("cannot listen on `{address}`: {e}"))
 }
 
 /// One request, on the port of the stream or on that of the input.
 async fn answer(shared: Arc<Shared>, request: Request<Incoming>, to_stream: bool) -> http::Answer {
     let origin = request.headers().get(ORIGIN).cloned();
-    let route = async { if to_stream { stream_api::route(&shared, request).await } else { input_api::route(&shared, request).await } };
+    let route = async {
+        if to_stream {
+            stream_api::route(&shared, request).await
+        } else {
+            input_api::route(&shared, request).await
+        }
+    };
     http::answer(&shared.wall, origin, route).await
 }
 
@@ -341,13 +453,20 @@ async fn told(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-async fn accept<F>(listener: TcpListener, shared: Arc<Shared>, stop: watch::Receiver<bool>, serve: impl Fn(Arc<Shared>, TcpStream, watch::Receiver<bool>) -> F)
-where
+async fn accept<F>(
+    listener: TcpListener,
+    shared: Arc<Shared>,
+    stop: watch::Receiver<bool>,
+    serve: impl Fn(Arc<Shared>, TcpStream, watch::Receiver<bool>) -> F,
+) where
     F: Future<Output = ()> + Send + 'static,
 {
     // Two ports share the descriptors, and a reader of old events has a file besides its socket.
-    let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
-    let most = MAX_CONNECTIONS.min((descriptors.saturating_sub(OWN_DESCRIPTORS) / 4).max(16) as usize);
+    let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile)
+        .current
+        .unwrap_or(u64::MAX);
+    let most =
+        MAX_CONNECTIONS.min((descriptors.saturating_sub(OWN_DESCRIPTORS) / 4).max(16) as usize);
     let mut connections = JoinSet::new();
     let mut stopping = stop.clone();
     loop {

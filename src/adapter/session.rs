@@ -34,7 +34,10 @@ use super::runtime::{Action, Decision, Permissions, Phase, Translator, effective
 use super::transport::{self, Heard};
 use super::trouble::{Part, Troubles};
 use crate::base::sync::lock;
-use crate::event::{ErrorCode, ErrorEvent, InputMode, Payload, SessionEnd, SessionEndReason, TurnEndReason, TurnStart, Unparsed, Usage, Warning};
+use crate::event::{
+    ErrorCode, ErrorEvent, InputMode, Payload, SessionEnd, SessionEndReason, TurnEndReason,
+    TurnStart, Unparsed, Usage, Warning,
+};
 
 /// After this a CLI that was told to stop its turn is restarted.
 const INTERRUPT_TIME: Duration = Duration::from_secs(10);
@@ -158,10 +161,26 @@ pub struct Parts {
 
 impl Session {
     pub fn new(parts: Parts) -> Session {
-        let Parts { config, session_id, balance, journal, raw, inbox, commands, status, troubles, terminating } = parts;
+        let Parts {
+            config,
+            session_id,
+            balance,
+            journal,
+            raw,
+            inbox,
+            commands,
+            status,
+            troubles,
+            terminating,
+        } = parts;
         let now = Instant::now();
         Session {
-            translator: (config.runtime.translator)(&setting(&config, &session_id, None, String::new())),
+            translator: (config.runtime.translator)(&setting(
+                &config,
+                &session_id,
+                None,
+                String::new(),
+            )),
             // A task that had its end before has it still.
             outcome: balance.outcome.filter(|_| config.oneshot),
             config,
@@ -207,9 +226,16 @@ impl Session {
             };
             match gone {
                 Gone::Ended(end) => break end,
-                Gone::Crashed { why, status, stderr, was_ready } => {
+                Gone::Crashed {
+                    why,
+                    status,
+                    stderr,
+                    was_ready,
+                } => {
                     self.tell_crash(&why, status, &stderr).await;
-                    let Some(pause) = self.backoff(was_ready) else { break crashed(status, stderr) };
+                    let Some(pause) = self.backoff(was_ready) else {
+                        break crashed(status, stderr);
+                    };
                     if let Some(end) = self.pause(pause, "restarting").await {
                         break end;
                     }
@@ -226,7 +252,10 @@ impl Session {
             for said in said_in_pieces(&self.journal.journal(), turn.sequence) {
                 self.say(said);
             }
-            let error = ErrorEvent::new(ErrorCode::Internal, "the adapter was stopped while this turn was running; the CLI is started again with its history");
+            let error = ErrorEvent::new(
+                ErrorCode::Internal,
+                "the adapter was stopped while this turn was running; the CLI is started again with its history",
+            );
             self.say(error);
             self.say(ended_turn(TurnEndReason::Error));
             self.outcome = Some(TurnEndReason::Error);
@@ -248,7 +277,9 @@ impl Session {
     /// What the journal tells of inputs whose fate is not known.
     fn look_up_open_inputs(&mut self) {
         let open = self.inbox.undecided();
-        let Some(from) = open.iter().map(|o| o.since).min() else { return };
+        let Some(from) = open.iter().map(|o| o.since).min() else {
+            return;
+        };
         let ids: Vec<&str> = open.iter().map(|o| o.input_id.as_str()).collect();
         let said = said_since(&self.journal.journal(), from, &ids);
         for open in open.iter().filter(|o| said.contains(&o.input_id)) {
@@ -269,7 +300,10 @@ impl Session {
         self.inbox.close(true);
         self.set_state("ended");
         self.journal.close();
-        Ended { reason: SessionEndReason::Completed, outcome: self.outcome }
+        Ended {
+            reason: SessionEndReason::Completed,
+            outcome: self.outcome,
+        }
     }
 
     /// Serves inputs and commands until the CLI is gone or the session is over.
@@ -279,7 +313,8 @@ impl Session {
             let mut actions = Vec::new();
             // What it was told of, its turn was told of too.
             let told = self.said.contains(&input.input_id);
-            self.translator.look_for(&input, &sent.native_id, told, &mut actions);
+            self.translator
+                .look_for(&input, &sent.native_id, told, &mut actions);
             self.carry_out(&mut running, actions).await;
         }
         loop {
@@ -328,7 +363,9 @@ impl Session {
                 let (translator, raw) = (&mut self.translator, &mut self.raw);
                 running.events.feed(&bytes, |line| match line {
                     Ok(line) => {
-                        let Some(data) = line.strip_prefix(b"data:") else { return };
+                        let Some(data) = line.strip_prefix(b"data:") else {
+                            return;
+                        };
                         let data = data.strip_prefix(b" ").unwrap_or(data);
                         raw_output(raw, "events", data);
                         translator.read(data, &mut actions);
@@ -339,23 +376,33 @@ impl Session {
             Heard::Stdout(bytes) => {
                 let raw = &mut self.raw;
                 let mut translator = running.speaks_lines.then_some(&mut self.translator);
-                running.stdout.feed(&bytes, |line| match (line, translator.as_mut()) {
-                    (Ok(line), translator) => {
-                        raw_output(raw, "stdout", line);
-                        if let Some(translator) = translator.filter(|_| !line.is_empty()) {
-                            translator.read(line, &mut actions);
+                running
+                    .stdout
+                    .feed(&bytes, |line| match (line, translator.as_mut()) {
+                        (Ok(line), translator) => {
+                            raw_output(raw, "stdout", line);
+                            if let Some(translator) = translator.filter(|_| !line.is_empty()) {
+                                translator.read(line, &mut actions);
+                            }
                         }
-                    }
-                    (Err(oversize), _) => actions.push(Unparsed { native: oversize }.into()),
-                });
+                        (Err(oversize), _) => actions.push(Unparsed { native: oversize }.into()),
+                    });
             }
             Heard::Stderr(bytes) => self.hear_stderr(running, &bytes, &mut actions),
-            Heard::EventsOver(why) => running.broken = Some(format!("the events of {} ended: {why}", self.config.runtime.name)),
+            Heard::EventsOver(why) => {
+                running.broken = Some(format!(
+                    "the events of {} ended: {why}",
+                    self.config.runtime.name
+                ))
+            }
             Heard::StdoutOver => {
                 // It ends, or it can say nothing any more.
-                let lives = tokio::time::timeout(LAST_WORDS_TIME, running.process.ended()).await.is_err();
+                let lives = tokio::time::timeout(LAST_WORDS_TIME, running.process.ended())
+                    .await
+                    .is_err();
                 if running.speaks_lines && lives {
-                    running.broken = Some(format!("{} closed its output", self.config.runtime.name));
+                    running.broken =
+                        Some(format!("{} closed its output", self.config.runtime.name));
                 }
             }
             Heard::Reply(tag, reply) => self.translator.reply(tag, reply, &mut actions),
@@ -379,16 +426,27 @@ impl Session {
         while let Some(action) = self.actions.pop_front() {
             match action {
                 Action::Event(payload) => self.tell(payload),
-                Action::Call(call) => _ = self.calls.spawn(running.http.clone().call(call, running.say.clone())),
+                Action::Call(call) => {
+                    _ = self
+                        .calls
+                        .spawn(running.http.clone().call(call, running.say.clone()))
+                }
                 Action::Send(message) => running.send(&message),
-                Action::Find { tag, file } => _ = self.calls.spawn(transport::find(file, tag, running.say.clone())),
+                Action::Find { tag, file } => {
+                    _ = self
+                        .calls
+                        .spawn(transport::find(file, tag, running.say.clone()))
+                }
                 Action::Version(version) => {
                     self.version = Some(version);
                     if let Err(why) = self.check_version() {
                         running.broken = Some(why);
                     }
                 }
-                Action::Ready { native_session_id, resumed } => {
+                Action::Ready {
+                    native_session_id,
+                    resumed,
+                } => {
                     running.ready = true;
                     self.say(self.session_start(native_session_id, resumed));
                 }
@@ -401,7 +459,10 @@ impl Session {
                 }
                 Action::Undelivered { input_id } => note(self.inbox.unsent(&input_id)),
                 Action::Refused { input_id, why } => {
-                    self.say(ErrorEvent::new(ErrorCode::Internal, format!("input `{input_id}` was not delivered: {why}")));
+                    self.say(ErrorEvent::new(
+                        ErrorCode::Internal,
+                        format!("input `{input_id}` was not delivered: {why}"),
+                    ));
                     self.outcome = Some(TurnEndReason::Error);
                     self.interrupt_soon = false;
                     self.commit().await;
@@ -446,7 +507,10 @@ impl Session {
                 self.deadlines.clear();
                 self.active = Instant::now();
                 // One that did not join this turn begins another.
-                self.answer_by = self.inbox.is_in_flight().then(|| Instant::now() + ANSWER_TIME);
+                self.answer_by = self
+                    .inbox
+                    .is_in_flight()
+                    .then(|| Instant::now() + ANSWER_TIME);
                 self.say(end);
                 self.journal.wish(true);
             }
@@ -468,8 +532,12 @@ impl Session {
     fn policy(&self) -> Option<Decision> {
         match self.config.permissions {
             Permissions::Allow => Some(Decision::Allow),
-            Permissions::Deny => Some(Decision::Deny { message: Some("this session allows no tools that need a permission".into()) }),
-            Permissions::Ask if self.config.oneshot => Some(Decision::Deny { message: Some("nobody is there to give this permission".into()) }),
+            Permissions::Deny => Some(Decision::Deny {
+                message: Some("this session allows no tools that need a permission".into()),
+            }),
+            Permissions::Ask if self.config.oneshot => Some(Decision::Deny {
+                message: Some("nobody is there to give this permission".into()),
+            }),
             Permissions::Ask => None,
         }
     }
@@ -477,14 +545,18 @@ impl Session {
     fn wait_for_answer(&mut self, id: String, answer: Option<Decision>) {
         match answer {
             Some(decision) => _ = self.answer(&id, &decision, "policy"),
-            None => self.deadlines.push((id, Instant::now() + self.config.permission_timeout)),
+            None => self
+                .deadlines
+                .push((id, Instant::now() + self.config.permission_timeout)),
         }
     }
 
     /// Whether such a request was open; what there is to do then, `carry_out` does.
     fn answer(&mut self, request_id: &str, decision: &Decision, by: &str) -> bool {
         let mut actions = Vec::new();
-        let known = self.translator.answer(request_id, decision, by, &mut actions);
+        let known = self
+            .translator
+            .answer(request_id, decision, by, &mut actions);
         self.actions.extend(actions);
         if known {
             self.deadlines.retain(|(id, _)| id != request_id);
@@ -497,7 +569,9 @@ impl Session {
         let (steps, max) = (self.steps, self.config.max_steps);
         // At each quarter of the way.
         if (1..=4).any(|quarter| steps == (max * quarter).div_ceil(4)) {
-            self.say(Warning { message: format!("step {steps} of {max} of this turn") });
+            self.say(Warning {
+                message: format!("step {steps} of {max} of this turn"),
+            });
         }
         if steps >= max && !self.over_limit {
             self.over_limit = true;
@@ -508,13 +582,15 @@ impl Session {
     fn interrupt(&mut self) {
         if self.balance.turn.is_none() {
             // Its turn has not begun, and may be about to.
-            self.interrupt_soon = self.inbox.is_in_flight() || self.translator.phase() != Phase::Idle;
+            self.interrupt_soon =
+                self.inbox.is_in_flight() || self.translator.phase() != Phase::Idle;
             return;
         }
         let mut actions = Vec::new();
         self.translator.interrupt(&mut actions);
         if !actions.is_empty() {
-            self.interrupt_by.get_or_insert(Instant::now() + INTERRUPT_TIME);
+            self.interrupt_by
+                .get_or_insert(Instant::now() + INTERRUPT_TIME);
         }
         self.actions.extend(actions);
     }
@@ -523,7 +599,11 @@ impl Session {
         self.active = Instant::now();
         match command {
             Command::Interrupt => self.interrupt(),
-            Command::Answer { request_id, decision, known } => _ = known.send(self.answer(&request_id, &decision, "user")),
+            Command::Answer {
+                request_id,
+                decision,
+                known,
+            } => _ = known.send(self.answer(&request_id, &decision, "user")),
             Command::Keepalive | Command::Shutdown { .. } | Command::Terminate => {}
         }
         self.carry_out(running, Vec::new()).await;
@@ -538,17 +618,30 @@ impl Session {
             self.carry_out(running, actions).await;
         }
         if past(&mut self.interrupt_by) && self.balance.turn.is_some() {
-            running.broken = Some(format!("{} did not stop its turn within {INTERRUPT_TIME:?}", self.config.runtime.name));
+            running.broken = Some(format!(
+                "{} did not stop its turn within {INTERRUPT_TIME:?}",
+                self.config.runtime.name
+            ));
         }
         if past(&mut self.answer_by) && self.balance.turn.is_none() && self.inbox.is_in_flight() {
-            running.broken = Some(format!("{} did not take up an input within {ANSWER_TIME:?}", self.config.runtime.name));
+            running.broken = Some(format!(
+                "{} did not take up an input within {ANSWER_TIME:?}",
+                self.config.runtime.name
+            ));
         }
-        let late: Vec<String> = self.deadlines.iter().filter(|d| d.1 <= now).map(|d| d.0.clone()).collect();
+        let late: Vec<String> = self
+            .deadlines
+            .iter()
+            .filter(|d| d.1 <= now)
+            .map(|d| d.0.clone())
+            .collect();
         for id in late {
             let decision = if self.balance.questions.contains(&id) {
                 Decision::RejectQuestion
             } else {
-                Decision::Deny { message: Some("nobody answered in time".into()) }
+                Decision::Deny {
+                    message: Some("nobody answered in time".into()),
+                }
             };
             self.answer(&id, &decision, "adapter");
             self.deadlines.retain(|(late, _)| *late != id);
@@ -562,7 +655,9 @@ impl Session {
         if self.inbox.is_in_flight() || self.retry_at.is_some() {
             return;
         }
-        let Some(mode) = self.inbox.next_mode() else { return };
+        let Some(mode) = self.inbox.next_mode() else {
+            return;
+        };
         let busy = match self.translator.phase() {
             Phase::Settling => return,
             phase => phase == Phase::Busy,
@@ -577,7 +672,9 @@ impl Session {
                 }
                 return;
             }
-            InputMode::Steer if busy && !(able && self.translator.steers_now(true)) => return self.cannot_steer(),
+            InputMode::Steer if busy && !(able && self.translator.steers_now(true)) => {
+                return self.cannot_steer();
+            }
             _ => {}
         }
         if self.balance.turns >= self.config.max_turns && !busy {
@@ -589,8 +686,19 @@ impl Session {
     }
 
     fn cannot_steer(&mut self) {
-        let Some(input) = self.inbox.next().filter(|i| self.unsteered.as_ref() != Some(&i.input_id)) else { return };
-        self.say(Warning { message: format!("{} cannot be steered now: input `{}` waits for the end of the turn", self.config.runtime.name, input.input_id) });
+        let Some(input) = self
+            .inbox
+            .next()
+            .filter(|i| self.unsteered.as_ref() != Some(&i.input_id))
+        else {
+            return;
+        };
+        self.say(Warning {
+            message: format!(
+                "{} cannot be steered now: input `{}` waits for the end of the turn",
+                self.config.runtime.name, input.input_id
+            ),
+        });
         self.unsteered = Some(input.input_id);
     }
 
@@ -602,18 +710,30 @@ impl Session {
             return;
         }
         if let Err(e) = self.inbox.load(&mut input) {
-            let refused = Action::Refused { input_id: input.input_id, why: format!("its attachments cannot be read: {e}") };
+            let refused = Action::Refused {
+                input_id: input.input_id,
+                why: format!("its attachments cannot be read: {e}"),
+            };
             return self.carry_out(running, vec![refused]).await;
         }
-        let native_id = self.translator.native_id(jiff::Timestamp::now().as_millisecond(), random);
-        let sent = Sent { input_id: input.input_id.clone(), native_id: native_id.clone() };
+        let native_id = self
+            .translator
+            .native_id(jiff::Timestamp::now().as_millisecond(), random);
+        let sent = Sent {
+            input_id: input.input_id.clone(),
+            native_id: native_id.clone(),
+        };
         if let Err(e) = self.inbox.sent(sent) {
             return self.wait_for_the_inbox(&e);
         }
         if self.balance.turn.is_none() {
             self.answer_by = Some(Instant::now() + ANSWER_TIME);
         }
-        self.handing = Some(Handing { input, native_id, synced: self.sync_inbox() });
+        self.handing = Some(Handing {
+            input,
+            native_id,
+            synced: self.sync_inbox(),
+        });
     }
 
     fn sync_inbox(&self) -> JoinHandle<std::io::Result<()>> {
@@ -623,19 +743,25 @@ impl Session {
 
     /// The note stands on stable storage, or cannot.
     async fn noted_as_sent(&mut self, running: &mut Running, synced: std::io::Result<()>) {
-        let Some(handing) = self.handing.take() else { return };
+        let Some(handing) = self.handing.take() else {
+            return;
+        };
         if let Err(e) = synced {
             self.wait_for_the_inbox(&e);
             return note(self.inbox.unsent(&handing.input.input_id));
         }
         self.troubles.clear(Part::Inbox);
         let mut actions = Vec::new();
-        self.translator.deliver(&handing.input, &handing.native_id, &mut actions);
+        self.translator
+            .deliver(&handing.input, &handing.native_id, &mut actions);
         self.carry_out(running, actions).await;
     }
 
     fn wait_for_the_inbox(&mut self, e: &std::io::Error) {
-        if self.troubles.set(Part::Inbox, format!("the inbox cannot be written: {e}")) {
+        if self
+            .troubles
+            .set(Part::Inbox, format!("the inbox cannot be written: {e}"))
+        {
             tracing::error!(error = %e, "the inbox cannot be written; the input waits");
         }
         self.answer_by = None;
@@ -648,15 +774,28 @@ impl Session {
             return None;
         }
         if self.balance.turns >= self.config.max_turns {
-            let waiting: Vec<String> = self.inbox.list().into_iter().map(|i| format!("`{}`", i.input_id)).collect();
-            let left = if waiting.is_empty() { String::new() } else { format!("; these inputs were not delivered: {}", waiting.join(", ")) };
-            self.say(Warning { message: format!("the session had its {} turns{left}", self.config.max_turns) });
+            let waiting: Vec<String> = self
+                .inbox
+                .list()
+                .into_iter()
+                .map(|i| format!("`{}`", i.input_id))
+                .collect();
+            let left = if waiting.is_empty() {
+                String::new()
+            } else {
+                format!("; these inputs were not delivered: {}", waiting.join(", "))
+            };
+            self.say(Warning {
+                message: format!("the session had its {} turns{left}", self.config.max_turns),
+            });
             self.inbox.close(true);
             return Some(ended(SessionEndReason::Completed));
         }
         let reason = match () {
             () if self.config.oneshot && self.outcome.is_some() => SessionEndReason::Completed,
-            () if self.active.elapsed() >= self.config.idle_timeout => SessionEndReason::IdleTimeout,
+            () if self.active.elapsed() >= self.config.idle_timeout => {
+                SessionEndReason::IdleTimeout
+            }
             () => return None,
         };
         // Whoever was answered with 202 before this is delivered first.
@@ -686,7 +825,10 @@ impl Session {
                 1
             });
             if deaths >= MAX_DEATHS {
-                let why = format!("input `{}` was given up: {} ended {deaths} times while it had it", input.input_id, self.config.runtime.name);
+                let why = format!(
+                    "input `{}` was given up: {} ended {deaths} times while it had it",
+                    input.input_id, self.config.runtime.name
+                );
                 self.say(ErrorEvent::new(ErrorCode::RuntimeCrashed, why));
                 self.outcome = Some(TurnEndReason::Error);
                 self.commit().await;
@@ -702,7 +844,11 @@ impl Session {
         self.translator.close(&mut actions);
         for action in actions {
             if let Action::Event(payload) = action {
-                self.outcome = if let Payload::TurnEnd(end) = &payload { Some(end.reason) } else { self.outcome };
+                self.outcome = if let Payload::TurnEnd(end) = &payload {
+                    Some(end.reason)
+                } else {
+                    self.outcome
+                };
                 self.say(payload);
             }
         }
@@ -718,25 +864,37 @@ impl Session {
     fn backoff(&mut self, was_ready: bool) -> Option<Duration> {
         let now = Instant::now();
         self.crashes.push_back(now);
-        while self.crashes.front().is_some_and(|c| now - *c > CRASH_WINDOW) {
+        while self
+            .crashes
+            .front()
+            .is_some_and(|c| now - *c > CRASH_WINDOW)
+        {
             self.crashes.pop_front();
         }
         // One that never worked will not by itself.
         let worked_once = was_ready || self.balance.native_session_id.is_some();
-        let again = worked_once && self.crashes.len() < MAX_CRASHES && !(self.config.oneshot && self.outcome.is_some());
+        let again = worked_once
+            && self.crashes.len() < MAX_CRASHES
+            && !(self.config.oneshot && self.outcome.is_some());
         again.then(|| FIRST_BACKOFF * 2_u32.pow(self.crashes.len() as u32 - 1))
     }
 
     /// Waits, and still obeys.
     async fn pause(&mut self, time: Duration, state: &'static str) -> Option<SessionEnd> {
         self.set_state(state);
-        tokio::time::timeout(time, asked_to_end(&mut self.commands)).await.ok()
+        tokio::time::timeout(time, asked_to_end(&mut self.commands))
+            .await
+            .ok()
     }
 
     async fn end(mut self, mut end: SessionEnd) -> Ended {
         self.inbox.close(true);
         self.close_translator();
-        end.resume_token = self.balance.native_session_id.clone().map(|id| format!("{}:{id}", self.config.runtime.id));
+        end.resume_token = self
+            .balance
+            .native_session_id
+            .clone()
+            .map(|id| format!("{}:{id}", self.config.runtime.id));
         let reason = end.reason;
         self.say(end);
         self.commit().await;
@@ -749,26 +907,50 @@ impl Session {
         if let Some(raw) = self.raw {
             raw.close();
         }
-        Ended { reason, outcome: self.outcome }
+        Ended {
+            reason,
+            outcome: self.outcome,
+        }
     }
 
     fn set_state(&self, state: &'static str) {
         let mut status = lock(&self.status);
         status.state = state;
         status.turn = self.balance.turns;
-        status.native_session_id.clone_from(&self.balance.native_session_id);
+        status
+            .native_session_id
+            .clone_from(&self.balance.native_session_id);
         status.runtime_version.clone_from(&self.version);
         status.usage.clone_from(&self.balance.spent);
-        status.waiting_for = self.balance.permissions.iter().chain(&self.balance.questions).cloned().collect();
+        status.waiting_for = self
+            .balance
+            .permissions
+            .iter()
+            .chain(&self.balance.questions)
+            .cloned()
+            .collect();
     }
 
     fn show_state(&self) {
-        self.set_state(if self.balance.turn.is_some() || self.translator.phase() != Phase::Idle { "busy" } else { "idle" });
+        self.set_state(
+            if self.balance.turn.is_some() || self.translator.phase() != Phase::Idle {
+                "busy"
+            } else {
+                "idle"
+            },
+        );
     }
 }
 
 fn ended(reason: SessionEndReason) -> SessionEnd {
-    SessionEnd { reason, exit_code: None, signal: None, stderr_tail: None, resume_token: None, summary: None }
+    SessionEnd {
+        reason,
+        exit_code: None,
+        signal: None,
+        stderr_tail: None,
+        resume_token: None,
+        summary: None,
+    }
 }
 
 fn crashed(status: Option<ExitStatus>, stderr: String) -> SessionEnd {
@@ -785,7 +967,12 @@ fn crashed(status: Option<ExitStatus>, stderr: String) -> SessionEnd {
 async fn asked_to_end(commands: &mut mpsc::Receiver<Command>) -> SessionEnd {
     loop {
         match commands.recv().await {
-            Some(Command::Shutdown { summary }) => return SessionEnd { summary, ..ended(SessionEndReason::Shutdown) },
+            Some(Command::Shutdown { summary }) => {
+                return SessionEnd {
+                    summary,
+                    ..ended(SessionEndReason::Shutdown)
+                };
+            }
             Some(Command::Terminate) | None => return ended(SessionEndReason::Terminated),
             Some(Command::Answer { known, .. }) => _ = known.send(false),
             Some(Command::Interrupt | Command::Keepalive) => {}
@@ -794,7 +981,13 @@ async fn asked_to_end(commands: &mut mpsc::Receiver<Command>) -> SessionEnd {
 }
 
 fn ended_turn(reason: TurnEndReason) -> crate::event::TurnEnd {
-    crate::event::TurnEnd { turn: 0, reason, usage: Default::default(), duration_ms: 0, final_text: String::new() }
+    crate::event::TurnEnd {
+        turn: 0,
+        reason,
+        usage: Default::default(),
+        duration_ms: 0,
+        final_text: String::new(),
+    }
 }
 
 fn describe(status: Option<ExitStatus>) -> String {
@@ -804,7 +997,9 @@ fn describe(status: Option<ExitStatus>) -> String {
 /// Waits until an input that is handed over is noted as such on stable storage.
 async fn noted(handing: &mut Option<Handing>) -> std::io::Result<()> {
     match handing {
-        Some(handing) => (&mut handing.synced).await.unwrap_or_else(|e| Err(std::io::Error::other(e))),
+        Some(handing) => (&mut handing.synced)
+            .await
+            .unwrap_or_else(|e| Err(std::io::Error::other(e))),
         None => std::future::pending().await,
     }
 }

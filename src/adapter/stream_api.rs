@@ -34,7 +34,16 @@ const PARTS_AT_ONCE: usize = 8;
 const MAX_SUBSCRIBERS: usize = 2048;
 const TICKET_TIME: Duration = Duration::from_secs(60);
 const MAX_TICKETS: usize = 1024;
-const ROUTES: [&str; 8] = ["/stream", "/health", "/readyz", "/status", "/capabilities", "/openapi.json", "/schema/events.json", "/"];
+const ROUTES: [&str; 8] = [
+    "/stream",
+    "/health",
+    "/readyz",
+    "/status",
+    "/capabilities",
+    "/openapi.json",
+    "/schema/events.json",
+    "/",
+];
 /// They are the same for everybody who asks.
 static OPENAPI: LazyLock<String> = LazyLock::new(|| super::openapi::document().to_string());
 static SCHEMA: LazyLock<String> = LazyLock::new(|| event::schema().to_string());
@@ -47,7 +56,11 @@ impl Tickets {
     fn issue(&self) -> Result<String, getrandom::Error> {
         let ticket = Token::draw()?;
         let mut tickets = lock(&self.0);
-        while tickets.len() >= MAX_TICKETS || tickets.front().is_some_and(|(_, until)| *until < Instant::now()) {
+        while tickets.len() >= MAX_TICKETS
+            || tickets
+                .front()
+                .is_some_and(|(_, until)| *until < Instant::now())
+        {
             tickets.pop_front();
         }
         tickets.push_back((ticket.clone(), Instant::now() + TICKET_TIME));
@@ -57,7 +70,9 @@ impl Tickets {
     /// Random and short-lived: which of them it is may show in the time that this takes.
     fn admits(&self, presented: &str) -> bool {
         let tickets = lock(&self.0);
-        tickets.iter().any(|(ticket, until)| ticket == presented && *until >= Instant::now())
+        tickets
+            .iter()
+            .any(|(ticket, until)| ticket == presented && *until >= Instant::now())
     }
 }
 
@@ -72,7 +87,9 @@ pub async fn route(shared: &Arc<Shared>, request: Request<Incoming>) -> Result<A
         "/stream" if ticketed(shared, &request) => Access::Open,
         _ => target.as_ref().map_or(Access::Read, Target::access),
     };
-    shared.stream_door.check(&shared.wall, request.headers(), access)?;
+    shared
+        .stream_door
+        .check(&shared.wall, request.headers(), access)?;
     if *request.method() == Method::OPTIONS {
         return preflight(&shared.wall, request.headers());
     }
@@ -84,8 +101,14 @@ pub async fn route(shared: &Arc<Shared>, request: Request<Incoming>) -> Result<A
             return Ok(not_allowed("POST"));
         }
         input_api::check_type(&request)?;
-        let ticket = shared.tickets.issue().map_err(|e| Problem::new(500, "internal", e.to_string()))?;
-        return Ok(json_answer(200, &json!({ "ticket": ticket, "expires_in": TICKET_TIME.as_secs() })));
+        let ticket = shared
+            .tickets
+            .issue()
+            .map_err(|e| Problem::new(500, "internal", e.to_string()))?;
+        return Ok(json_answer(
+            200,
+            &json!({ "ticket": ticket, "expires_in": TICKET_TIME.as_secs() }),
+        ));
     }
     if ROUTES.contains(&path.as_str()) && !matches!(*request.method(), Method::GET | Method::HEAD) {
         return Ok(not_allowed("GET, HEAD"));
@@ -101,8 +124,16 @@ pub async fn route(shared: &Arc<Shared>, request: Request<Incoming>) -> Result<A
             &json!({ "runtime": shared.runtime.id, "tier": shared.runtime.capabilities.tier(), "verified": shared.runtime.verified, "capabilities": shared.runtime.capabilities }),
         )),
         "/openapi.json" => Ok(full(StatusCode::OK, "application/json", OPENAPI.as_str())),
-        "/schema/events.json" => Ok(full(StatusCode::OK, "application/schema+json", SCHEMA.as_str())),
-        _ => Err(Problem::new(404, "route_denied", format!("there is no `{path}`; offered: `{}`", ROUTES.join("`, `")))),
+        "/schema/events.json" => Ok(full(
+            StatusCode::OK,
+            "application/schema+json",
+            SCHEMA.as_str(),
+        )),
+        _ => Err(Problem::new(
+            404,
+            "route_denied",
+            format!("there is no `{path}`; offered: `{}`", ROUTES.join("`, `")),
+        )),
     }
 }
 
@@ -118,21 +149,35 @@ fn query<B>(request: &Request<B>) -> impl Iterator<Item = (Cow<'_, str>, Cow<'_,
 fn stream(shared: &Arc<Shared>, request: &Request<Incoming>) -> Result<Answer, Problem> {
     let (wish, since) = wish(request)?;
     let journal = match wish.shape {
-        Shape::Raw => shared
-            .raw
-            .as_ref()
-            .ok_or_else(|| Problem::new(404, "view_denied", "the CLI's own lines are not kept in this session").hint("set `session.raw: true`"))?,
+        Shape::Raw => shared.raw.as_ref().ok_or_else(|| {
+            Problem::new(
+                404,
+                "view_denied",
+                "the CLI's own lines are not kept in this session",
+            )
+            .hint("set `session.raw: true`")
+        })?,
         _ => &shared.journal,
     };
     // Clients that have seen nothing send it empty.
-    let seen = match request.headers().get("last-event-id").filter(|id| !id.is_empty()) {
-        Some(id) => id.to_str().ok().and_then(number).ok_or_else(|| bad_sequence("Last-Event-ID", &String::from_utf8_lossy(id.as_bytes())))?,
+    let seen = match request
+        .headers()
+        .get("last-event-id")
+        .filter(|id| !id.is_empty())
+    {
+        Some(id) => id.to_str().ok().and_then(number).ok_or_else(|| {
+            bad_sequence("Last-Event-ID", &String::from_utf8_lossy(id.as_bytes()))
+        })?,
         None => since,
     };
     let head = journal.head();
     if seen > head {
-        return Err(Problem::new(409, "sequence_ahead", format!("event {seen} has not been; the last is {head}"))
-            .hint("this is another session's stream: start again, without `Last-Event-ID`"));
+        return Err(Problem::new(
+            409,
+            "sequence_ahead",
+            format!("event {seen} has not been; the last is {head}"),
+        )
+        .hint("this is another session's stream: start again, without `Last-Event-ID`"));
     }
     let slot = Slot::take(&shared.subscribers)?;
     let view = View::new(wish, seen, shared.session_id.clone(), shared.runtime.id);
@@ -141,12 +186,22 @@ fn stream(shared: &Arc<Shared>, request: &Request<Incoming>) -> Result<Answer, P
     heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let queue = VecDeque::from([Bytes::from_static(b"retry: 1000\n\n")]);
     let view = Looking::Here(Box::new(view));
-    let body = Subscription { cursor, view, heartbeat, queue, over: *request.method() == Method::HEAD, _slot: slot };
+    let body = Subscription {
+        cursor,
+        view,
+        heartbeat,
+        queue,
+        over: *request.method() == Method::HEAD,
+        _slot: slot,
+    };
     let mut answer = Response::new(body.boxed());
     let headers = answer.headers_mut();
-    for (name, value) in
-        [("content-type", "text/event-stream; charset=utf-8"), ("cache-control", "no-store"), ("x-accel-buffering", "no"), ("x-proxy-buffering", "no")]
-    {
+    for (name, value) in [
+        ("content-type", "text/event-stream; charset=utf-8"),
+        ("cache-control", "no-store"),
+        ("x-accel-buffering", "no"),
+        ("x-proxy-buffering", "no"),
+    ] {
         headers.insert(name, HeaderValue::from_static(value));
     }
     Ok(answer)
@@ -155,7 +210,13 @@ fn stream(shared: &Arc<Shared>, request: &Request<Incoming>) -> Result<Answer, P
 fn wish(request: &Request<Incoming>) -> Result<(Wish, u64), Problem> {
     let (mut wish, mut since) = (Wish::default(), 0);
     for (name, value) in query(request) {
-        let bad = |allowed: &str| Problem::new(400, "bad_request", format!("`{name}={value}`: allowed: {allowed}"));
+        let bad = |allowed: &str| {
+            Problem::new(
+                400,
+                "bad_request",
+                format!("`{name}={value}`: allowed: {allowed}"),
+            )
+        };
         match name.as_ref() {
             "since" => since = number(&value).ok_or_else(|| bad_sequence("since", &value))?,
             "view" => {
@@ -167,9 +228,21 @@ fn wish(request: &Request<Incoming>) -> Result<(Wish, u64), Problem> {
                 }
             }
             "types" => {
-                wish.types = value.split(',').filter(|t| !t.is_empty()).map(str::to_owned).collect();
-                if wish.types.is_empty() || wish.types.iter().any(|t| !Payload::NAMES.contains(&t.as_str())) {
-                    return Err(bad(&format!("some of `{}`, with commas", Payload::NAMES.join("`, `"))));
+                wish.types = value
+                    .split(',')
+                    .filter(|t| !t.is_empty())
+                    .map(str::to_owned)
+                    .collect();
+                if wish.types.is_empty()
+                    || wish
+                        .types
+                        .iter()
+                        .any(|t| !Payload::NAMES.contains(&t.as_str()))
+                {
+                    return Err(bad(&format!(
+                        "some of `{}`, with commas",
+                        Payload::NAMES.join("`, `")
+                    )));
                 }
             }
             "deltas" | "named" => {
@@ -178,39 +251,71 @@ fn wish(request: &Request<Incoming>) -> Result<(Wish, u64), Problem> {
                     "1" | "true" => true,
                     _ => return Err(bad("`0`, `1`")),
                 };
-                if name == "deltas" { wish.without_deltas = !on } else { wish.named = on }
+                if name == "deltas" {
+                    wish.without_deltas = !on
+                } else {
+                    wish.named = on
+                }
             }
             "ticket" => {}
-            "token" | "access_token" => return Err(Problem::new(400, "bad_request", "tokens never stand in a URL").hint("`POST /ticket` gives one that may")),
+            "token" | "access_token" => {
+                return Err(
+                    Problem::new(400, "bad_request", "tokens never stand in a URL")
+                        .hint("`POST /ticket` gives one that may"),
+                );
+            }
             _ => {
                 return Err(Problem::new(
                     400,
                     "bad_request",
-                    format!("unknown parameter `{name}`; known: `since`, `view`, `types`, `deltas`, `named`, `ticket`"),
+                    format!(
+                        "unknown parameter `{name}`; known: `since`, `view`, `types`, `deltas`, `named`, `ticket`"
+                    ),
                 ));
             }
         }
     }
     let filtered = !wish.types.is_empty() || wish.without_deltas || wish.named;
     if wish.shape != Shape::Native && filtered {
-        return Err(Problem::new(400, "bad_request", "`types`, `deltas` and `named` are for `view=native`"));
+        return Err(Problem::new(
+            400,
+            "bad_request",
+            "`types`, `deltas` and `named` are for `view=native`",
+        ));
     }
     Ok((wish, since))
 }
 
 fn number(text: &str) -> Option<u64> {
-    text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok()).flatten()
+    text.bytes()
+        .all(|b| b.is_ascii_digit())
+        .then(|| text.parse().ok())
+        .flatten()
 }
 
 fn bad_sequence(name: &str, value: &str) -> Problem {
-    Problem::new(400, "bad_request", format!("`{name}: {value}` is not the number of an event"))
+    Problem::new(
+        400,
+        "bad_request",
+        format!("`{name}: {value}` is not the number of an event"),
+    )
 }
 
 fn console() -> Answer {
-    let mut answer = full(StatusCode::OK, "text/html; charset=utf-8", super::console::PAGE);
-    answer.headers_mut().insert("content-security-policy", super::console::policy());
-    answer.headers_mut().insert("referrer-policy", HeaderValue::from_static("no-referrer"));
-    answer.headers_mut().insert("x-frame-options", HeaderValue::from_static("DENY"));
+    let mut answer = full(
+        StatusCode::OK,
+        "text/html; charset=utf-8",
+        super::console::PAGE,
+    );
+    answer
+        .headers_mut()
+        .insert("content-security-policy", super::console::policy());
+    answer
+        .headers_mut()
+        .insert("referrer-policy", HeaderValue::from_static("no-referrer"));
+    answer
+        .headers_mut()
+        .insert("x-frame-options", HeaderValue::from_static("DENY"));
     answer
 }
 
@@ -222,7 +327,11 @@ impl Slot {
     fn take(count: &Arc<AtomicUsize>) -> Result<Slot, Problem> {
         if count.fetch_add(1, Ordering::AcqRel) >= MAX_SUBSCRIBERS {
             count.fetch_sub(1, Ordering::AcqRel);
-            return Err(Problem::new(503, "busy", format!("{MAX_SUBSCRIBERS} subscribers are here already")));
+            return Err(Problem::new(
+                503,
+                "busy",
+                format!("{MAX_SUBSCRIBERS} subscribers are here already"),
+            ));
         }
         Ok(Slot(count.clone()))
     }
@@ -256,17 +365,23 @@ enum Looking {
 impl Subscription {
     /// Goes on with what was looked at elsewhere. False: it is not done.
     fn is_here(&mut self, cx: &mut Context<'_>) -> bool {
-        let Looking::Apart(looking) = &mut self.view else { return true };
+        let Looking::Apart(looking) = &mut self.view else {
+            return true;
+        };
         match Pin::new(looking).poll(cx) {
             Poll::Pending => return false,
-            Poll::Ready(Ok((view, queue))) => (self.view, self.queue) = (Looking::Here(view), queue),
+            Poll::Ready(Ok((view, queue))) => {
+                (self.view, self.queue) = (Looking::Here(view), queue)
+            }
             Poll::Ready(Err(_)) => (self.view, self.over) = (Looking::Nobody, true),
         }
         true
     }
 
     fn feed(&mut self, part: Part) {
-        let Looking::Here(view) = &mut self.view else { return };
+        let Looking::Here(view) = &mut self.view else {
+            return;
+        };
         if !view.takes_its_time(&part) {
             return view.feed(part, &mut self.queue);
         }
@@ -284,7 +399,10 @@ impl Body for Subscription {
     type Data = Bytes;
     type Error = Infallible;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let this = &mut *self;
         for _ in 0..PARTS_AT_ONCE {
             if !this.is_here(cx) {
@@ -299,7 +417,9 @@ impl Body for Subscription {
             match this.cursor.poll_next(cx) {
                 Poll::Ready(Some(part)) => this.feed(part),
                 Poll::Ready(None) => this.over = true,
-                Poll::Pending if this.heartbeat.poll_tick(cx).is_ready() => this.queue.push_back(Bytes::from_static(b": heartbeat\n\n")),
+                Poll::Pending if this.heartbeat.poll_tick(cx).is_ready() => {
+                    this.queue.push_back(Bytes::from_static(b": heartbeat\n\n"))
+                }
                 Poll::Pending => return Poll::Pending,
             }
         }
@@ -315,9 +435,22 @@ mod tests {
 
     #[test]
     fn queries_are_decoded_as_browsers_encode_them() {
-        let request = Request::get("/stream?types=a%2Cb+c%&x=%zz%e2%82%ac").body(()).unwrap();
-        let pairs: Vec<_> = query(&request).map(|(name, value)| format!("{name}={value}")).collect();
+        let request = Request::get("/stream?types=a%2Cb+c%&x=%zz%e2%82%ac")
+            .body(())
+            .unwrap();
+        let pairs: Vec<_> = query(&request)
+            .map(|(name, value)| format!("{name}={value}"))
+            .collect();
         assert_eq!(pairs, ["types=a,b c%", "x=%zz€"]);
-        assert_eq!((number("12"), number("-1"), number("+1"), number(""), number("18446744073709551616")), (Some(12), None, None, None, None));
+        assert_eq!(
+            (
+                number("12"),
+                number("-1"),
+                number("+1"),
+                number(""),
+                number("18446744073709551616")
+            ),
+            (Some(12), None, None, None, None)
+        );
     }
 }

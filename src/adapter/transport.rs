@@ -65,7 +65,11 @@ impl Default for Lines {
 
 impl Lines {
     pub fn up_to(max: usize) -> Self {
-        Lines { max, held: Vec::new(), over: None }
+        Lines {
+            max,
+            held: Vec::new(),
+            over: None,
+        }
     }
 
     /// Hands on every line that `bytes` completes, without its end; those too long as what is
@@ -111,7 +115,9 @@ impl Lines {
     fn finish(&mut self, line: &mut impl FnMut(Result<&[u8], Oversize>)) {
         let held = std::mem::take(&mut self.held);
         match self.over.take() {
-            Some((length, digest)) => line(Err(json!({ "bytes": length, "sha256": hex(digest.finish().as_ref()), "head": String::from_utf8_lossy(&held) }))),
+            Some((length, digest)) => line(Err(
+                json!({ "bytes": length, "sha256": hex(digest.finish().as_ref()), "head": String::from_utf8_lossy(&held) }),
+            )),
             None => line(Ok(held.strip_suffix(b"\r").unwrap_or(&held))),
         }
     }
@@ -121,7 +127,10 @@ impl Lines {
 pub async fn find(file: Record, tag: Tag, heard: mpsc::Sender<Heard>) {
     let reply = match tokio::task::spawn_blocking(move || largest(&file)).await {
         Ok(Ok(Some(body))) => Reply::Answer { status: 200, body },
-        Ok(Ok(None)) => Reply::Answer { status: 404, body: Vec::new() },
+        Ok(Ok(None)) => Reply::Answer {
+            status: 404,
+            body: Vec::new(),
+        },
         Ok(Err(e)) => Reply::Lost(e.to_string()),
         Err(e) => Reply::Lost(e.to_string()),
     };
@@ -131,9 +140,14 @@ pub async fn find(file: Record, tag: Tag, heard: mpsc::Sender<Heard>) {
 fn largest(file: &Record) -> io::Result<Option<Vec<u8>>> {
     let mut found: Option<(u64, PathBuf)> = None;
     look_below(&file.dir, 2, &file.suffix, &mut found);
-    let Some((_, path)) = found else { return Ok(None) };
+    let Some((_, path)) = found else {
+        return Ok(None);
+    };
     // Whatever the agent put in its place meanwhile: no link is followed, nothing is waited for.
-    let mut file = File::options().read(true).custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed()).open(path)?;
+    let mut file = File::options()
+        .read(true)
+        .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed())
+        .open(path)?;
     let meta = file.metadata()?;
     if !meta.is_file() {
         return Err(io::Error::other("it is no file"));
@@ -145,9 +159,16 @@ fn largest(file: &Record) -> io::Result<Option<Vec<u8>>> {
 }
 
 fn look_below(dir: &Path, depth: u32, suffix: &str, found: &mut Option<(u64, PathBuf)>) {
-    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten().take(MAX_ENTRIES) {
+    for entry in std::fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .take(MAX_ENTRIES)
+    {
         // Not through links: the agent could lay them.
-        let Ok(kind) = entry.file_type() else { continue };
+        let Ok(kind) = entry.file_type() else {
+            continue;
+        };
         if kind.is_dir() && depth > 0 {
             look_below(&entry.path(), depth - 1, suffix, found);
         } else if kind.is_file() && entry.file_name().to_string_lossy().ends_with(suffix) {
@@ -169,35 +190,65 @@ pub struct Http {
 
 impl Http {
     /// One request on a connection of its own: there are few, and none may wait for another.
-    async fn send(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Response<Incoming>, String> {
-        let stream = TcpStream::connect(&self.address).await.map_err(|e| format!("cannot connect: {e}"))?;
+    async fn send(
+        &self,
+        method: &str,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<Response<Incoming>, String> {
+        let stream = TcpStream::connect(&self.address)
+            .await
+            .map_err(|e| format!("cannot connect: {e}"))?;
         let _ = stream.set_nodelay(true);
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| e.to_string())?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|e| e.to_string())?;
         tokio::spawn(connection);
-        let mut request = Request::builder().method(method).uri(path).header(HOST, &self.address).header(AUTHORIZATION, &self.authorization);
+        let mut request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(HOST, &self.address)
+            .header(AUTHORIZATION, &self.authorization);
         request = request.header(ACCEPT, "application/json, text/event-stream");
         if body.is_some() {
             request = request.header(CONTENT_TYPE, "application/json");
         }
         let body = body.map(|b| Bytes::from(b.to_string())).unwrap_or_default();
         let request = request.body(Full::new(body)).map_err(|e| e.to_string())?;
-        sender.send_request(request).await.map_err(|e| e.to_string())
+        sender
+            .send_request(request)
+            .await
+            .map_err(|e| e.to_string())
     }
 
     /// # Errors
     /// No whole answer came in `time`.
-    pub async fn ask(&self, method: &str, path: &str, body: Option<&Value>, time: Duration) -> Result<(u16, Vec<u8>), String> {
+    pub async fn ask(
+        &self,
+        method: &str,
+        path: &str,
+        body: Option<&Value>,
+        time: Duration,
+    ) -> Result<(u16, Vec<u8>), String> {
         let exchange = async {
             let response = self.send(method, path, body).await?;
             let status = response.status().as_u16();
-            let body = http_body_util::Limited::new(response.into_body(), MAX_REPLY).collect().await.map_err(|e| e.to_string())?;
+            let body = http_body_util::Limited::new(response.into_body(), MAX_REPLY)
+                .collect()
+                .await
+                .map_err(|e| e.to_string())?;
             Ok((status, body.to_bytes().to_vec()))
         };
-        tokio::time::timeout(time, exchange).await.unwrap_or_else(|_| Err(format!("no answer within {time:?}")))
+        tokio::time::timeout(time, exchange)
+            .await
+            .unwrap_or_else(|_| Err(format!("no answer within {time:?}")))
     }
 
     pub async fn call(self, call: Call, heard: mpsc::Sender<Heard>) {
-        let reply = match self.ask(call.method, &call.path, call.body.as_ref(), CALL_TIME).await {
+        let reply = match self
+            .ask(call.method, &call.path, call.body.as_ref(), CALL_TIME)
+            .await
+        {
             Ok((status, body)) => Reply::Answer { status, body },
             Err(why) => Reply::Lost(why),
         };
@@ -208,19 +259,34 @@ impl Http {
     ///
     /// # Errors
     /// It is not offered.
-    pub async fn events(&self, path: &str, heard: mpsc::Sender<Heard>) -> Result<tokio::task::JoinHandle<()>, String> {
-        let response = tokio::time::timeout(CALL_TIME, self.send("GET", path, None)).await.map_err(|_| "no answer".to_owned())??;
+    pub async fn events(
+        &self,
+        path: &str,
+        heard: mpsc::Sender<Heard>,
+    ) -> Result<tokio::task::JoinHandle<()>, String> {
+        let response = tokio::time::timeout(CALL_TIME, self.send("GET", path, None))
+            .await
+            .map_err(|_| "no answer".to_owned())??;
         if response.status() != 200 {
             let status = response.status().as_u16();
-            let body = http_body_util::Limited::new(response.into_body(), HEAD).collect().await.map(|b| b.to_bytes()).unwrap_or_default();
-            return Err(format!("status {status} {}", String::from_utf8_lossy(&body)));
+            let body = http_body_util::Limited::new(response.into_body(), HEAD)
+                .collect()
+                .await
+                .map(|b| b.to_bytes())
+                .unwrap_or_default();
+            return Err(format!(
+                "status {status} {}",
+                String::from_utf8_lossy(&body)
+            ));
         }
         let mut body = response.into_body();
         Ok(tokio::spawn(async move {
             let why = loop {
                 match body.frame().await {
                     Some(Ok(frame)) => {
-                        let Ok(data) = frame.into_data() else { continue };
+                        let Ok(data) = frame.into_data() else {
+                            continue;
+                        };
                         // Where the disk is full this waits, and with it the CLI.
                         if heard.send(Heard::Events(data)).await.is_err() {
                             return;
@@ -253,7 +319,10 @@ mod tests {
     #[test]
     fn lines_come_whole_however_they_are_cut() {
         let text = b"one\r\n\ntwo\xff\nlast";
-        let expected: Vec<_> = [&b"one"[..], b"", b"two\xff", b"last"].iter().map(|l| Ok(l.to_vec())).collect();
+        let expected: Vec<_> = [&b"one"[..], b"", b"two\xff", b"last"]
+            .iter()
+            .map(|l| Ok(l.to_vec()))
+            .collect();
         for i in 0..text.len() {
             for j in i..text.len() {
                 assert_eq!(cut(&[&text[..i], &text[i..j], &text[j..]]), expected);
@@ -271,9 +340,15 @@ mod tests {
         }
         lines.feed(b"\nnext\n", |l| said.push(l.map(<[u8]>::to_vec)));
         let over = said[0].as_ref().unwrap_err();
-        assert_eq!((over["bytes"].as_u64(), over["head"].as_str().map(str::len)), (Some(100 << 20), Some(HEAD)));
+        assert_eq!(
+            (over["bytes"].as_u64(), over["head"].as_str().map(str::len)),
+            (Some(100 << 20), Some(HEAD))
+        );
         // `head -c 104857600 /dev/zero | tr '\0' x | sha256sum`
-        assert_eq!(over["sha256"], "5b05b298e974f3b9e40f0a1a8188f50984a4f18fb329e050324296632d3d9dfc");
+        assert_eq!(
+            over["sha256"],
+            "5b05b298e974f3b9e40f0a1a8188f50984a4f18fb329e050324296632d3d9dfc"
+        );
         assert_eq!(said[1].as_ref().unwrap(), b"next");
         assert_eq!(cut(&[&vec![b'y'; MAX_LINE], b"\n"]).len(), 1);
     }

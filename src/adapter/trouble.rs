@@ -43,7 +43,9 @@ impl Troubles {
 
     /// Does the session stand still?
     pub fn stop_the_session(&self) -> bool {
-        lock(&self.0).keys().any(|part| !matches!(part, Part::Raw | Part::Sidecar))
+        lock(&self.0)
+            .keys()
+            .any(|part| !matches!(part, Part::Raw | Part::Sidecar))
     }
 
     pub fn waits_for_sidecar(&self) -> bool {

@@ -72,7 +72,11 @@ pub struct Scanner {
 
 impl Default for Scanner {
     fn default() -> Self {
-        Scanner { state: State::Head, partial: Vec::new(), request_line: String::new() }
+        Scanner {
+            state: State::Head,
+            partial: Vec::new(),
+            request_line: String::new(),
+        }
     }
 }
 
@@ -102,15 +106,31 @@ impl Scanner {
                 },
                 State::Body(left) => {
                     let n = left.min(rest.len() as u64);
-                    self.state = if n == left { State::Head } else { State::Body(left - n) };
+                    self.state = if n == left {
+                        State::Head
+                    } else {
+                        State::Body(left - n)
+                    };
                     at += n as usize;
                 }
                 State::Chunk(left) => {
                     let n = left.min(rest.len() as u64);
-                    self.state = if n == left { State::ChunkCr } else { State::Chunk(left - n) };
+                    self.state = if n == left {
+                        State::ChunkCr
+                    } else {
+                        State::Chunk(left - n)
+                    };
                     at += n as usize;
                 }
-                State::Dead => return Verdict::BadHead { good: at, fault: Fault { status: 400, what: "the connection is over" } },
+                State::Dead => {
+                    return Verdict::BadHead {
+                        good: at,
+                        fault: Fault {
+                            status: 400,
+                            what: "the connection is over",
+                        },
+                    };
+                }
                 framing => match chunk_byte(framing, rest[0]) {
                     Some(next) => {
                         self.state = next;
@@ -118,7 +138,13 @@ impl Scanner {
                     }
                     None => {
                         self.state = State::Dead;
-                        return Verdict::BadBody { good: at, fault: Fault { status: 400, what: "malformed chunked body" } };
+                        return Verdict::BadBody {
+                            good: at,
+                            fault: Fault {
+                                status: 400,
+                                what: "malformed chunked body",
+                            },
+                        };
                     }
                 },
             }
@@ -167,7 +193,11 @@ impl Scanner {
 }
 
 fn printable_line(head: &[u8]) -> String {
-    head.iter().take(256).take_while(|b| (0x20..0x7f).contains(*b)).map(|&b| b as char).collect()
+    head.iter()
+        .take(256)
+        .take_while(|b| (0x20..0x7f).contains(*b))
+        .map(|&b| b as char)
+        .collect()
 }
 
 /// Where the head ends (after its blank line). A bare LF blank line ends it too, so that
@@ -187,7 +217,9 @@ fn find_end(head: &[u8], known: usize) -> Option<usize> {
 
 fn check_prefix(head: &[u8], known: usize) -> Result<(), Fault> {
     let line = &head[..memchr::memchr(b'\n', head).unwrap_or(head.len())];
-    let method_end = line.iter().position(|b| !b.is_ascii_alphabetic() && *b != b'-');
+    let method_end = line
+        .iter()
+        .position(|b| !b.is_ascii_alphabetic() && *b != b'-');
     match method_end {
         Some(n) if (1..=16).contains(&n) && line[n] == b' ' => {}
         None if line.len() <= 16 => {}
@@ -199,7 +231,10 @@ fn check_prefix(head: &[u8], known: usize) -> Result<(), Fault> {
     if line.len() > MAX_TARGET + 32 {
         return fault(414, "the request target is longer than 8 KiB");
     }
-    match memchr::memchr_iter(b'\n', &head[known..]).map(|i| i + known).find(|&i| i == 0 || head[i - 1] != b'\r') {
+    match memchr::memchr_iter(b'\n', &head[known..])
+        .map(|i| i + known)
+        .find(|&i| i == 0 || head[i - 1] != b'\r')
+    {
         Some(_) => fault(400, "bare line feed in the head"),
         None => Ok(()),
     }
@@ -222,7 +257,10 @@ fn check_head(head: &[u8]) -> Result<State, Fault> {
             return fault(431, "more than 64 headers");
         }
         let (name, value) = check_header(line)?;
-        if let Some(i) = SINGLE.iter().position(|s| name.eq_ignore_ascii_case(s.as_bytes())) {
+        if let Some(i) = SINGLE
+            .iter()
+            .position(|s| name.eq_ignore_ascii_case(s.as_bytes()))
+        {
             if seen_once & (1 << i) != 0 {
                 return fault(400, "a header that must stand once is repeated");
             }
@@ -237,7 +275,9 @@ fn check_head(head: &[u8]) -> Result<State, Fault> {
                 return fault(400, "`transfer-encoding` may only be `chunked`");
             }
             chunked = true;
-        } else if name.eq_ignore_ascii_case(b"expect") && !value.eq_ignore_ascii_case(b"100-continue") {
+        } else if name.eq_ignore_ascii_case(b"expect")
+            && !value.eq_ignore_ascii_case(b"100-continue")
+        {
             return fault(417, "`expect` may only be `100-continue`");
         } else if name.contains(&b'_') && is_sensitive_twin(name) {
             return fault(400, "a header name with `_` stands for one with `-`");
@@ -277,8 +317,19 @@ const SINGLE: [&str; 12] = [
 ];
 
 fn is_sensitive_twin(name: &[u8]) -> bool {
-    let dashed: Vec<u8> = name.iter().map(|&b| if b == b'_' { b'-' } else { b.to_ascii_lowercase() }).collect();
-    SINGLE.iter().any(|s| s.as_bytes() == dashed) || dashed.starts_with(b"anthropic-") || dashed.starts_with(b"openai-")
+    let dashed: Vec<u8> = name
+        .iter()
+        .map(|&b| {
+            if b == b'_' {
+                b'-'
+            } else {
+                b.to_ascii_lowercase()
+            }
+        })
+        .collect();
+    SINGLE.iter().any(|s| s.as_bytes() == dashed)
+        || dashed.starts_with(b"anthropic-")
+        || dashed.starts_with(b"openai-")
 }
 
 struct Lines<'a>(&'a [u8]);
@@ -298,10 +349,15 @@ impl<'a> Iterator for Lines<'a> {
 
 fn check_request_line(line: &[u8]) -> Result<(&[u8], &[u8]), Fault> {
     let mut parts = line.split(|&b| b == b' ');
-    let (Some(method), Some(target), Some(version), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
+    let (Some(method), Some(target), Some(version), None) =
+        (parts.next(), parts.next(), parts.next(), parts.next())
+    else {
         return fault(400, "not an HTTP/1.1 request");
     };
-    if !matches!(method, b"GET" | b"HEAD" | b"POST" | b"PUT" | b"PATCH" | b"DELETE" | b"OPTIONS") {
+    if !matches!(
+        method,
+        b"GET" | b"HEAD" | b"POST" | b"PUT" | b"PATCH" | b"DELETE" | b"OPTIONS"
+    ) {
         return fault(405, "the method is not offered");
     }
     match version {
@@ -315,15 +371,26 @@ fn check_request_line(line: &[u8]) -> Result<(&[u8], &[u8]), Fault> {
     if target.first() != Some(&b'/') {
         return fault(400, "the request target must be a path");
     }
-    let odd = |b: &u8| !(0x21..0x7f).contains(b) || matches!(b, b'\\' | b'#' | b'"' | b'<' | b'>' | b'^' | b'`' | b'{' | b'|' | b'}');
+    let odd = |b: &u8| {
+        !(0x21..0x7f).contains(b)
+            || matches!(
+                b,
+                b'\\' | b'#' | b'"' | b'<' | b'>' | b'^' | b'`' | b'{' | b'|' | b'}'
+            )
+    };
     if target.iter().any(odd) {
-        return fault(400, "a byte in the request target that needs no place in a path");
+        return fault(
+            400,
+            "a byte in the request target that needs no place in a path",
+        );
     }
     Ok((method, version))
 }
 
 fn check_header(line: &[u8]) -> Result<(&[u8], &[u8]), Fault> {
-    let Some(colon) = memchr::memchr(b':', line) else { return fault(400, "a header without a colon") };
+    let Some(colon) = memchr::memchr(b':', line) else {
+        return fault(400, "a header without a colon");
+    };
     let (name, value) = (&line[..colon], &line[colon + 1..]);
     let token = |b: &u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b);
     if name.is_empty() || !name.iter().all(token) {
@@ -352,7 +419,9 @@ fn chunk_byte(state: State, b: u8) -> Option<State> {
     Some(match (state, b) {
         (State::Size(0, _), b'\r') => return None,
         (State::Size(_, size), b'\r') => State::SizeLf(size),
-        (State::Size(n, size), _) if n < 16 => State::Size(n + 1, size << 4 | u64::from((b as char).to_digit(16)?)),
+        (State::Size(n, size), _) if n < 16 => {
+            State::Size(n + 1, size << 4 | u64::from((b as char).to_digit(16)?))
+        }
         (State::SizeLf(0), b'\n') => State::EndCr,
         (State::SizeLf(size), b'\n') => State::Chunk(size),
         (State::ChunkCr, b'\r') => State::ChunkLf,
@@ -373,7 +442,15 @@ mod tests {
         for p in pieces {
             match s.scan(p) {
                 Verdict::Pass => total += p.len(),
-                Verdict::BadHead { good, fault } => return (Verdict::BadHead { good: total + good, fault }, s),
+                Verdict::BadHead { good, fault } => {
+                    return (
+                        Verdict::BadHead {
+                            good: total + good,
+                            fault,
+                        },
+                        s,
+                    );
+                }
                 bad => return (bad, s),
             }
         }
@@ -414,12 +491,42 @@ mod tests {
             Verdict::BadHead { fault, .. } => fault.status,
             _ => 0,
         };
-        assert_eq!(status(format!("GET /{} HTTP/1.1\r\nHost: h\r\n\r\n", "a".repeat(9000))), 414);
-        assert_eq!(status(format!("GET / HTTP/1.1\r\nHost: h\r\nX: {}\r\n\r\n", "a".repeat(17_000))), 431);
-        assert_eq!(status(format!("GET / HTTP/1.1\r\nHost: h\r\n{}\r\n", "X: y\r\n".repeat(64))), 431);
-        assert_eq!(status(format!("GET / HTTP/1.1\r\nHost: h\r\nX: {}", "a".repeat(40_000))), 431);
-        assert_eq!(status("CONNECT x:1 HTTP/1.1\r\nHost: h\r\n\r\n".into()), 405);
+        assert_eq!(
+            status(format!(
+                "GET /{} HTTP/1.1\r\nHost: h\r\n\r\n",
+                "a".repeat(9000)
+            )),
+            414
+        );
+        assert_eq!(
+            status(format!(
+                "GET / HTTP/1.1\r\nHost: h\r\nX: {}\r\n\r\n",
+                "a".repeat(17_000)
+            )),
+            431
+        );
+        assert_eq!(
+            status(format!(
+                "GET / HTTP/1.1\r\nHost: h\r\n{}\r\n",
+                "X: y\r\n".repeat(64)
+            )),
+            431
+        );
+        assert_eq!(
+            status(format!(
+                "GET / HTTP/1.1\r\nHost: h\r\nX: {}",
+                "a".repeat(40_000)
+            )),
+            431
+        );
+        assert_eq!(
+            status("CONNECT x:1 HTTP/1.1\r\nHost: h\r\n\r\n".into()),
+            405
+        );
         assert_eq!(status("GET / HTTP/1.0\r\nHost: h\r\n\r\n".into()), 505);
-        assert_eq!(status("GET / HTTP/1.1\r\nHost: h\r\nExpect: x\r\n\r\n".into()), 417);
+        assert_eq!(
+            status("GET / HTTP/1.1\r\nHost: h\r\nExpect: x\r\n\r\n".into()),
+            417
+        );
     }
 }

@@ -31,7 +31,11 @@ pub struct Text<'a> {
 impl<'a> Text<'a> {
     /// The text, when it is whole and valid Unicode.
     pub fn as_str(&self) -> Option<&'a str> {
-        if self.truncated || self.broken { None } else { std::str::from_utf8(self.bytes).ok() }
+        if self.truncated || self.broken {
+            None
+        } else {
+            std::str::from_utf8(self.bytes).ok()
+        }
     }
 }
 
@@ -149,7 +153,11 @@ impl Parser {
     pub fn reset(&mut self) {
         let stack = std::mem::take(&mut self.stack);
         let text = std::mem::take(&mut self.text);
-        *self = Parser { stack, text, ..Parser::new() };
+        *self = Parser {
+            stack,
+            text,
+            ..Parser::new()
+        };
         self.stack.clear();
         self.text.clear();
     }
@@ -157,7 +165,12 @@ impl Parser {
     /// Has a whole document been read (white space may still follow)?
     pub fn at_end(&self) -> bool {
         self.failed.is_none()
-            && (self.state == State::End || (self.stack.is_empty() && matches!(self.state, State::Number(Num::Zero | Num::Int | Num::Frac | Num::Exp))))
+            && (self.state == State::End
+                || (self.stack.is_empty()
+                    && matches!(
+                        self.state,
+                        State::Number(Num::Zero | Num::Int | Num::Frac | Num::Exp)
+                    )))
     }
 
     pub fn depth(&self) -> usize {
@@ -175,14 +188,22 @@ impl Parser {
         if let State::Number(n) = self.state {
             self.end_number(n, visit)?;
         }
-        if self.state == State::End && self.utf8.is_whole() { Ok(()) } else { self.fail("unexpected end") }
+        if self.state == State::End && self.utf8.is_whole() {
+            Ok(())
+        } else {
+            self.fail("unexpected end")
+        }
     }
 
     /// Reads the next piece of the document.
     ///
     /// # Errors
     /// At the first byte that makes it no JSON; every later call repeats the error.
-    pub fn feed(&mut self, piece: &[u8], visit: &mut impl FnMut(Event<'_>) -> Flow) -> Result<(), Error> {
+    pub fn feed(
+        &mut self,
+        piece: &[u8],
+        visit: &mut impl FnMut(Event<'_>) -> Flow,
+    ) -> Result<(), Error> {
         if let Some(e) = self.failed {
             return Err(e);
         }
@@ -199,7 +220,11 @@ impl Parser {
             if self.state == State::String {
                 let rest = &piece[i..];
                 // Of a string that is longer than what is reported of it, the rest is only checked.
-                let run = if self.reporting() && !self.truncated { plain_run(rest) } else { self.skip_run(rest) };
+                let run = if self.reporting() && !self.truncated {
+                    plain_run(rest)
+                } else {
+                    self.skip_run(rest)
+                };
                 self.keep(&rest[..run]);
                 i += run;
                 if i == piece.len() {
@@ -231,14 +256,22 @@ impl Parser {
             }
             match s.get(i + 1) {
                 Some(b'n' | b'"' | b'\\' | b't' | b'r' | b'/' | b'b' | b'f') => i += 2,
-                Some(b'u') if s.get(i + 2..i + 6).is_some_and(|h| h.iter().all(u8::is_ascii_hexdigit)) => i += 6,
+                Some(b'u')
+                    if s.get(i + 2..i + 6)
+                        .is_some_and(|h| h.iter().all(u8::is_ascii_hexdigit)) =>
+                {
+                    i += 6
+                }
                 _ => return i,
             }
         }
     }
 
     fn fail<T>(&mut self, what: &'static str) -> Result<T, Error> {
-        let e = Error { offset: self.offset, what };
+        let e = Error {
+            offset: self.offset,
+            what,
+        };
         self.failed = Some(e);
         Err(e)
     }
@@ -248,7 +281,11 @@ impl Parser {
     }
 
     /// One byte. `Ok(false)`: not consumed, look again in the new state.
-    fn step(&mut self, b: u8, visit: &mut impl FnMut(Event<'_>) -> Flow) -> Result<bool, &'static str> {
+    fn step(
+        &mut self,
+        b: u8,
+        visit: &mut impl FnMut(Event<'_>) -> Flow,
+    ) -> Result<bool, &'static str> {
         match self.state {
             State::String => match b {
                 b'"' => self.end_string(visit),
@@ -293,7 +330,11 @@ impl Parser {
         Ok(true)
     }
 
-    fn begin(&mut self, b: u8, visit: &mut impl FnMut(Event<'_>) -> Flow) -> Result<(), &'static str> {
+    fn begin(
+        &mut self,
+        b: u8,
+        visit: &mut impl FnMut(Event<'_>) -> Flow,
+    ) -> Result<(), &'static str> {
         match b {
             b'"' => {
                 self.in_key = false;
@@ -312,18 +353,31 @@ impl Parser {
         Ok(())
     }
 
-    fn open(&mut self, object: bool, visit: &mut impl FnMut(Event<'_>) -> Flow) -> Result<(), &'static str> {
+    fn open(
+        &mut self,
+        object: bool,
+        visit: &mut impl FnMut(Event<'_>) -> Flow,
+    ) -> Result<(), &'static str> {
         if self.stack.len() == MAX_DEPTH {
             return Err("nested too deeply");
         }
         self.stack.push(object);
         if self.quiet_from.is_none() {
-            let quiet = std::mem::take(&mut self.skip_next) || visit(if object { Event::OpenObject } else { Event::OpenArray }) == Flow::Skip;
+            let quiet = std::mem::take(&mut self.skip_next)
+                || visit(if object {
+                    Event::OpenObject
+                } else {
+                    Event::OpenArray
+                }) == Flow::Skip;
             if quiet {
                 self.quiet_from = Some(self.stack.len());
             }
         }
-        self.state = if object { State::FirstKey } else { State::FirstItem };
+        self.state = if object {
+            State::FirstKey
+        } else {
+            State::FirstItem
+        };
         Ok(())
     }
 
@@ -340,7 +394,11 @@ impl Parser {
 
     fn value_done(&mut self) {
         self.skip_next = false;
-        self.state = if self.stack.is_empty() { State::End } else { State::AfterValue };
+        self.state = if self.stack.is_empty() {
+            State::End
+        } else {
+            State::AfterValue
+        };
     }
 
     fn begin_string(&mut self) {
@@ -366,7 +424,11 @@ impl Parser {
 
     fn end_string(&mut self, visit: &mut impl FnMut(Event<'_>) -> Flow) {
         self.broken |= self.high.take().is_some();
-        let text = Text { bytes: &self.text, truncated: self.truncated, broken: self.broken };
+        let text = Text {
+            bytes: &self.text,
+            truncated: self.truncated,
+            broken: self.broken,
+        };
         if self.in_key {
             if self.quiet_from.is_none() {
                 self.skip_next = visit(Event::Key(text)) == Flow::Skip;
@@ -401,7 +463,9 @@ impl Parser {
     }
 
     fn hex(&mut self, b: u8, n: u8) -> Result<(), &'static str> {
-        let Some(digit) = (b as char).to_digit(16) else { return Err("invalid escape") };
+        let Some(digit) = (b as char).to_digit(16) else {
+            return Err("invalid escape");
+        };
         self.unit = self.unit << 4 | digit as u16;
         if n < 3 {
             self.state = State::Hex(n + 1);
@@ -410,7 +474,9 @@ impl Parser {
         self.state = State::String;
         let unit = u32::from(self.unit);
         let scalar = match (self.high.take(), unit) {
-            (Some(high), 0xdc00..=0xdfff) => 0x10000 + ((u32::from(high) - 0xd800) << 10) + (unit - 0xdc00),
+            (Some(high), 0xdc00..=0xdfff) => {
+                0x10000 + ((u32::from(high) - 0xd800) << 10) + (unit - 0xdc00)
+            }
             (high, 0xd800..=0xdbff) => {
                 self.broken |= high.is_some();
                 self.high = Some(self.unit);
@@ -440,7 +506,12 @@ impl Parser {
         self.state = State::Number(n);
     }
 
-    fn number(&mut self, b: u8, n: Num, visit: &mut impl FnMut(Event<'_>) -> Flow) -> Result<bool, &'static str> {
+    fn number(
+        &mut self,
+        b: u8,
+        n: Num,
+        visit: &mut impl FnMut(Event<'_>) -> Flow,
+    ) -> Result<bool, &'static str> {
         let next = match (n, b) {
             (Num::Minus, b'0') => Num::Zero,
             (Num::Minus, b'1'..=b'9') | (Num::Int, b'0'..=b'9') => Num::Int,
@@ -450,7 +521,10 @@ impl Parser {
             (Num::E, b'+' | b'-') => Num::ESign,
             (Num::E | Num::ESign | Num::Exp, b'0'..=b'9') => Num::Exp,
             _ => {
-                return self.end_number(n, visit).map(|()| false).map_err(|e| e.what);
+                return self
+                    .end_number(n, visit)
+                    .map(|()| false)
+                    .map_err(|e| e.what);
             }
         };
         self.keep(&[b]);
@@ -458,18 +532,33 @@ impl Parser {
         Ok(true)
     }
 
-    fn end_number(&mut self, n: Num, visit: &mut impl FnMut(Event<'_>) -> Flow) -> Result<(), Error> {
+    fn end_number(
+        &mut self,
+        n: Num,
+        visit: &mut impl FnMut(Event<'_>) -> Flow,
+    ) -> Result<(), Error> {
         if !matches!(n, Num::Zero | Num::Int | Num::Frac | Num::Exp) {
-            return Err(Error { offset: self.offset, what: "incomplete number" });
+            return Err(Error {
+                offset: self.offset,
+                what: "incomplete number",
+            });
         }
         if self.reporting() {
-            visit(Event::Scalar(std::str::from_utf8(&self.text).unwrap_or_default()));
+            visit(Event::Scalar(
+                std::str::from_utf8(&self.text).unwrap_or_default(),
+            ));
         }
         self.value_done();
         Ok(())
     }
 
-    fn literal(&mut self, b: u8, word: &'static [u8], n: u8, visit: &mut impl FnMut(Event<'_>) -> Flow) -> Result<(), &'static str> {
+    fn literal(
+        &mut self,
+        b: u8,
+        word: &'static [u8],
+        n: u8,
+        visit: &mut impl FnMut(Event<'_>) -> Flow,
+    ) -> Result<(), &'static str> {
         if word[n as usize] != b {
             return Err("expected a value");
         }
@@ -494,14 +583,21 @@ fn plain_run(s: &[u8]) -> usize {
     let zero = |x: u64| x.wrapping_sub(ONES) & !x & HIGH;
     let mut i = 0;
     for eight in s.chunks_exact(8) {
-        let x = u64::from_le_bytes([eight[0], eight[1], eight[2], eight[3], eight[4], eight[5], eight[6], eight[7]]);
-        let special = zero(x ^ (ONES * 0x22)) | zero(x ^ (ONES * 0x5c)) | (x.wrapping_sub(ONES * 0x20) & !x & HIGH);
+        let x = u64::from_le_bytes([
+            eight[0], eight[1], eight[2], eight[3], eight[4], eight[5], eight[6], eight[7],
+        ]);
+        let special = zero(x ^ (ONES * 0x22))
+            | zero(x ^ (ONES * 0x5c))
+            | (x.wrapping_sub(ONES * 0x20) & !x & HIGH);
         if special != 0 {
             return i + special.trailing_zeros() as usize / 8;
         }
         i += 8;
     }
-    i + s[i..].iter().position(|&b| matches!(b, b'"' | b'\\' | 0..=0x1f)).unwrap_or(s.len() - i)
+    i + s[i..]
+        .iter()
+        .position(|&b| matches!(b, b'"' | b'\\' | 0..=0x1f))
+        .unwrap_or(s.len() - i)
 }
 
 /// UTF-8 validation of a text that arrives in pieces.
@@ -521,7 +617,9 @@ impl Utf8 {
     fn feed(&mut self, mut piece: &[u8]) -> Result<(), usize> {
         let mut taken = 0;
         while self.len > 0 {
-            let Some((&b, rest)) = piece.split_first() else { return Ok(()) };
+            let Some((&b, rest)) = piece.split_first() else {
+                return Ok(());
+            };
             self.cut[self.len] = b;
             self.len += 1;
             taken += 1;
@@ -592,7 +690,10 @@ mod tests {
             let bytes: Vec<&[u8]> = s.as_bytes().chunks(1).collect();
             assert_eq!(parse_in(&bytes).unwrap(), whole);
         }
-        assert_eq!(parse_in(&[SAMPLES[0].as_bytes()]).unwrap(), "{a:1 skip:b:[true null -0.5e+7 ^model:'😀é' ^");
+        assert_eq!(
+            parse_in(&[SAMPLES[0].as_bytes()]).unwrap(),
+            "{a:1 skip:b:[true null -0.5e+7 ^model:'😀é' ^"
+        );
     }
 
     #[test]
@@ -642,7 +743,10 @@ mod tests {
     #[test]
     fn depth_is_bounded() {
         let deep = "[".repeat(MAX_DEPTH + 1);
-        assert_eq!(parse_in(&[deep.as_bytes()]).unwrap_err().what, "nested too deeply");
+        assert_eq!(
+            parse_in(&[deep.as_bytes()]).unwrap_err().what,
+            "nested too deeply"
+        );
         let ok = "[".repeat(MAX_DEPTH) + &"]".repeat(MAX_DEPTH);
         assert!(parse_in(&[ok.as_bytes()]).is_ok());
     }
@@ -680,10 +784,18 @@ mod tests {
         let s = SAMPLES[0].as_bytes();
         let ours = |b: &[u8]| parse_in(&[b]).is_ok();
         // serde_json refuses the lone surrogate that we let pass; replace it for the comparison.
-        let s: Vec<u8> = String::from_utf8_lossy(s).replace("\\ud800", "\\u00e9").into_bytes();
+        let s: Vec<u8> = String::from_utf8_lossy(s)
+            .replace("\\ud800", "\\u00e9")
+            .into_bytes();
         for at in 0..s.len() {
-            assert_eq!(ours(&s[..at]), serde_json::from_slice::<serde_json::Value>(&s[..at]).is_ok());
-            for b in [0u8, b'"', b'\\', b'{', b'}', b'[', b']', b',', b':', b' ', b'0', b'e', b'u', 0x1f, 0x80, 0xc3, 0xff] {
+            assert_eq!(
+                ours(&s[..at]),
+                serde_json::from_slice::<serde_json::Value>(&s[..at]).is_ok()
+            );
+            for b in [
+                0u8, b'"', b'\\', b'{', b'}', b'[', b']', b',', b':', b' ', b'0', b'e', b'u', 0x1f,
+                0x80, 0xc3, 0xff,
+            ] {
                 let mut m = s.clone();
                 m[at] = b;
                 let theirs = serde_json::from_slice::<serde_json::Value>(&m);
@@ -691,8 +803,17 @@ mod tests {
                     let e = e.to_string();
                     e.contains("surrogate") || e.contains("hex escape")
                 });
-                if !surrogate && !theirs.as_ref().is_err_and(|e| e.to_string().contains("number out of range")) {
-                    assert_eq!(ours(&m), theirs.is_ok(), "{:?} {theirs:?}", String::from_utf8_lossy(&m));
+                if !surrogate
+                    && !theirs
+                        .as_ref()
+                        .is_err_and(|e| e.to_string().contains("number out of range"))
+                {
+                    assert_eq!(
+                        ours(&m),
+                        theirs.is_ok(),
+                        "{:?} {theirs:?}",
+                        String::from_utf8_lossy(&m)
+                    );
                 }
             }
         }

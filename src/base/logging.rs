@@ -28,14 +28,32 @@ pub fn dropped() -> usize {
 /// Starts logging. What it returns writes the lines that wait when it is dropped, as far as
 /// standard error takes them.
 pub fn start(level: Level, json: bool) -> WorkerGuard {
-    let (writer, guard) = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(MAX_WAITING).thread_name("log").finish(std::io::stderr());
+    let (writer, guard) = NonBlockingBuilder::default()
+        .lossy(true)
+        .buffered_lines_limit(MAX_WAITING)
+        .thread_name("log")
+        .finish(std::io::stderr());
     let _ = DROPPED.set(writer.error_counter());
     // Only our own events below warnings: a library's are not ours to vouch for.
-    let filter = Targets::new().with_default(Level::WARN.min(level)).with_target("outrigger", level);
+    let filter = Targets::new()
+        .with_default(Level::WARN.min(level))
+        .with_target("outrigger", level);
     let registry = tracing_subscriber::registry();
-    let layer = tracing_subscriber::fmt::layer().with_writer(writer).with_target(false).with_ansi(false);
+    let layer = tracing_subscriber::fmt::layer()
+        .with_writer(writer)
+        .with_target(false)
+        .with_ansi(false);
     let _ = if json {
-        registry.with(layer.json().flatten_event(true).with_current_span(false).with_span_list(false).with_filter(filter)).try_init()
+        registry
+            .with(
+                layer
+                    .json()
+                    .flatten_event(true)
+                    .with_current_span(false)
+                    .with_span_list(false)
+                    .with_filter(filter),
+            )
+            .try_init()
     } else {
         registry.with(layer.with_filter(filter)).try_init()
     };

@@ -41,7 +41,10 @@ pub struct Scanner {
 
 impl Default for Scanner {
     fn default() -> Self {
-        Scanner { state: State::Bom(0), lines: 0 }
+        Scanner {
+            state: State::Bom(0),
+            lines: 0,
+        }
     }
 }
 
@@ -52,7 +55,11 @@ impl Scanner {
         while let Some(&b) = bytes.first() {
             match self.state {
                 State::Bom(n) if b == BOM[n as usize] => {
-                    self.state = if n == 2 { State::Name(0) } else { State::Bom(n + 1) };
+                    self.state = if n == 2 {
+                        State::Name(0)
+                    } else {
+                        State::Bom(n + 1)
+                    };
                     bytes = &bytes[1..];
                 }
                 State::Bom(_) => self.state = State::Name(0),
@@ -109,7 +116,11 @@ impl Scanner {
     }
 
     fn end_line(&mut self, b: u8) {
-        self.state = if b == b'\r' { State::Cr } else { State::Name(0) };
+        self.state = if b == b'\r' {
+            State::Cr
+        } else {
+            State::Name(0)
+        };
     }
 
     fn begin_data(&mut self, out: &mut impl FnMut(Piece<'_>)) {
@@ -154,16 +165,22 @@ mod tests {
         use futures_util::{FutureExt, StreamExt, stream};
         // Without the byte order mark: `eventsource-stream` 0.2.3 panics on one, which is why
         // it is the reference here and not what reads a provider's bytes.
-        let theirs: Vec<String> = stream::iter([Ok::<_, std::convert::Infallible>(format!("{}\n\n", &STREAM[3..]))])
-            .eventsource()
-            .map(|e| e.unwrap().data)
-            .collect::<Vec<_>>()
-            .now_or_never()
-            .unwrap();
+        let theirs: Vec<String> = stream::iter([Ok::<_, std::convert::Infallible>(format!(
+            "{}\n\n",
+            &STREAM[3..]
+        ))])
+        .eventsource()
+        .map(|e| e.unwrap().data)
+        .collect::<Vec<_>>()
+        .now_or_never()
+        .unwrap();
         let whole = events(&[STREAM.as_bytes()]);
         assert_eq!(whole, ["one\ntwo", " x", "", "last"]);
         // The reference drops the event whose only field is a bare `data`, which carries nothing.
-        assert_eq!(whole.iter().filter(|e| !e.is_empty()).collect::<Vec<_>>(), theirs.iter().filter(|e| !e.is_empty()).collect::<Vec<_>>());
+        assert_eq!(
+            whole.iter().filter(|e| !e.is_empty()).collect::<Vec<_>>(),
+            theirs.iter().filter(|e| !e.is_empty()).collect::<Vec<_>>()
+        );
         for at in 0..STREAM.len() {
             let (a, b) = STREAM.as_bytes().split_at(at);
             assert_eq!(events(&[a, b]), whole, "cut at {at}");

@@ -48,9 +48,14 @@ impl Token {
     /// # Errors
     /// Why the file holds no token; never its content.
     pub fn read(file: &Path) -> Result<Token, String> {
-        let bytes = Zeroizing::new(std::fs::read(file).map_err(|e| format!("cannot read {}: {e}", shown(&file.to_string_lossy())))?);
+        let bytes = Zeroizing::new(
+            std::fs::read(file)
+                .map_err(|e| format!("cannot read {}: {e}", shown(&file.to_string_lossy())))?,
+        );
         let text = bytes.trim_ascii_end();
-        if !(MIN_LENGTH..=MAX_LENGTH).contains(&text.len()) || !text.iter().all(u8::is_ascii_graphic) {
+        if !(MIN_LENGTH..=MAX_LENGTH).contains(&text.len())
+            || !text.iter().all(u8::is_ascii_graphic)
+        {
             return Err(format!(
                 "{} holds no token: {MIN_LENGTH} to {MAX_LENGTH} visible ASCII characters (`openssl rand -hex 32` writes one)",
                 shown(&file.to_string_lossy())
@@ -85,22 +90,31 @@ impl PartialEq for Token {
 pub fn hex(bytes: &[u8]) -> String {
     let digit = |n: u8| char::from(b"0123456789abcdef"[usize::from(n)]);
     let mut out = String::with_capacity(2 * bytes.len());
-    bytes.iter().for_each(|b| out.extend([digit(b >> 4), digit(b & 15)]));
+    bytes
+        .iter()
+        .for_each(|b| out.extend([digit(b >> 4), digit(b & 15)]));
     out
 }
 
 /// Hex digits as the letters `a` to `p`.
 pub fn lettered(hex: &str) -> String {
-    hex.chars().map(|c| c.to_digit(16).map_or(c, |n| char::from(b'a' + n as u8))).collect()
+    hex.chars()
+        .map(|c| c.to_digit(16).map_or(c, |n| char::from(b'a' + n as u8)))
+        .collect()
 }
 
 /// 16 hex digits of the system's randomness: a name that nobody else has, not a secret.
 pub fn random_hex() -> String {
-    format!("{:016x}", getrandom::u64().unwrap_or_else(|_| jiff::Timestamp::now().as_nanosecond() as u64))
+    format!(
+        "{:016x}",
+        getrandom::u64().unwrap_or_else(|_| jiff::Timestamp::now().as_nanosecond() as u64)
+    )
 }
 
 /// The token of an `Authorization: Bearer …` value.
 pub fn bearer(value: &[u8]) -> Option<&[u8]> {
     let (scheme, token) = value.split_at_checked(7)?;
-    scheme.eq_ignore_ascii_case(b"bearer ").then(|| token.trim_ascii())
+    scheme
+        .eq_ignore_ascii_case(b"bearer ")
+        .then(|| token.trim_ascii())
 }

@@ -69,15 +69,21 @@ pub const UNKNOWN: Price = Price {
 /// The day on which the provider stops serving this model, as far as it was known when the table
 /// was made: `2026-11-30`.
 pub fn end_of(provider: &str, model: &str) -> Option<&'static str> {
-    let mut rows = TABLE.lines().map(|line| line.split('\t').collect::<Vec<_>>());
+    let mut rows = TABLE
+        .lines()
+        .map(|line| line.split('\t').collect::<Vec<_>>());
     let row = rows.find(|row| row.first() == Some(&provider) && row.get(1) == Some(&model))?;
     row.get(ENDS).copied().filter(|date| !date.is_empty())
 }
 
 /// A provider that serves a model of this name.
 pub fn provider_of(model: &str) -> Option<&'static str> {
-    let mut rows = TABLE.lines().filter(|line| !line.starts_with('#')).map(|line| line.split('\t').collect::<Vec<_>>());
-    rows.find(|row| row.get(1) == Some(&model)).and_then(|row| row.first().copied())
+    let mut rows = TABLE
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .map(|line| line.split('\t').collect::<Vec<_>>());
+    rows.find(|row| row.get(1) == Some(&model))
+        .and_then(|row| row.first().copied())
 }
 
 /// The column of [`end_of`].
@@ -120,9 +126,16 @@ pub struct Mode<'a> {
 impl Price {
     /// USD for these tokens.
     pub fn cost(&self, t: Tokens, mode: Mode<'_>) -> f64 {
-        let long = self.above.filter(|a| t.input + t.cache_read + t.cache_write > a.tokens);
+        let long = self
+            .above
+            .filter(|a| t.input + t.cache_read + t.cache_write > a.tokens);
         let (input, output, read, write) = match long {
-            Some(a) => (a.input, a.output, a.cache_read.or(self.cache_read), a.cache_write.or(self.cache_write)),
+            Some(a) => (
+                a.input,
+                a.output,
+                a.cache_read.or(self.cache_read),
+                a.cache_write.or(self.cache_write),
+            ),
             None => (self.input, self.output, self.cache_read, self.cache_write),
         };
         let write = write.unwrap_or(input);
@@ -142,8 +155,14 @@ impl Price {
     pub fn most(&self, input: u64, output: u64, mode: Mode<'_>) -> f64 {
         let dear = |a: f64, b: Option<f64>| a.max(b.unwrap_or(a));
         let above = self.above.filter(|a| input > a.tokens);
-        let per_input = dear(dear(dear(self.input, self.cache_write), self.cache_write_1h), above.map(|a| dear(a.input, a.cache_write)));
-        let per_output = dear(dear(self.output, self.image_output), above.map(|a| a.output));
+        let per_input = dear(
+            dear(dear(self.input, self.cache_write), self.cache_write_1h),
+            above.map(|a| dear(a.input, a.cache_write)),
+        );
+        let per_output = dear(
+            dear(self.output, self.image_output),
+            above.map(|a| a.output),
+        );
         (input as f64 * per_input + output as f64 * per_output) * self.factor(mode).max(1.0) / 1e6
     }
 
@@ -153,8 +172,16 @@ impl Price {
             Some("flex") => self.flex_factor.unwrap_or(1.0),
             _ => 1.0,
         };
-        let fast = if mode.fast { self.fast_factor.unwrap_or(FAST_FACTOR) } else { 1.0 };
-        let us = if mode.us_only { self.us_factor.unwrap_or(US_FACTOR) } else { 1.0 };
+        let fast = if mode.fast {
+            self.fast_factor.unwrap_or(FAST_FACTOR)
+        } else {
+            1.0
+        };
+        let us = if mode.us_only {
+            self.us_factor.unwrap_or(US_FACTOR)
+        } else {
+            1.0
+        };
         tier * fast * us
     }
 }
@@ -169,9 +196,18 @@ impl Overrides {
     /// # Errors
     /// One text per broken line, with its number.
     pub fn load(path: &Path) -> Result<Self, Vec<String>> {
-        let text = std::fs::read_to_string(path).map_err(|e| vec![format!("cannot read {}: {e}", shown(&path.to_string_lossy()))])?;
+        let text = std::fs::read_to_string(path).map_err(|e| {
+            vec![format!(
+                "cannot read {}: {e}",
+                shown(&path.to_string_lossy())
+            )]
+        })?;
         let (mut rows, mut problems) = (Table::default(), Vec::new());
-        for (i, line) in text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty() && !l.starts_with('#')) {
+        for (i, line) in text
+            .lines()
+            .enumerate()
+            .filter(|(_, l)| !l.trim().is_empty() && !l.starts_with('#'))
+        {
             match parse(line) {
                 Some((provider, model, price)) => {
                     let models: &mut HashMap<String, Price> = rows.entry(provider.to_owned()).or_default();
@@ -180,7 +216,11 @@ impl Overrides {
                 None => problems.push(format!("line {} of the file is not `provider<TAB>model<TAB>input<TAB>output…` in USD per 1,000,000 tokens", i + 1)),
             }
         }
-        if problems.is_empty() { Ok(Overrides(rows)) } else { Err(problems) }
+        if problems.is_empty() {
+            Ok(Overrides(rows))
+        } else {
+            Err(problems)
+        }
     }
 
     /// The price of a model, or of the model that its dated id is a snapshot of.
@@ -188,7 +228,10 @@ impl Overrides {
         let (ours, built_in) = (self.0.get(provider), BUILT_IN.get(provider));
         let mut model = model;
         loop {
-            if let Some(p) = ours.and_then(|m| m.get(model)).or_else(|| built_in?.get(model)) {
+            if let Some(p) = ours
+                .and_then(|m| m.get(model))
+                .or_else(|| built_in?.get(model))
+            {
                 return Some(*p);
             }
             model = undated(model)?;
@@ -201,7 +244,11 @@ type Table<K> = HashMap<K, HashMap<K, Price>>;
 
 static BUILT_IN: LazyLock<Table<&'static str>> = LazyLock::new(|| {
     let mut table = Table::default();
-    for (provider, model, price) in TABLE.lines().filter(|l| !l.starts_with('#')).filter_map(parse) {
+    for (provider, model, price) in TABLE
+        .lines()
+        .filter(|l| !l.starts_with('#'))
+        .filter_map(parse)
+    {
         let models: &mut HashMap<&'static str, Price> = table.entry(provider).or_default();
         models.insert(model, price);
     }
@@ -224,7 +271,11 @@ fn parse(line: &str) -> Option<(&str, &str, Price)> {
     let number = |i: usize| -> Option<Option<f64>> {
         match f.get(i).map(|s| s.trim()) {
             None | Some("") => Some(None),
-            Some(s) => s.parse().ok().filter(|n: &f64| n.is_finite() && *n >= 0.0).map(Some),
+            Some(s) => s
+                .parse()
+                .ok()
+                .filter(|n: &f64| n.is_finite() && *n >= 0.0)
+                .map(Some),
         }
     };
     let (input, output) = (number(2)??, number(3)??);
@@ -277,7 +328,13 @@ mod tests {
 
     #[test]
     fn models_say_when_they_end_and_no_example_has_ended() {
-        assert_eq!((end_of("anthropic", "claude-sonnet-4-5"), end_of("anthropic", "claude-sonnet-5-5")), (Some("2026-11-30"), None));
+        assert_eq!(
+            (
+                end_of("anthropic", "claude-sonnet-4-5"),
+                end_of("anthropic", "claude-sonnet-5-5")
+            ),
+            (Some("2026-11-30"), None)
+        );
         let today = jiff::Timestamp::now().to_string();
         let examples = [
             include_str!("../../README.md"),
@@ -288,14 +345,28 @@ mod tests {
             include_str!("../../docs/ui-developers.md"),
             include_str!("../cli.rs"),
         ];
-        let defaults: Vec<&str> = crate::adapter::runtime::registry::ALL.iter().map(|r| r.default_model).collect();
+        let defaults: Vec<&str> = crate::adapter::runtime::registry::ALL
+            .iter()
+            .map(|r| r.default_model)
+            .collect();
         let text = examples.join("\n") + &defaults.join("\n");
-        for row in TABLE.lines().map(|line| line.split('\t').collect::<Vec<_>>()).filter(|row| row.len() > ENDS && !row[ENDS].is_empty()) {
+        for row in TABLE
+            .lines()
+            .map(|line| line.split('\t').collect::<Vec<_>>())
+            .filter(|row| row.len() > ENDS && !row[ENDS].is_empty())
+        {
             let named = text.match_indices(row[1]).any(|(at, name)| {
-                let around = |c: Option<char>| c.is_none_or(|c| !(c.is_alphanumeric() || "-.:".contains(c)));
-                around(text[..at].chars().next_back()) && around(text[at + name.len()..].chars().next())
+                let around =
+                    |c: Option<char>| c.is_none_or(|c| !(c.is_alphanumeric() || "-.:".contains(c)));
+                around(text[..at].chars().next_back())
+                    && around(text[at + name.len()..].chars().next())
             });
-            assert!(!named || row[ENDS] > today.as_str(), "an example names `{}`, which ended on {}", row[1], row[ENDS]);
+            assert!(
+                !named || row[ENDS] > today.as_str(),
+                "an example names `{}`, which ended on {}",
+                row[1],
+                row[ENDS]
+            );
         }
     }
 
@@ -303,26 +374,80 @@ mod tests {
     fn long_prompts_tiers_and_dates_have_their_price() {
         let none = Overrides::default();
         let p = none.price("openai", "gpt-5.5-2026-04-23").unwrap();
-        let t = |input| Tokens { input, output: 1_000_000, ..Tokens::default() };
+        let t = |input| Tokens {
+            input,
+            output: 1_000_000,
+            ..Tokens::default()
+        };
         assert!((p.cost(t(0), Mode::default()) - 30.0).abs() < 1e-9);
-        assert!((p.cost(t(1_000_000), Mode::default()) - 55.0).abs() < 1e-9, "10 in, 45 out above 272k");
-        assert!((p.cost(t(0), Mode { tier: Some("priority"), ..Mode::default() }) - 75.0).abs() < 1e-9);
-        let c = none.price("anthropic", "claude-sonnet-4-5-20250929").unwrap();
-        let cost = c.cost(Tokens { cache_write: 2_000_000, cache_write_1h: 1_000_000, cache_read: 1_000_000, ..Tokens::default() }, Mode::default());
+        assert!(
+            (p.cost(t(1_000_000), Mode::default()) - 55.0).abs() < 1e-9,
+            "10 in, 45 out above 272k"
+        );
+        assert!(
+            (p.cost(
+                t(0),
+                Mode {
+                    tier: Some("priority"),
+                    ..Mode::default()
+                }
+            ) - 75.0)
+                .abs()
+                < 1e-9
+        );
+        let c = none
+            .price("anthropic", "claude-sonnet-4-5-20250929")
+            .unwrap();
+        let cost = c.cost(
+            Tokens {
+                cache_write: 2_000_000,
+                cache_write_1h: 1_000_000,
+                cache_read: 1_000_000,
+                ..Tokens::default()
+            },
+            Mode::default(),
+        );
         assert!((cost - (3.75 + 6.0 + 0.3)).abs() < 1e-9, "{cost}");
     }
 
     #[test]
     fn fast_modes_searches_and_images_have_their_price() {
-        let p = Overrides::default().price("anthropic", "claude-opus-5-5").unwrap();
-        let t = Tokens { output: 1_000_000, searches: 100, ..Tokens::default() };
-        assert!((p.cost(t, Mode::default()) - 21.0).abs() < 1e-9, "20 for the tokens and 1 for the searches");
-        let fast = Mode { fast: true, us_only: true, ..Mode::default() };
-        assert!((p.cost(t, fast) - (20.0 * 2.0 * 1.1 + 1.0)).abs() < 1e-9, "twice, and a tenth more within the US");
+        let p = Overrides::default()
+            .price("anthropic", "claude-opus-5-5")
+            .unwrap();
+        let t = Tokens {
+            output: 1_000_000,
+            searches: 100,
+            ..Tokens::default()
+        };
         assert!(
-            p.most(1_000_000, 0, Mode::default()) >= p.cost(Tokens { cache_write: 1_000_000, cache_write_1h: 1_000_000, ..Tokens::default() }, Mode::default())
+            (p.cost(t, Mode::default()) - 21.0).abs() < 1e-9,
+            "20 for the tokens and 1 for the searches"
         );
-        assert_eq!((p.max_input, p.max_output), (Some(1_000_000), Some(128_000)));
+        let fast = Mode {
+            fast: true,
+            us_only: true,
+            ..Mode::default()
+        };
+        assert!(
+            (p.cost(t, fast) - (20.0 * 2.0 * 1.1 + 1.0)).abs() < 1e-9,
+            "twice, and a tenth more within the US"
+        );
+        assert!(
+            p.most(1_000_000, 0, Mode::default())
+                >= p.cost(
+                    Tokens {
+                        cache_write: 1_000_000,
+                        cache_write_1h: 1_000_000,
+                        ..Tokens::default()
+                    },
+                    Mode::default()
+                )
+        );
+        assert_eq!(
+            (p.max_input, p.max_output),
+            (Some(1_000_000), Some(128_000))
+        );
     }
 
     #[test]
@@ -330,7 +455,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("prices.tsv");
         std::fs::write(&file, "# ours\nopenai\tgpt-5.5\t1\t2\n").unwrap();
-        assert_eq!(Overrides::load(&file).unwrap().price("openai", "gpt-5.5").unwrap().input, 1.0);
+        assert_eq!(
+            Overrides::load(&file)
+                .unwrap()
+                .price("openai", "gpt-5.5")
+                .unwrap()
+                .input,
+            1.0
+        );
         std::fs::write(&file, "openai\tgpt-5.5\tx\t2\nopenai\n").unwrap();
         assert_eq!(Overrides::load(&file).unwrap_err().len(), 2);
     }

@@ -17,8 +17,13 @@ pub(super) const DEFAULT: &str = "/etc/outrigger/adapter.yaml";
 const SECRETS: &str = "/run/secrets/outrigger";
 
 pub fn run(args: &cli::Adapter) -> Exit {
-    let path = args.config.clone().or_else(|| Some(PathBuf::from(DEFAULT)).filter(|p| p.exists()));
-    let config = match config::load(path.as_deref(), &flags(args), &|name| std::env::var(name).ok()) {
+    let path = args
+        .config
+        .clone()
+        .or_else(|| Some(PathBuf::from(DEFAULT)).filter(|p| p.exists()));
+    let config = match config::load(path.as_deref(), &flags(args), &|name| {
+        std::env::var(name).ok()
+    }) {
         Ok(config) => config,
         Err(problems) => return broken(&place(path.as_deref()), &problems),
     };
@@ -32,7 +37,11 @@ pub fn run(args: &cli::Adapter) -> Exit {
         for warning in &config.warnings {
             let _ = writeln!(std::io::stderr(), "warning: {warning}");
         }
-        return if problems.is_empty() { print(&format!("{name} is good\n")) } else { broken(&name, &problems) };
+        return if problems.is_empty() {
+            print(&format!("{name} is good\n"))
+        } else {
+            broken(&name, &problems)
+        };
     }
     let hardened = harden::this_process();
     let _log = logging::start(tracing::Level::INFO, false);
@@ -41,7 +50,9 @@ pub fn run(args: &cli::Adapter) -> Exit {
     }
     process::adopt_orphans();
     // One thread serves the ports; the session has its own.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
     match runtime {
         Ok(runtime) => runtime.block_on(serve(config)),
         Err(e) => fail(Exit::Unavailable, &format!("cannot start: {e}")),
@@ -53,10 +64,17 @@ fn missing(config: &Config) -> Vec<String> {
     let mut problems = Vec::new();
     let program = config.program.as_deref().unwrap_or(config.runtime.program);
     if process::find(program, std::env::var_os("PATH").as_ref()).is_none() {
-        problems.push(config.runtime.not_found(program, &config.runtime.program_setting()));
+        problems.push(
+            config
+                .runtime
+                .not_found(program, &config.runtime.program_setting()),
+        );
     }
     if let Err(why) = disk::can_be_made(&config.journal) {
-        problems.push(format!("the journal `{}` cannot be made: {why}", config.journal.display()));
+        problems.push(format!(
+            "the journal `{}` cannot be made: {why}",
+            config.journal.display()
+        ));
     }
     problems
 }
@@ -127,7 +145,9 @@ async fn serve(config: Config) -> Exit {
     if ended.is_none() {
         process::sweep(&session_id).await;
     }
-    let Some(Ended { reason, outcome }) = ended else { return fail(Exit::Unavailable, "stopped before the session had ended") };
+    let Some(Ended { reason, outcome }) = ended else {
+        return fail(Exit::Unavailable, "stopped before the session had ended");
+    };
     tracing::info!(?reason, "the session is over");
     match (reason, outcome) {
         (SessionEndReason::Crashed, _) => Exit::Unavailable,

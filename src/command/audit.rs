@@ -11,7 +11,12 @@ use crate::sidecar::audit::verify::{NotVerified, Verified, verify};
 
 pub fn run(args: &cli::Audit) -> Exit {
     let cli::Audit::Verify(args) = args;
-    let key = match args.public_key.as_deref().map(chain::public_key).transpose() {
+    let key = match args
+        .public_key
+        .as_deref()
+        .map(chain::public_key)
+        .transpose()
+    {
         Ok(key) => key,
         Err(why) => return fail(Exit::Usage, &format!("`--public-key`: {why}")),
     };
@@ -56,6 +61,8 @@ fn as_json(result: &Result<Verified, NotVerified>) -> serde_json::Value {
         Err(NotVerified::Broken(at)) => {
             json!({ "ok": false, "file": at.file.display().to_string(), "line": at.line, "request_id": at.request_id, "why": at.why })
         }
-        Err(NotVerified::Unreadable { file, why }) => json!({ "ok": false, "file": file.display().to_string(), "why": why }),
+        Err(NotVerified::Unreadable { file, why }) => {
+            json!({ "ok": false, "file": file.display().to_string(), "why": why })
+        }
     }
 }

@@ -17,7 +17,12 @@ pub fn man() -> Exit {
     let mut text = Vec::new();
     let mut command = Cli::command();
     command.build();
-    let pages = std::iter::once(command.clone()).chain(command.get_subcommands().filter(|c| c.get_name() != "help").cloned());
+    let pages = std::iter::once(command.clone()).chain(
+        command
+            .get_subcommands()
+            .filter(|c| c.get_name() != "help")
+            .cloned(),
+    );
     for page in pages {
         if let Err(e) = clap_mangen::Man::new(page).render(&mut text) {
             return fail(Exit::Software, &format!("the page cannot be made: {e}"));

@@ -56,8 +56,13 @@ pub fn fail(exit: Exit, what: &str) -> Exit {
 pub fn print(text: &str) -> Exit {
     use std::io::Write;
     let mut stdout = std::io::stdout().lock();
-    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => fail(Exit::Unavailable, &format!("cannot write: {e}")),
+    match stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush())
+    {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
+            fail(Exit::Unavailable, &format!("cannot write: {e}"))
+        }
         _ => Exit::Ok,
     }
 }
@@ -65,7 +70,10 @@ pub fn print(text: &str) -> Exit {
 /// Names the source of a configuration in a message: its file, or the command line and the
 /// environment where there is no file.
 pub fn place(path: Option<&Path>) -> String {
-    path.map_or_else(|| "the command line and the environment".to_owned(), |path| format!("`{}`", path.display()))
+    path.map_or_else(
+        || "the command line and the environment".to_owned(),
+        |path| format!("`{}`", path.display()),
+    )
 }
 
 /// Reports all problems of `place`: a configuration as [`place`] names it, or an environment.
@@ -74,7 +82,10 @@ pub fn broken(place: &str, problems: &[String]) -> Exit {
         1 => "1 problem".to_owned(),
         n => format!("{n} problems"),
     };
-    let list: String = problems.iter().map(|p| format!("\n  - {}", p.replace('\n', "\n    "))).collect();
+    let list: String = problems
+        .iter()
+        .map(|p| format!("\n  - {}", p.replace('\n', "\n    ")))
+        .collect();
     fail(Exit::Usage, &format!("{count} in {place}:{list}"))
 }
 
@@ -90,7 +101,11 @@ impl Signals {
     /// # Errors
     /// The system's.
     pub fn new() -> std::io::Result<Self> {
-        Ok(Signals { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())?, hup: signal(SignalKind::hangup())? })
+        Ok(Signals {
+            term: signal(SignalKind::terminate())?,
+            int: signal(SignalKind::interrupt())?,
+            hup: signal(SignalKind::hangup())?,
+        })
     }
 
     /// Waits for one. True: it was Ctrl-C.

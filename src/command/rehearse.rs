@@ -10,7 +10,11 @@ pub fn run(args: &cli::Rehearse) -> Exit {
     if !args.listen.ip().is_loopback() {
         return fail(
             Exit::Usage,
-            &format!("`{}` is not a loopback address; the rehearsal asks nobody for a key\n  hint: use `127.0.0.1:{}`", args.listen, args.listen.port()),
+            &format!(
+                "`{}` is not a loopback address; the rehearsal asks nobody for a key\n  hint: use `127.0.0.1:{}`",
+                args.listen,
+                args.listen.port()
+            ),
         );
     }
     let script = match args.script.as_deref().map(Script::load).transpose() {
@@ -20,11 +24,20 @@ pub fn run(args: &cli::Rehearse) -> Exit {
         }
     };
     if let Some(log) = &args.log
-        && let Err(e) = std::fs::OpenOptions::new().create(true).append(true).open(log)
+        && let Err(e) = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(log)
     {
-        return fail(Exit::Usage, &format!("`--log`: `{}` cannot be written: {e}", log.display()));
+        return fail(
+            Exit::Usage,
+            &format!("`--log`: `{}` cannot be written: {e}", log.display()),
+        );
     }
-    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    match tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => runtime.block_on(serve(args, script)),
         Err(e) => fail(Exit::Unavailable, &format!("cannot start: {e}")),
     }
@@ -33,7 +46,12 @@ pub fn run(args: &cli::Rehearse) -> Exit {
 async fn serve(args: &cli::Rehearse, script: Script) -> Exit {
     let rehearsal = match Rehearsal::start(args.listen, script, args.log.as_deref()).await {
         Ok(rehearsal) => rehearsal,
-        Err(e) => return fail(Exit::Unavailable, &format!("cannot listen on `{}`: {e}", args.listen)),
+        Err(e) => {
+            return fail(
+                Exit::Unavailable,
+                &format!("cannot listen on `{}`: {e}", args.listen),
+            );
+        }
     };
     let _ = writeln!(std::io::stderr(), "rehearsing on http://{}", rehearsal.addr);
     let mut term = match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {

@@ -35,13 +35,26 @@ pub fn run(args: &cli::Run) -> Exit {
     };
     let task = match task(&args.task) {
         Ok(task) => task,
-        Err(e) => return fail(Exit::Usage, &format!("the task cannot be read from stdin: {e}")),
+        Err(e) => {
+            return fail(
+                Exit::Usage,
+                &format!("the task cannot be read from stdin: {e}"),
+            );
+        }
     };
     if task.trim().is_empty() {
-        return fail(Exit::Usage, "the task is empty\nhint: --task \"what the agent is to do\"");
+        return fail(
+            Exit::Usage,
+            "the task is empty\nhint: --task \"what the agent is to do\"",
+        );
     }
-    let path = args.config.clone().or_else(|| Some(PathBuf::from(DEFAULT)).filter(|p| p.exists()));
-    let mut config = match config::load(path.as_deref(), &flags(args, task, &dir), &|name| std::env::var(name).ok()) {
+    let path = args
+        .config
+        .clone()
+        .or_else(|| Some(PathBuf::from(DEFAULT)).filter(|p| p.exists()));
+    let mut config = match config::load(path.as_deref(), &flags(args, task, &dir), &|name| {
+        std::env::var(name).ok()
+    }) {
         Ok(config) => config,
         Err(problems) => return broken(&place(path.as_deref()), &problems),
     };
@@ -50,13 +63,18 @@ pub fn run(args: &cli::Run) -> Exit {
         return broken("the agent's environment", &keys);
     }
     if let Err(e) = prepare(&args.dir, &dir) {
-        return fail(Exit::Unavailable, &format!("the run cannot be kept in `{}`: {e}", dir.display()));
+        return fail(
+            Exit::Unavailable,
+            &format!("the run cannot be kept in `{}`: {e}", dir.display()),
+        );
     }
     (config.oneshot, config.raw, config.sidecar_patience) = (true, false, Some(SIDECAR_PATIENCE));
     harden::this_process();
     let _log = logging::start(tracing::Level::ERROR, false);
     process::adopt_orphans();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
     match runtime {
         Ok(runtime) => runtime.block_on(serve(config, args.json, &dir)),
         Err(e) => fail(Exit::Unavailable, &format!("cannot start: {e}")),
@@ -65,9 +83,16 @@ pub fn run(args: &cli::Run) -> Exit {
 
 /// The run's directory: a new one, or that of the run which is gone on with.
 fn home_of(args: &cli::Run) -> Result<PathBuf, String> {
-    let Some(token) = &args.resume else { return Ok(args.dir.join(random_hex())) };
-    let runs = std::fs::read_dir(&args.dir).into_iter().flatten().flatten().map(|run| run.path());
-    let mut found = runs.filter(|run| kept(&run.join(TOKEN)).is_ok_and(|kept| kept.trim() == token));
+    let Some(token) = &args.resume else {
+        return Ok(args.dir.join(random_hex()));
+    };
+    let runs = std::fs::read_dir(&args.dir)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|run| run.path());
+    let mut found =
+        runs.filter(|run| kept(&run.join(TOKEN)).is_ok_and(|kept| kept.trim() == token));
     found.next().ok_or_else(|| {
         format!(
             "no run in `{}` has the token `{token}`\nhint: name the directory that it was started with in `--dir`, or begin without `--resume`",
@@ -79,7 +104,10 @@ fn home_of(args: &cli::Run) -> Result<PathBuf, String> {
 /// The token of a run: a short file, and nothing else that a project may have put there.
 fn kept(path: &Path) -> io::Result<String> {
     let mut text = String::new();
-    let file = File::options().read(true).custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed()).open(path)?;
+    let file = File::options()
+        .read(true)
+        .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed())
+        .open(path)?;
     if file.metadata()?.is_file() {
         file.take(4096).read_to_string(&mut text)?;
     }
@@ -113,7 +141,11 @@ fn flags(args: &cli::Run, task: String, dir: &Path) -> Flags {
         prompt: Some(task),
         resume: args.resume.clone(),
         session_id: Some(format!("ses_{}", random_hex())),
-        workdir: Some(args.workdir.clone().unwrap_or_else(|| std::env::current_dir().unwrap_or_default())),
+        workdir: Some(
+            args.workdir
+                .clone()
+                .unwrap_or_else(|| std::env::current_dir().unwrap_or_default()),
+        ),
         journal: Some(dir.join("journal")),
         home: Some(dir.join("home")),
         sidecar: args.sidecar.clone(),
@@ -132,15 +164,31 @@ async fn serve(config: Config, json: bool, dir: &Path) -> Exit {
         Ok(assembled) => assembled,
         Err(why) => return fail(Exit::Unavailable, &why),
     };
-    let (journal, commands, session_id) = (assembled.journal.clone(), assembled.commands.clone(), assembled.session_id.clone());
+    let (journal, commands, session_id) = (
+        assembled.journal.clone(),
+        assembled.commands.clone(),
+        assembled.session_id.clone(),
+    );
     let mut cursor = journal.subscribe(1);
     let telling = tokio::spawn(async move { journal.tell().await });
     let mut ended = match assembled.run_apart() {
         Ok(ended) => ended,
-        Err(e) => return fail(Exit::Unavailable, &format!("the session cannot be started: {e}")),
+        Err(e) => {
+            return fail(
+                Exit::Unavailable,
+                &format!("the session cannot be started: {e}"),
+            );
+        }
     };
     let (mut interrupted, mut asked) = (false, false);
-    let (mut printer, mut lines) = (Printer { json, in_text: false, token: None }, Lines::default());
+    let (mut printer, mut lines) = (
+        Printer {
+            json,
+            in_text: false,
+            token: None,
+        },
+        Lines::default(),
+    );
     loop {
         tokio::select! {
             part = cursor.next() => match part {
@@ -166,12 +214,19 @@ async fn serve(config: Config, json: bool, dir: &Path) -> Exit {
     telling.abort();
     // It was ours alone. What was said is on stdout; what the CLI remembers is beside it.
     let _ = std::fs::remove_dir_all(kept);
-    let Ok(Ended { reason, outcome }) = (&mut ended).await else { return fail(Exit::Software, "the session ended without a word") };
+    let Ok(Ended { reason, outcome }) = (&mut ended).await else {
+        return fail(Exit::Software, "the session ended without a word");
+    };
     if let Some(token) = &printer.token {
         if let Err(e) = std::fs::write(dir.join(TOKEN), token) {
-            return fail(Exit::Unavailable, &format!("the token cannot be kept in `{}`: {e}", dir.display()));
+            return fail(
+                Exit::Unavailable,
+                &format!("the token cannot be kept in `{}`: {e}", dir.display()),
+            );
         }
-        printer.aside(&format!("go on with: outrigger run --task \"…\" --resume {token}"));
+        printer.aside(&format!(
+            "go on with: outrigger run --task \"…\" --resume {token}"
+        ));
     }
     match (reason, outcome) {
         _ if interrupted => Exit::Interrupted,
@@ -198,30 +253,48 @@ impl Printer {
         }
         if self.json {
             let mut stdout = io::stdout().lock();
-            let _ = stdout.write_all(json).and_then(|()| stdout.write_all(b"\n")).and_then(|()| stdout.flush());
+            let _ = stdout
+                .write_all(json)
+                .and_then(|()| stdout.write_all(b"\n"))
+                .and_then(|()| stdout.flush());
             return;
         }
         match event.payload {
             Payload::AssistantDelta(delta) if delta.parent_tool_use_id.is_none() => {
                 let mut stdout = io::stdout().lock();
-                let _ = stdout.write_all(shown(&delta.text).as_bytes()).and_then(|()| stdout.flush());
+                let _ = stdout
+                    .write_all(shown(&delta.text).as_bytes())
+                    .and_then(|()| stdout.flush());
                 self.in_text = true;
             }
             Payload::AssistantMessage(message) if message.parent_tool_use_id.is_none() => {
                 // Without pieces, it is told here; with them, it has been.
-                let text = if self.in_text { "" } else { message.text.as_str() };
+                let text = if self.in_text {
+                    ""
+                } else {
+                    message.text.as_str()
+                };
                 let _ = writeln!(io::stdout(), "{}", shown(text));
                 self.in_text = false;
             }
             Payload::ToolUse(tool) => {
-                let input = tool.input["command"].as_str().or(tool.input["file_path"].as_str()).map_or_else(|| tool.input.to_string(), str::to_owned);
+                let input = tool.input["command"]
+                    .as_str()
+                    .or(tool.input["file_path"].as_str())
+                    .map_or_else(|| tool.input.to_string(), str::to_owned);
                 self.aside(&format!("[{}] {}", tool.name, first_line(&input)));
             }
             Payload::ToolResult(result) if result.is_error => {
-                let how = result.exit_code.map_or_else(|| "failed".to_owned(), |code| format!("exit {code}"));
+                let how = result
+                    .exit_code
+                    .map_or_else(|| "failed".to_owned(), |code| format!("exit {code}"));
                 self.aside(&format!("[{how}] {}", first_line(result.output.trim())));
             }
-            Payload::Retry(retry) => self.aside(&format!("[retry {}] {}", retry.attempt, first_line(&retry.message))),
+            Payload::Retry(retry) => self.aside(&format!(
+                "[retry {}] {}",
+                retry.attempt,
+                first_line(&retry.message)
+            )),
             Payload::Warning(warning) => self.aside(&format!("[warning] {}", warning.message)),
             Payload::Error(error) => self.aside(&format!("[error] {}", error.message)),
             // What failed is told by the error that follows.
@@ -249,7 +322,15 @@ impl Printer {
 
 /// Without what a terminal would take for a command.
 fn shown(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() && !matches!(c, '\n' | '\t') { '\u{fffd}' } else { c }).collect()
+    text.chars()
+        .map(|c| {
+            if c.is_control() && !matches!(c, '\n' | '\t') {
+                '\u{fffd}'
+            } else {
+                c
+            }
+        })
+        .collect()
 }
 
 fn first_line(text: &str) -> String {

@@ -9,7 +9,11 @@ use crate::cli;
 
 pub fn run(args: &cli::Runtimes) -> Exit {
     let all: Vec<Value> = registry::ALL.into_iter().map(described).collect();
-    let text = if args.json { format!("{:#}\n", Value::from(all)) } else { all.iter().map(shown).collect() };
+    let text = if args.json {
+        format!("{:#}\n", Value::from(all))
+    } else {
+        all.iter().map(shown).collect()
+    };
     print(&text)
 }
 
@@ -33,10 +37,18 @@ fn shown(runtime: &Value) -> String {
     let text = |key: &str| runtime[key].as_str().unwrap_or_default();
     let able = |is: bool| {
         let all = runtime["capabilities"].as_object().into_iter().flatten();
-        all.filter(|(_, v)| **v == Value::Bool(is)).map(|(name, _)| name.replace('_', " ")).collect::<Vec<_>>().join(", ")
+        all.filter(|(_, v)| **v == Value::Bool(is))
+            .map(|(name, _)| name.replace('_', " "))
+            .collect::<Vec<_>>()
+            .join(", ")
     };
-    let found = runtime["program"].as_str().map_or_else(|| format!("not installed ({})", text("install")), str::to_owned);
-    let without = Some(able(false)).filter(|s| !s.is_empty()).map_or_else(String::new, |s| format!("\n    without  {s}"));
+    let found = runtime["program"].as_str().map_or_else(
+        || format!("not installed ({})", text("install")),
+        str::to_owned,
+    );
+    let without = Some(able(false))
+        .filter(|s| !s.is_empty())
+        .map_or_else(String::new, |s| format!("\n    without  {s}"));
     format!(
         "{:<10} {:<11} {} (verified with {})\n    program  {found}\n    can      {}{without}\n",
         text("id"),

@@ -16,7 +16,10 @@ pub fn run(args: &cli::Sidecar) -> Exit {
     if args.check {
         return match server::check(&config) {
             Ok(()) => {
-                let advice: String = advice.iter().map(|what| format!("warning: {what}\n")).collect();
+                let advice: String = advice
+                    .iter()
+                    .map(|what| format!("warning: {what}\n"))
+                    .collect();
                 print(&format!("{advice}`{}` is good\n", args.config.display()))
             }
             Err(StartError::Config(problems)) => broken(&place(Some(&args.config)), &problems),
@@ -46,7 +49,11 @@ fn keep_freed_memory() {
 fn runtime(config: &Config) -> std::io::Result<tokio::runtime::Runtime> {
     // One thread serves more streams than a pod's agent can open; more only help where
     // several sessions share a sidecar.
-    let mut builder = if config.workers == 1 { tokio::runtime::Builder::new_current_thread() } else { tokio::runtime::Builder::new_multi_thread() };
+    let mut builder = if config.workers == 1 {
+        tokio::runtime::Builder::new_current_thread()
+    } else {
+        tokio::runtime::Builder::new_multi_thread()
+    };
     builder.worker_threads(config.workers).enable_all().build()
 }
 

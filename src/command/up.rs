@@ -30,7 +30,9 @@ const FOR_GOOD: Duration = Duration::from_secs(30 * 86_400);
 const STOP_TIME: Duration = Duration::from_secs(10);
 
 pub fn run(args: &cli::Up) -> Exit {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
     match runtime {
         Ok(runtime) => runtime.block_on(serve(args)),
         Err(e) => fail(Exit::Unavailable, &format!("cannot start: {e}")),
@@ -79,30 +81,74 @@ async fn serve(args: &cli::Up) -> Exit {
     exit
 }
 
-async fn start(args: &cli::Up, layout: &Layout, children: &mut Vec<(&'static str, Child)>) -> Result<(), String> {
+async fn start(
+    args: &cli::Up,
+    layout: &Layout,
+    children: &mut Vec<(&'static str, Child)>,
+) -> Result<(), String> {
     let config = adapter_config(args, layout)?;
     free(args, layout)?;
     let sidecar = match &args.sidecar_config {
         Some(config) => config.clone(),
         None => {
-            children.push(("rehearse", spawn(&["rehearse", "--listen", &layout.provider.to_string()])?));
+            children.push((
+                "rehearse",
+                spawn(&["rehearse", "--listen", &layout.provider.to_string()])?,
+            ));
             rehearsed(layout)?
         }
     };
     let session = session_id(args, layout)?;
-    let mut words = vec!["sidecar".to_owned(), "--config".to_owned(), sidecar.display().to_string()];
-    words.extend(session.iter().flat_map(|id| ["--session-id".to_owned(), id.clone()]));
-    children.push(("sidecar", spawn(&words.iter().map(String::as_str).collect::<Vec<_>>())?));
-    let workdir = args.workdir.clone().unwrap_or_else(|| layout.dir.join("workspace"));
-    std::fs::create_dir_all(&workdir).map_err(|e| format!("cannot make `{}`: {e}", workdir.display()))?;
-    children.push(("adapter", adapter(args, layout, &workdir, config.as_deref(), session.as_deref())?));
+    let mut words = vec![
+        "sidecar".to_owned(),
+        "--config".to_owned(),
+        sidecar.display().to_string(),
+    ];
+    words.extend(
+        session
+            .iter()
+            .flat_map(|id| ["--session-id".to_owned(), id.clone()]),
+    );
+    children.push((
+        "sidecar",
+        spawn(&words.iter().map(String::as_str).collect::<Vec<_>>())?,
+    ));
+    let workdir = args
+        .workdir
+        .clone()
+        .unwrap_or_else(|| layout.dir.join("workspace"));
+    std::fs::create_dir_all(&workdir)
+        .map_err(|e| format!("cannot make `{}`: {e}", workdir.display()))?;
+    children.push((
+        "adapter",
+        adapter(
+            args,
+            layout,
+            &workdir,
+            config.as_deref(),
+            session.as_deref(),
+        )?,
+    ));
     wait_for(layout.stream, children).await?;
     if let Some(text) = &args.session.prompt {
         // By `inject`, not as the session's first: in this directory one may go on.
-        let http = Http { address: layout.stream.to_string(), authorization: String::new() };
-        let (status, answer) = http.ask("POST", "/inject", Some(&serde_json::json!({ "text": text, "mode": "queue" })), START_TIME).await?;
+        let http = Http {
+            address: layout.stream.to_string(),
+            authorization: String::new(),
+        };
+        let (status, answer) = http
+            .ask(
+                "POST",
+                "/inject",
+                Some(&serde_json::json!({ "text": text, "mode": "queue" })),
+                START_TIME,
+            )
+            .await?;
         if status != 202 {
-            return Err(format!("the prompt was not taken: {}", String::from_utf8_lossy(&answer)));
+            return Err(format!(
+                "the prompt was not taken: {}",
+                String::from_utf8_lossy(&answer)
+            ));
         }
     }
     say(&banner(args, layout));
@@ -113,7 +159,10 @@ fn banner(args: &cli::Up, layout: &Layout) -> String {
     let url = format!("http://localhost:{}/", layout.stream.port());
     let (model, audit) = match &args.sidecar_config {
         Some(config) => ("your providers", audit_of(config)),
-        None => ("the scripted provider", layout.dir.join("audit.jsonl").display().to_string()),
+        None => (
+            "the scripted provider",
+            layout.dir.join("audit.jsonl").display().to_string(),
+        ),
     };
     format!(
         "\nThe console:  {url}\n\n\
@@ -132,7 +181,8 @@ fn look_before(args: &cli::Up) -> Result<(), Exit> {
         server::read_config(path).map_err(|problems| broken(&place(Some(path)), &problems))?;
     }
     for origin in &args.origin {
-        config::check_origin(origin).map_err(|why| fail(Exit::Usage, &format!("`--origin`: {why}")))?;
+        config::check_origin(origin)
+            .map_err(|why| fail(Exit::Usage, &format!("`--origin`: {why}")))?;
     }
     let agent = args.session.agent.clone();
     let flags = Flags {
@@ -145,20 +195,36 @@ fn look_before(args: &cli::Up) -> Result<(), Exit> {
         ..Flags::default()
     };
     let path = args.adapter_config.as_deref();
-    let config = config::load(path, &flags, &|name| std::env::var(name).ok()).map_err(|problems| broken(&place(path), &problems))?;
-    let program = args.program.as_ref().map(|program| program.display().to_string()).or(config.program);
+    let config = config::load(path, &flags, &|name| std::env::var(name).ok())
+        .map_err(|problems| broken(&place(path), &problems))?;
+    let program = args
+        .program
+        .as_ref()
+        .map(|program| program.display().to_string())
+        .or(config.program);
     let program = program.as_deref().unwrap_or(config.runtime.program);
-    let setting = if path.is_some() { config.runtime.program_setting() } else { "--program".to_owned() };
+    let setting = if path.is_some() {
+        config.runtime.program_setting()
+    } else {
+        "--program".to_owned()
+    };
     match process::find(program, std::env::var_os("PATH").as_ref()) {
         Some(_) => Ok(()),
-        None => Err(fail(Exit::Unavailable, &config.runtime.not_found(program, &setting))),
+        None => Err(fail(
+            Exit::Unavailable,
+            &config.runtime.not_found(program, &setting),
+        )),
     }
 }
 
 /// Each port must be free: else another program would answer for us.
 fn free(args: &cli::Up, layout: &Layout) -> Result<(), String> {
     let ours = [("the console", layout.stream), ("input", layout.input)];
-    let theirs = [("the proxy", layout.proxy), ("the proxy's admin port", layout.admin), ("the scripted provider", layout.provider)];
+    let theirs = [
+        ("the proxy", layout.proxy),
+        ("the proxy's admin port", layout.admin),
+        ("the scripted provider", layout.provider),
+    ];
     let theirs = theirs.into_iter().filter(|_| args.sidecar_config.is_none());
     for (what, address) in ours.into_iter().chain(theirs) {
         if let Err(e) = std::net::TcpListener::bind(address) {
@@ -176,7 +242,8 @@ fn free(args: &cli::Up, layout: &Layout) -> Result<(), String> {
 fn session_id(args: &cli::Up, layout: &Layout) -> Result<Option<String>, String> {
     let (session, file) = (layout.dir.join("session"), layout.dir.join("session-id"));
     if args.fresh && session.exists() {
-        std::fs::remove_dir_all(&session).map_err(|e| format!("cannot remove the session in `{}`: {e}", session.display()))?;
+        std::fs::remove_dir_all(&session)
+            .map_err(|e| format!("cannot remove the session in `{}`: {e}", session.display()))?;
     }
     match std::fs::read_to_string(&file) {
         Ok(id) if !args.fresh => return Ok(Some(id.trim().to_owned())),
@@ -199,7 +266,8 @@ fn audit_of(config: &Path) -> String {
 fn lay_out(args: &cli::Up) -> Result<Layout, String> {
     let dir = std::path::absolute(&args.dir).map_err(|e| e.to_string())?;
     for sub in ["home", "secrets/rehearsal"] {
-        std::fs::create_dir_all(dir.join(sub)).map_err(|e| format!("cannot make `{}`: {e}", dir.join(sub).display()))?;
+        std::fs::create_dir_all(dir.join(sub))
+            .map_err(|e| format!("cannot make `{}`: {e}", dir.join(sub).display()))?;
     }
     let at = |offset: u16| {
         args.port
@@ -207,15 +275,32 @@ fn lay_out(args: &cli::Up) -> Result<Layout, String> {
             .map(|port| SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port))
             .ok_or_else(|| format!("`--port {}`: five ports are needed from there on; the largest that can be given is 65531", args.port))
     };
-    Ok(Layout { dir, stream: at(0)?, input: at(1)?, proxy: at(2)?, admin: at(3)?, provider: at(4)? })
+    Ok(Layout {
+        dir,
+        stream: at(0)?,
+        input: at(1)?,
+        proxy: at(2)?,
+        admin: at(3)?,
+        provider: at(4)?,
+    })
 }
 
 /// A configuration of the sidecar whose providers are the scripted one.
 fn rehearsed(layout: &Layout) -> Result<PathBuf, String> {
-    let Layout { dir, proxy, admin, provider, .. } = layout;
-    let (dir_text, write) =
-        (dir.display(), |path: &Path, text: &str| std::fs::write(path, text).map_err(|e| format!("cannot write `{}`: {e}", path.display())));
-    write(&dir.join("secrets/rehearsal/key"), "sk-rehearsal-not-a-real-key\n")?;
+    let Layout {
+        dir,
+        proxy,
+        admin,
+        provider,
+        ..
+    } = layout;
+    let (dir_text, write) = (dir.display(), |path: &Path, text: &str| {
+        std::fs::write(path, text).map_err(|e| format!("cannot write `{}`: {e}", path.display()))
+    });
+    write(
+        &dir.join("secrets/rehearsal/key"),
+        "sk-rehearsal-not-a-real-key\n",
+    )?;
     let config = dir.join("sidecar.yaml");
     let yaml = format!(
         "listen: {proxy}\nadmin: {admin}\nsecretsDir: {dir_text}/secrets\naudit: {{ file: {dir_text}/audit.jsonl }}\nlog: {{ format: text, level: warn }}\n\
@@ -236,27 +321,52 @@ fn adapter_config(args: &cli::Up, layout: &Layout) -> Result<Option<PathBuf>, St
     }
     let mut yaml = serde_json::json!({});
     if let Some(program) = &args.program {
-        let runtime = args.session.agent.runtime.clone().unwrap_or_else(|| registry::ALL[0].id.into());
+        let runtime = args
+            .session
+            .agent
+            .runtime
+            .clone()
+            .unwrap_or_else(|| registry::ALL[0].id.into());
         let program = std::path::absolute(program).map_err(|e| e.to_string())?;
-        yaml["agents"] = serde_json::json!({ "agentRuntimes": { runtime: { "program": program } } });
+        yaml["agents"] =
+            serde_json::json!({ "agentRuntimes": { runtime: { "program": program } } });
     }
     if !args.origin.is_empty() {
         yaml["listen"] = serde_json::json!({ "origins": args.origin });
     }
     let config = layout.dir.join("adapter.yaml");
-    std::fs::write(&config, yaml.to_string()).map_err(|e| format!("cannot write `{}`: {e}", config.display()))?;
+    std::fs::write(&config, yaml.to_string())
+        .map_err(|e| format!("cannot write `{}`: {e}", config.display()))?;
     Ok(Some(config))
 }
 
-fn adapter(args: &cli::Up, layout: &Layout, workdir: &Path, config: Option<&Path>, session_id: Option<&str>) -> Result<Child, String> {
+fn adapter(
+    args: &cli::Up,
+    layout: &Layout,
+    workdir: &Path,
+    config: Option<&Path>,
+    session_id: Option<&str>,
+) -> Result<Child, String> {
     let session = args.session.clone();
-    let mut words: Vec<String> =
-        ["adapter", "--clean-env", "--stream", &layout.stream.to_string(), "--input", &layout.input.to_string()].map(str::to_owned).to_vec();
+    let mut words: Vec<String> = [
+        "adapter",
+        "--clean-env",
+        "--stream",
+        &layout.stream.to_string(),
+        "--input",
+        &layout.input.to_string(),
+    ]
+    .map(str::to_owned)
+    .to_vec();
     let sidecar = match &args.sidecar_config {
         // Theirs may listen elsewhere.
-        Some(config) => format!("http://{}", listen_of(config).unwrap_or(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 11432))),
+        Some(config) => format!(
+            "http://{}",
+            listen_of(config).unwrap_or(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 11432))
+        ),
         None => format!("http://{}", layout.proxy),
     };
+    #[rustfmt::skip]
     let options = [
         ("--config", config.map(|c| c.display().to_string())),
         ("--session-id", session_id.map(str::to_owned)),
@@ -275,47 +385,83 @@ fn adapter(args: &cli::Up, layout: &Layout, workdir: &Path, config: Option<&Path
     let mut command = command(&words)?;
     // A home of its own: the CLI shall not see yours, nor the adapter your keys.
     command.env_clear().env("HOME", layout.dir.join("home"));
-    for name in ["PATH", "LANG", "TZ", "TERM", "TMPDIR", "USER", "SHELL", "NO_COLOR", "IDLE_TIMEOUT_MS"] {
+    for name in [
+        "PATH",
+        "LANG",
+        "TZ",
+        "TERM",
+        "TMPDIR",
+        "USER",
+        "SHELL",
+        "NO_COLOR",
+        "IDLE_TIMEOUT_MS",
+    ] {
         if let Some(value) = std::env::var_os(name) {
             command.env(name, value);
         }
     }
-    if args.adapter_config.is_none() && std::env::var_os("IDLE_TIMEOUT_MS").is_none() && std::io::stdout().is_terminal() {
+    if args.adapter_config.is_none()
+        && std::env::var_os("IDLE_TIMEOUT_MS").is_none()
+        && std::io::stdout().is_terminal()
+    {
         // Somebody is there for as long as the terminal is.
         command.env("IDLE_TIMEOUT_MS", FOR_GOOD.as_millis().to_string());
     }
-    command.spawn().map_err(|e| format!("cannot start the adapter: {e}"))
+    command
+        .spawn()
+        .map_err(|e| format!("cannot start the adapter: {e}"))
 }
 
 fn listen_of(config: &Path) -> Option<SocketAddr> {
-    settings_in(config)["listen"].as_str()?.replace("localhost", "127.0.0.1").parse().ok()
+    settings_in(config)["listen"]
+        .as_str()?
+        .replace("localhost", "127.0.0.1")
+        .parse()
+        .ok()
 }
 
 /// The sidecar's configuration as it stands in the file; null where it cannot be read: the sidecar
 /// itself says why.
 fn settings_in(config: &Path) -> Value {
-    settings::read(config).ok().and_then(|text| settings::parse_yaml(&text).ok()).unwrap_or_default()
+    settings::read(config)
+        .ok()
+        .and_then(|text| settings::parse_yaml(&text).ok())
+        .unwrap_or_default()
 }
 
 fn command(words: &[&str]) -> Result<Command, String> {
     let own = std::env::current_exe().map_err(|e| format!("cannot find this program: {e}"))?;
     let mut command = Command::new(own);
     // Ctrl-C goes to all processes of a terminal; these are told in their turn.
-    command.args(words).stdin(Stdio::null()).process_group(0).kill_on_drop(true);
+    command
+        .args(words)
+        .stdin(Stdio::null())
+        .process_group(0)
+        .kill_on_drop(true);
     Ok(command)
 }
 
 fn spawn(words: &[&str]) -> Result<Child, String> {
-    command(words)?.spawn().map_err(|e| format!("cannot start `outrigger {}`: {e}", words.first().unwrap_or(&"")))
+    command(words)?.spawn().map_err(|e| {
+        format!(
+            "cannot start `outrigger {}`: {e}",
+            words.first().unwrap_or(&"")
+        )
+    })
 }
 
 /// Until the port answers, or one of them has ended.
-async fn wait_for(address: SocketAddr, children: &mut [(&'static str, Child)]) -> Result<(), String> {
+async fn wait_for(
+    address: SocketAddr,
+    children: &mut [(&'static str, Child)],
+) -> Result<(), String> {
     let until = Instant::now() + START_TIME;
     while tokio::net::TcpStream::connect(address).await.is_err() {
         for (name, child) in children.iter_mut() {
             if let Ok(Some(status)) = child.try_wait() {
-                return Err(format!("`outrigger {name}` ended at its start ({status}); what it said is above"));
+                return Err(format!(
+                    "`outrigger {name}` ended at its start ({status}); what it said is above"
+                ));
             }
         }
         if Instant::now() > until {
@@ -332,7 +478,12 @@ async fn first_end(children: &mut [(&'static str, Child)]) -> Exit {
         for (name, child) in children.iter_mut() {
             match child.try_wait() {
                 Ok(Some(status)) if *name == "adapter" && status.success() => return Exit::Ok,
-                Ok(Some(status)) => return fail(Exit::Unavailable, &format!("`outrigger {name}` ended ({status}); what it said is above")),
+                Ok(Some(status)) => {
+                    return fail(
+                        Exit::Unavailable,
+                        &format!("`outrigger {name}` ended ({status}); what it said is above"),
+                    );
+                }
                 _ => {}
             }
         }
@@ -341,11 +492,19 @@ async fn first_end(children: &mut [(&'static str, Child)]) -> Exit {
 }
 
 async fn stop(name: &str, child: &mut Child) {
-    let Some(pid) = child.id().and_then(|id| rustix::process::Pid::from_raw(id.cast_signed())) else { return };
+    let Some(pid) = child
+        .id()
+        .and_then(|id| rustix::process::Pid::from_raw(id.cast_signed()))
+    else {
+        return;
+    };
     let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
     if timeout(STOP_TIME, child.wait()).await.is_err() {
         let _ = child.kill().await;
-        fail(Exit::Unavailable, &format!("`outrigger {name}` did not end within {STOP_TIME:?} and was killed"));
+        fail(
+            Exit::Unavailable,
+            &format!("`outrigger {name}` did not end within {STOP_TIME:?} and was killed"),
+        );
     }
 }
 

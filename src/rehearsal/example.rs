@@ -22,24 +22,42 @@ fn value(schema: &Value, root: &Value, depth: usize) -> Value {
     if let Some(fixed) = ["const", "default"].iter().find_map(|k| schema.get(*k)) {
         return fixed.clone();
     }
-    if let Some(first) = schema.get("enum").and_then(Value::as_array).and_then(|all| all.first()) {
+    if let Some(first) = schema
+        .get("enum")
+        .and_then(Value::as_array)
+        .and_then(|all| all.first())
+    {
         return first.clone();
     }
-    if let Some(target) = schema.get("$ref").and_then(Value::as_str).and_then(|r| root.pointer(r.trim_start_matches('#'))) {
+    if let Some(target) = schema
+        .get("$ref")
+        .and_then(Value::as_str)
+        .and_then(|r| root.pointer(r.trim_start_matches('#')))
+    {
         return next(target);
     }
-    if let Some(first) = ["anyOf", "oneOf"].iter().find_map(|k| schema.get(*k)?.as_array()?.first()) {
+    if let Some(first) = ["anyOf", "oneOf"]
+        .iter()
+        .find_map(|k| schema.get(*k)?.as_array()?.first())
+    {
         return next(first);
     }
     if let Some(parts) = schema.get("allOf").and_then(Value::as_array) {
         let mut whole = Map::new();
-        parts.iter().map(next).for_each(|part| whole.extend(part.as_object().cloned().unwrap_or_default()));
+        parts
+            .iter()
+            .map(next)
+            .for_each(|part| whole.extend(part.as_object().cloned().unwrap_or_default()));
         return Value::Object(whole);
     }
     match kind(schema).as_str() {
         "object" => object(schema, root, depth),
         "array" => {
-            let count = schema.get("minItems").and_then(Value::as_u64).unwrap_or(0).min(100);
+            let count = schema
+                .get("minItems")
+                .and_then(Value::as_u64)
+                .unwrap_or(0)
+                .min(100);
             let item = schema.get("items").map_or(Value::Null, next);
             (0..count).map(|_| item.clone()).collect()
         }
@@ -66,16 +84,34 @@ fn kind(schema: &Value) -> String {
 }
 
 fn object(schema: &Value, root: &Value, depth: usize) -> Value {
-    let required = || schema.get("required").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
-    let property = |name: &str| schema.get("properties").and_then(|p| p.get(name)).cloned().unwrap_or_default();
-    required().map(|name| (name.to_owned(), value(&property(name), root, depth + 1))).collect::<Map<_, _>>().into()
+    let required = || {
+        schema
+            .get("required")
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+    };
+    let property = |name: &str| {
+        schema
+            .get("properties")
+            .and_then(|p| p.get(name))
+            .cloned()
+            .unwrap_or_default()
+    };
+    required()
+        .map(|name| (name.to_owned(), value(&property(name), root, depth + 1)))
+        .collect::<Map<_, _>>()
+        .into()
 }
 
 fn number(schema: &Value, usual: f64) -> f64 {
     let bound = |key: &str| schema.get(key).and_then(Value::as_f64);
     let low = bound("minimum").or_else(|| bound("exclusiveMinimum").map(|n| n + 1.0));
     let high = bound("maximum").or_else(|| bound("exclusiveMaximum").map(|n| n - 1.0));
-    usual.min(high.unwrap_or(usual)).max(low.unwrap_or(f64::MIN))
+    usual
+        .min(high.unwrap_or(usual))
+        .max(low.unwrap_or(f64::MIN))
 }
 
 fn text(schema: &Value) -> String {
@@ -88,7 +124,12 @@ fn text(schema: &Value) -> String {
         Some("uuid") => "00000000-0000-4000-8000-000000000000",
         _ => "rehearsal",
     };
-    let length = |key: &str| schema.get(key).and_then(Value::as_u64).map(|n| n.min(10_000) as usize);
+    let length = |key: &str| {
+        schema
+            .get(key)
+            .and_then(Value::as_u64)
+            .map(|n| n.min(10_000) as usize)
+    };
     let mut text = text.to_owned();
     text.truncate(length("maxLength").unwrap_or(usize::MAX));
     let missing = length("minLength").unwrap_or(0).saturating_sub(text.len());
@@ -107,14 +148,23 @@ mod tests {
                 json!({ "type": "object", "properties": { "a": { "type": "string" }, "b": { "type": "integer", "maximum": 5 } }, "required": ["a", "b"] }),
                 json!({ "a": "rehearsal", "b": 5 }),
             ),
-            (json!({ "anyOf": [{ "type": "number" }, { "type": "null" }] }), json!(1000.0)),
+            (
+                json!({ "anyOf": [{ "type": "number" }, { "type": "null" }] }),
+                json!(1000.0),
+            ),
             (json!({ "type": ["null", "string"] }), Value::Null),
             (
                 json!({ "type": "OBJECT", "properties": { "x": { "type": "ARRAY", "items": { "type": "BOOLEAN" }, "minItems": 2 } }, "required": ["x"] }),
                 json!({ "x": [false, false] }),
             ),
-            (json!({ "$ref": "#/$defs/e", "$defs": { "e": { "enum": ["low", "high"] } } }), json!("low")),
-            (json!({ "type": "string", "minLength": 12 }), json!("rehearsallll")),
+            (
+                json!({ "$ref": "#/$defs/e", "$defs": { "e": { "enum": ["low", "high"] } } }),
+                json!("low"),
+            ),
+            (
+                json!({ "type": "string", "minLength": 12 }),
+                json!("rehearsallll"),
+            ),
             (json!({ "const": 7 }), json!(7)),
             (
                 json!({ "allOf": [{ "properties": { "p": { "type": "string", "format": "uuid" } }, "required": ["p"] }] }),

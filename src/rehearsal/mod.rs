@@ -87,14 +87,20 @@ const MODELS: [&str; 3] = ["rehearsal-1", "gpt-5.5", "gpt-5.5-mini"];
 
 /// The schema of structured output: an object under this path of the request.
 fn schema_at(body: &Value, paths: &[&str]) -> Option<Value> {
-    paths.iter().find_map(|path| body.pointer(path).filter(|s| s.is_object()).cloned())
+    paths
+        .iter()
+        .find_map(|path| body.pointer(path).filter(|s| s.is_object()).cloned())
 }
 
 /// The text of a message's content: a string, or the text parts of a list.
 fn text_of(content: &Value) -> String {
     match content {
         Value::String(s) => s.clone(),
-        Value::Array(parts) => parts.iter().filter_map(|p| p.get("text")?.as_str()).collect::<Vec<_>>().join("\n"),
+        Value::Array(parts) => parts
+            .iter()
+            .filter_map(|p| p.get("text")?.as_str())
+            .collect::<Vec<_>>()
+            .join("\n"),
         _ => String::new(),
     }
 }
@@ -103,7 +109,13 @@ fn text_of(content: &Value) -> String {
 fn pieces(text: &str, count: usize) -> Vec<String> {
     let chars: Vec<char> = text.chars().collect();
     let count = count.max(1).min(chars.len());
-    (0..count).map(|i| chars[i * chars.len() / count..(i + 1) * chars.len() / count].iter().collect()).collect()
+    (0..count)
+        .map(|i| {
+            chars[i * chars.len() / count..(i + 1) * chars.len() / count]
+                .iter()
+                .collect()
+        })
+        .collect()
 }
 
 /// One event of an SSE stream; a name where the API gives names.

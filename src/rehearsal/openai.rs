@@ -5,7 +5,15 @@ use serde_json::{Value, json};
 use super::script::{Finish, Reply};
 use super::{Api, Ask, Tool, Wanted, pieces, schema_at, sse, text_of, tokens};
 
-pub(super) const API: Api = Api { header: None, route, read, reply, events, error, models };
+pub(super) const API: Api = Api {
+    header: None,
+    route,
+    read,
+    reply,
+    events,
+    error,
+    models,
+};
 
 fn route(method: &str, path: &str) -> Option<Wanted> {
     match (method, path.strip_prefix("/v1").unwrap_or(path)) {
@@ -18,11 +26,21 @@ fn route(method: &str, path: &str) -> Option<Wanted> {
 }
 
 fn read(path: &str, body: &Value) -> Ask {
-    let mut ask = if path.ends_with("/chat/completions") { read_chat(body) } else { read_responses(body) };
+    let mut ask = if path.ends_with("/chat/completions") {
+        read_chat(body)
+    } else {
+        read_responses(body)
+    };
     ask.stream = body["stream"] == true;
     // `json_object` asks for any object.
-    let any = [&body["response_format"], &body["text"]["format"]].into_iter().any(|f| f["type"] == "json_object");
-    ask.schema = schema_at(body, &["/response_format/json_schema/schema", "/text/format/schema"]).or_else(|| any.then(|| json!({ "type": "object" })));
+    let any = [&body["response_format"], &body["text"]["format"]]
+        .into_iter()
+        .any(|f| f["type"] == "json_object");
+    ask.schema = schema_at(
+        body,
+        &["/response_format/json_schema/schema", "/text/format/schema"],
+    )
+    .or_else(|| any.then(|| json!({ "type": "object" })));
     ask.stream_usage = body["stream_options"]["include_usage"] == true;
     ask
 }
@@ -32,21 +50,40 @@ fn read_chat(body: &Value) -> Ask {
     let messages = body["messages"].as_array().unwrap_or(&empty);
     let last = messages.last().cloned().unwrap_or_default();
     Ask {
-        prompt: messages.iter().rev().find(|m| m["role"] == "user").map(|m| text_of(&m["content"])).unwrap_or_default(),
+        prompt: messages
+            .iter()
+            .rev()
+            .find(|m| m["role"] == "user")
+            .map(|m| text_of(&m["content"]))
+            .unwrap_or_default(),
         tool_output: (last["role"] == "tool").then(|| text_of(&last["content"])),
-        tools: body["tools"].as_array().unwrap_or(&empty).iter().filter_map(|t| tool(&t["function"])).collect(),
+        tools: body["tools"]
+            .as_array()
+            .unwrap_or(&empty)
+            .iter()
+            .filter_map(|t| tool(&t["function"]))
+            .collect(),
         ..Ask::default()
     }
 }
 
 fn tool(t: &Value) -> Option<Tool> {
-    Some(Tool { name: t["name"].as_str()?.to_owned(), namespace: None, schema: t["parameters"].clone(), freeform: t["type"] == "custom" })
+    Some(Tool {
+        name: t["name"].as_str()?.to_owned(),
+        namespace: None,
+        schema: t["parameters"].clone(),
+        freeform: t["type"] == "custom",
+    })
 }
 
 fn read_responses(body: &Value) -> Ask {
     let empty = Vec::new();
     let items = body["input"].as_array().unwrap_or(&empty);
-    let is_output = |i: &Value| i["type"].as_str().is_some_and(|t| t.ends_with("_call_output"));
+    let is_output = |i: &Value| {
+        i["type"]
+            .as_str()
+            .is_some_and(|t| t.ends_with("_call_output"))
+    };
     let last = items.iter().rev().find(|i| i["type"] != "reasoning");
     let output = last.filter(|i| is_output(i)).map(|i| match &i["output"] {
         Value::String(s) => s.clone(),
@@ -54,22 +91,38 @@ fn read_responses(body: &Value) -> Ask {
     });
     let prompt = match &body["input"] {
         Value::String(s) => s.clone(),
-        _ => items.iter().rev().find(|i| i["role"] == "user").map(|i| text_of(&i["content"])).unwrap_or_default(),
+        _ => items
+            .iter()
+            .rev()
+            .find(|i| i["role"] == "user")
+            .map(|i| text_of(&i["content"]))
+            .unwrap_or_default(),
     };
-    let lite = items.first().filter(|i| i["type"] == "additional_tools").and_then(|i| i["tools"].as_array());
+    let lite = items
+        .first()
+        .filter(|i| i["type"] == "additional_tools")
+        .and_then(|i| i["tools"].as_array());
     let mut tools = Vec::new();
     for t in body["tools"].as_array().into_iter().chain(lite).flatten() {
         match t["type"].as_str() {
             Some("namespace") => {
                 let namespace = t["name"].as_str().map(str::to_owned);
                 let within = t["tools"].as_array().into_iter().flatten().filter_map(tool);
-                tools.extend(within.map(|t| Tool { namespace: namespace.clone(), ..t }));
+                tools.extend(within.map(|t| Tool {
+                    namespace: namespace.clone(),
+                    ..t
+                }));
             }
             Some("function" | "custom") => tools.extend(tool(t)),
             _ => {}
         }
     }
-    Ask { prompt, tool_output: output, tools, ..Ask::default() }
+    Ask {
+        prompt,
+        tool_output: output,
+        tools,
+        ..Ask::default()
+    }
 }
 
 fn id(prefix: &str) -> String {
@@ -147,7 +200,11 @@ fn reply(ask: &Ask, reply: &Reply, kind: &str) -> Value {
 }
 
 fn events(ask: &Ask, reply: &Reply, kind: &str) -> Vec<String> {
-    if kind == "responses" { response_events(ask, reply) } else { chat_events(ask, reply) }
+    if kind == "responses" {
+        response_events(ask, reply)
+    } else {
+        chat_events(ask, reply)
+    }
 }
 
 fn chat_events(ask: &Ask, reply: &Reply) -> Vec<String> {
@@ -161,12 +218,24 @@ fn chat_events(ask: &Ask, reply: &Reply) -> Vec<String> {
     };
     let mut out = vec![chunk(json!({ "role": "assistant", "content": "" }), None)];
     if let Some(reasoning) = &reply.reasoning {
-        out.extend(pieces(reasoning, 4).into_iter().map(|p| chunk(json!({ "reasoning_content": p }), None)));
+        out.extend(
+            pieces(reasoning, 4)
+                .into_iter()
+                .map(|p| chunk(json!({ "reasoning_content": p }), None)),
+        );
     }
     if let Some(text) = &reply.text {
-        out.extend(pieces(text, reply.chunks).into_iter().map(|p| chunk(json!({ "content": p }), None)));
+        out.extend(
+            pieces(text, reply.chunks)
+                .into_iter()
+                .map(|p| chunk(json!({ "content": p }), None)),
+        );
     }
-    out.extend(tool_calls(reply).into_iter().map(|c| chunk(json!({ "tool_calls": [c] }), None)));
+    out.extend(
+        tool_calls(reply)
+            .into_iter()
+            .map(|c| chunk(json!({ "tool_calls": [c] }), None)),
+    );
     out.push(chunk(json!({}), Some(finish_reason(reply))));
     if ask.stream_usage {
         out.push(sse(None, &json!({ "id": id, "object": "chat.completion.chunk", "created": 1_763_700_000, "model": ask.model, "choices": [], "usage": chat_usage(ask, reply) })));
@@ -197,7 +266,8 @@ fn response_events(ask: &Ask, reply: &Reply) -> Vec<String> {
                 open["status"] = json!("in_progress");
                 open["content"] = json!([]);
                 let text = item["content"][0]["text"].as_str().unwrap_or_default();
-                let at = json!({ "item_id": item["id"], "output_index": index, "content_index": 0 });
+                let at =
+                    json!({ "item_id": item["id"], "output_index": index, "content_index": 0 });
                 let with = |kind: &str, extra: Value| {
                     let mut v = at.clone();
                     v["type"] = json!(kind);
@@ -206,18 +276,28 @@ fn response_events(ask: &Ask, reply: &Reply) -> Vec<String> {
                     }
                     v
                 };
-                push(json!({ "type": "response.output_item.added", "output_index": index, "item": open }));
-                push(with("response.content_part.added", json!({ "part": { "type": "output_text", "text": "", "annotations": [] } })));
+                push(
+                    json!({ "type": "response.output_item.added", "output_index": index, "item": open }),
+                );
+                push(with(
+                    "response.content_part.added",
+                    json!({ "part": { "type": "output_text", "text": "", "annotations": [] } }),
+                ));
                 for p in pieces(text, reply.chunks) {
                     push(with("response.output_text.delta", json!({ "delta": p })));
                 }
                 push(with("response.output_text.done", json!({ "text": text })));
-                push(with("response.content_part.done", json!({ "part": item["content"][0] })));
+                push(with(
+                    "response.content_part.done",
+                    json!({ "part": item["content"][0] }),
+                ));
             }
             Some("reasoning") => {
                 open["summary"] = json!([]);
                 let text = item["summary"][0]["text"].as_str().unwrap_or_default();
-                push(json!({ "type": "response.output_item.added", "output_index": index, "item": open }));
+                push(
+                    json!({ "type": "response.output_item.added", "output_index": index, "item": open }),
+                );
                 push(
                     json!({ "type": "response.reasoning_summary_part.added", "item_id": item["id"], "output_index": index, "summary_index": 0, "part": { "type": "summary_text", "text": "" } }),
                 );
@@ -226,7 +306,9 @@ fn response_events(ask: &Ask, reply: &Reply) -> Vec<String> {
                         json!({ "type": "response.reasoning_summary_text.delta", "item_id": item["id"], "output_index": index, "summary_index": 0, "delta": p }),
                     );
                 }
-                push(json!({ "type": "response.reasoning_summary_text.done", "item_id": item["id"], "output_index": index, "summary_index": 0, "text": text }));
+                push(
+                    json!({ "type": "response.reasoning_summary_text.done", "item_id": item["id"], "output_index": index, "summary_index": 0, "text": text }),
+                );
                 push(
                     json!({ "type": "response.reasoning_summary_part.done", "item_id": item["id"], "output_index": index, "summary_index": 0, "part": item["summary"][0] }),
                 );
@@ -234,21 +316,37 @@ fn response_events(ask: &Ask, reply: &Reply) -> Vec<String> {
             Some("custom_tool_call") => {
                 open["input"] = json!("");
                 open["status"] = json!("in_progress");
-                push(json!({ "type": "response.output_item.added", "output_index": index, "item": open }));
-                push(json!({ "type": "response.custom_tool_call_input.delta", "item_id": item["id"], "output_index": index, "delta": item["input"] }));
-                push(json!({ "type": "response.custom_tool_call_input.done", "item_id": item["id"], "output_index": index, "input": item["input"] }));
+                push(
+                    json!({ "type": "response.output_item.added", "output_index": index, "item": open }),
+                );
+                push(
+                    json!({ "type": "response.custom_tool_call_input.delta", "item_id": item["id"], "output_index": index, "delta": item["input"] }),
+                );
+                push(
+                    json!({ "type": "response.custom_tool_call_input.done", "item_id": item["id"], "output_index": index, "input": item["input"] }),
+                );
             }
             _ => {
                 open["arguments"] = json!("");
                 open["status"] = json!("in_progress");
-                push(json!({ "type": "response.output_item.added", "output_index": index, "item": open }));
-                push(json!({ "type": "response.function_call_arguments.delta", "item_id": item["id"], "output_index": index, "delta": item["arguments"] }));
-                push(json!({ "type": "response.function_call_arguments.done", "item_id": item["id"], "output_index": index, "arguments": item["arguments"] }));
+                push(
+                    json!({ "type": "response.output_item.added", "output_index": index, "item": open }),
+                );
+                push(
+                    json!({ "type": "response.function_call_arguments.delta", "item_id": item["id"], "output_index": index, "delta": item["arguments"] }),
+                );
+                push(
+                    json!({ "type": "response.function_call_arguments.done", "item_id": item["id"], "output_index": index, "arguments": item["arguments"] }),
+                );
             }
         }
         push(json!({ "type": "response.output_item.done", "output_index": index, "item": item }));
     }
-    let end = if reply.finish == Finish::MaxTokens { "response.incomplete" } else { "response.completed" };
+    let end = if reply.finish == Finish::MaxTokens {
+        "response.incomplete"
+    } else {
+        "response.completed"
+    };
     push(json!({ "type": end, "response": response(ask, reply, items.clone(), &id) }));
     out
 }

@@ -42,11 +42,25 @@ impl Rehearsal {
     ///
     /// # Errors
     /// When the port or the log file cannot be opened.
-    pub async fn start(listen: SocketAddr, script: Script, log: Option<&Path>) -> io::Result<Rehearsal> {
+    pub async fn start(
+        listen: SocketAddr,
+        script: Script,
+        log: Option<&Path>,
+    ) -> io::Result<Rehearsal> {
         let listener = TcpListener::bind(listen).await?;
         let addr = listener.local_addr()?;
-        let log = log.map(|p| std::fs::OpenOptions::new().create(true).append(true).open(p)).transpose()?;
-        let stage = Arc::new(Stage { script, log: Mutex::new(log) });
+        let log = log
+            .map(|p| {
+                std::fs::OpenOptions::new()
+                    .create(true)
+                    .append(true)
+                    .open(p)
+            })
+            .transpose()?;
+        let stage = Arc::new(Stage {
+            script,
+            log: Mutex::new(log),
+        });
         let (stop, stopping) = watch::channel(false);
         let mut tasks = JoinSet::new();
         tasks.spawn(accept(listener, stage, stopping));
@@ -97,20 +111,35 @@ async fn serve(stage: &Stage, request: Request<Incoming>) -> Response<Played> {
     let path = parts.uri.path();
     let offers = |api: &'static Api| Some((api, (api.route)(method, path)?));
     // Anthropic and OpenAI list models at the same path: a header tells their clients apart.
-    let is_meant = |(api, wanted): &(&'static Api, Wanted)| *wanted != Wanted::Models || api.header.is_none_or(|h| parts.headers.contains_key(h));
+    let is_meant = |(api, wanted): &(&'static Api, Wanted)| {
+        *wanted != Wanted::Models || api.header.is_none_or(|h| parts.headers.contains_key(h))
+    };
     let Some((api, wanted)) = APIS.iter().copied().filter_map(offers).find(is_meant) else {
         stage.note(&json!({ "method": method, "path": path, "status": 404 }));
-        return whole(404, &json!({ "error": { "message": format!("the rehearsal does not offer `{method} {path}`") } }));
+        return whole(
+            404,
+            &json!({ "error": { "message": format!("the rehearsal does not offer `{method} {path}`") } }),
+        );
     };
     let bytes = match Limited::new(body, MAX_BODY).collect().await {
         Ok(body) => body.to_bytes(),
         Err(_) => return whole(400, &(api.error)(400, "the request body could not be read")),
     };
-    let decoded =
-        if parts.headers.get(CONTENT_ENCODING).is_some_and(|v| v == "zstd") { zstd::decode_all(bytes.as_ref()).unwrap_or_default() } else { bytes.to_vec() };
+    let decoded = if parts
+        .headers
+        .get(CONTENT_ENCODING)
+        .is_some_and(|v| v == "zstd")
+    {
+        zstd::decode_all(bytes.as_ref()).unwrap_or_default()
+    } else {
+        bytes.to_vec()
+    };
     let body: Value = serde_json::from_slice(&decoded).unwrap_or_default();
     if wanted != Wanted::Models && !body.is_object() {
-        return whole(400, &(api.error)(400, "the request body is not a JSON object"));
+        return whole(
+            400,
+            &(api.error)(400, "the request body is not a JSON object"),
+        );
     }
     let mut ask = (api.read)(path, &body);
     if let Some(model) = body["model"].as_str() {
@@ -130,9 +159,14 @@ fn answer(stage: &Stage, api: &Api, wanted: &Wanted, ask: &Ask) -> (Response<Pla
     };
     match stage.script.next(ask) {
         Step::Error(failure) => {
-            let mut response = whole(failure.status, &(api.error)(failure.status, &failure.message));
+            let mut response = whole(
+                failure.status,
+                &(api.error)(failure.status, &failure.message),
+            );
             if let Some(after) = failure.retry_after {
-                response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(after));
+                response
+                    .headers_mut()
+                    .insert(RETRY_AFTER, HeaderValue::from(after));
             }
             (response, failure.status, 0)
         }
@@ -140,7 +174,10 @@ fn answer(stage: &Stage, api: &Api, wanted: &Wanted, ask: &Ask) -> (Response<Pla
             let events = (api.events)(ask, &reply, kind);
             let count = events.len();
             let mut response = Response::new(Played::stream(events, &reply));
-            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
+            response.headers_mut().insert(
+                CONTENT_TYPE,
+                HeaderValue::from_static("text/event-stream; charset=utf-8"),
+            );
             (response, 200, count)
         }
         Step::Reply(reply) => (whole(200, &(api.reply)(ask, &reply, kind)), 200, 0),
@@ -165,8 +202,11 @@ fn whole(status: u16, body: &Value) -> Response<Played> {
         stall_after: None,
         flushed: None,
     });
-    *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    *response.status_mut() =
+        StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }
 
@@ -188,7 +228,15 @@ const BEFORE_A_CUT: Duration = Duration::from_millis(20);
 
 impl Played {
     fn stream(events: Vec<String>, reply: &Reply) -> Self {
-        Played { events: events.into(), delay: reply.delay, sleep: None, sent: 0, cut_after: reply.cut_after, stall_after: reply.stall_after, flushed: None }
+        Played {
+            events: events.into(),
+            delay: reply.delay,
+            sleep: None,
+            sent: 0,
+            cut_after: reply.cut_after,
+            stall_after: reply.stall_after,
+            flushed: None,
+        }
     }
 }
 
@@ -196,9 +244,14 @@ impl Body for Played {
     type Data = Bytes;
     type Error = io::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
         if self.cut_after.is_some_and(|n| self.sent >= n) {
-            let flushed = self.flushed.get_or_insert_with(|| Box::pin(tokio::time::sleep(BEFORE_A_CUT)));
+            let flushed = self
+                .flushed
+                .get_or_insert_with(|| Box::pin(tokio::time::sleep(BEFORE_A_CUT)));
             std::task::ready!(flushed.as_mut().poll(cx));
             return Poll::Ready(Some(Err(io::ErrorKind::ConnectionReset.into())));
         }
@@ -210,7 +263,9 @@ impl Body for Played {
         }
         if !self.delay.is_zero() {
             let delay = self.delay;
-            let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep(delay)));
+            let sleep = self
+                .sleep
+                .get_or_insert_with(|| Box::pin(tokio::time::sleep(delay)));
             if sleep.as_mut().poll(cx).is_pending() {
                 return Poll::Pending;
             }

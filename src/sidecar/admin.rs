@@ -15,13 +15,26 @@ use super::proxy::Shared;
 pub fn serve(shared: &Arc<Shared>, request: &Request<Incoming>) -> Response<Full<Bytes>> {
     let headers = request.headers();
     // A page could reach this port by its own name; a probe uses an address.
-    let host = headers.get(HOST).and_then(|h| h.to_str().ok()).unwrap_or_default();
+    let host = headers
+        .get(HOST)
+        .and_then(|h| h.to_str().ok())
+        .unwrap_or_default();
     if headers.contains_key(ORIGIN) || !is_ours(host, &shared.config.hosts) {
-        return problem(StatusCode::FORBIDDEN, "host_denied", "only addresses and configured names are served here, and no web pages");
+        return problem(
+            StatusCode::FORBIDDEN,
+            "host_denied",
+            "only addresses and configured names are served here, and no web pages",
+        );
     }
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        let mut response = problem(StatusCode::METHOD_NOT_ALLOWED, "method_denied", "only `GET` and `HEAD` are offered");
-        response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+        let mut response = problem(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "method_denied",
+            "only `GET` and `HEAD` are offered",
+        );
+        response
+            .headers_mut()
+            .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
         return response;
     }
     match request.uri().path() {
@@ -31,27 +44,53 @@ pub fn serve(shared: &Arc<Shared>, request: &Request<Incoming>) -> Response<Full
             shared.metrics.audit_ok.set(shared.audit.works().into());
             note_secrets(shared);
             note_budgets(shared);
-            shared.metrics.log_lines_dropped.set(crate::base::logging::dropped() as i64);
-            text(StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", shared.metrics.render())
+            shared
+                .metrics
+                .log_lines_dropped
+                .set(crate::base::logging::dropped() as i64);
+            text(
+                StatusCode::OK,
+                "application/openmetrics-text; version=1.0.0; charset=utf-8",
+                shared.metrics.render(),
+            )
         }
-        "/version" => text(StatusCode::OK, "application/json", json!({ "version": env!("CARGO_PKG_VERSION") }).to_string()),
-        _ => problem(StatusCode::NOT_FOUND, "route_denied", "offered: `/healthz`, `/readyz`, `/metrics`, `/version`"),
+        "/version" => text(
+            StatusCode::OK,
+            "application/json",
+            json!({ "version": env!("CARGO_PKG_VERSION") }).to_string(),
+        ),
+        _ => problem(
+            StatusCode::NOT_FOUND,
+            "route_denied",
+            "offered: `/healthz`, `/readyz`, `/metrics`, `/version`",
+        ),
     }
 }
 
 /// An address with or without a port, `localhost`, or a configured name.
 fn is_ours(host: &str, names: &[String]) -> bool {
     let bare = match host.rsplit_once(':') {
-        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) && (!name.contains(':') || name.ends_with(']')) => name,
+        Some((name, port))
+            if port.bytes().all(|b| b.is_ascii_digit())
+                && (!name.contains(':') || name.ends_with(']')) =>
+        {
+            name
+        }
         _ => host,
     };
     let address = bare.trim_start_matches('[').trim_end_matches(']');
-    address.parse::<std::net::IpAddr>().is_ok() || bare.eq_ignore_ascii_case("localhost") || names.iter().any(|n| bare.eq_ignore_ascii_case(n))
+    address.parse::<std::net::IpAddr>().is_ok()
+        || bare.eq_ignore_ascii_case("localhost")
+        || names.iter().any(|n| bare.eq_ignore_ascii_case(n))
 }
 
 fn ready(shared: &Shared) -> Response<Full<Bytes>> {
     let problems = unready(shared);
-    let status = if problems.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let status = if problems.is_empty() {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
     let body = json!({ "ready": problems.is_empty(), "problems": problems, "warnings": stale_keys(shared) });
     text(status, "application/json", body.to_string())
 }
@@ -66,7 +105,9 @@ fn unready(shared: &Shared) -> Vec<String> {
         problems.push("audit records cannot be written".to_owned());
     }
     if shared.metrics.policy_ok.get() == 0 {
-        problems.push("the configuration file is broken; the last good one serves (see the log)".to_owned());
+        problems.push(
+            "the configuration file is broken; the last good one serves (see the log)".to_owned(),
+        );
     }
     let policy = shared.policy.load();
     for provider in policy.providers.values() {
@@ -74,7 +115,10 @@ fn unready(shared: &Shared) -> Vec<String> {
         if let Some(source) = provider.secret.as_ref().filter(|_| granted)
             && shared.secrets.get(source).is_err()
         {
-            problems.push(format!("no readable key for granted provider `{}`", provider.name));
+            problems.push(format!(
+                "no readable key for granted provider `{}`",
+                provider.name
+            ));
         }
     }
     problems
@@ -83,10 +127,20 @@ fn unready(shared: &Shared) -> Vec<String> {
 /// Keys that serve although the last look found none.
 fn stale_keys(shared: &Shared) -> Vec<String> {
     let policy = shared.policy.load();
-    let stale =
-        |p: &&std::sync::Arc<super::config::ProviderConfig>| p.secret.as_ref().map(|s| shared.secrets.health(s)).is_some_and(|h| !h.ok && h.age.is_some());
+    let stale = |p: &&std::sync::Arc<super::config::ProviderConfig>| {
+        p.secret
+            .as_ref()
+            .map(|s| shared.secrets.health(s))
+            .is_some_and(|h| !h.ok && h.age.is_some())
+    };
     let all = policy.providers.values().filter(stale);
-    all.map(|p| format!("the key of provider `{}` cannot be read again; the last good one serves (see the log)", p.name)).collect()
+    all.map(|p| {
+        format!(
+            "the key of provider `{}` cannot be read again; the last good one serves (see the log)",
+            p.name
+        )
+    })
+    .collect()
 }
 
 fn note_secrets(shared: &Shared) {
@@ -103,8 +157,16 @@ fn note_secrets(shared: &Shared) {
 }
 
 fn note_budgets(shared: &Shared) {
-    for grant in shared.policy.load().grants.iter().filter(|g| g.limits.has_budget()) {
-        shared.metrics.budget(&grant.to_string(), &grant.limiter.usage());
+    for grant in shared
+        .policy
+        .load()
+        .grants
+        .iter()
+        .filter(|g| g.limits.has_budget())
+    {
+        shared
+            .metrics
+            .budget(&grant.to_string(), &grant.limiter.usage());
     }
 }
 
@@ -113,7 +175,10 @@ fn text(status: StatusCode, content_type: &'static str, body: String) -> Respons
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
-    headers.insert("x-content-type-options", HeaderValue::from_static("nosniff"));
+    headers.insert(
+        "x-content-type-options",
+        HeaderValue::from_static("nosniff"),
+    );
     headers.insert("cache-control", HeaderValue::from_static("no-store"));
     response
 }
@@ -123,7 +188,9 @@ fn problem(status: StatusCode, code: &'static str, detail: &str) -> Response<Ful
     let title = status.canonical_reason().unwrap_or_default();
     let body = json!({ "type": "about:blank", "title": title, "status": status.as_u16(), "detail": detail, "code": code });
     let mut response = text(status, "application/problem+json", body.to_string());
-    response.headers_mut().insert(super::refusal::ERROR_HEADER, HeaderValue::from_static(code));
+    response
+        .headers_mut()
+        .insert(super::refusal::ERROR_HEADER, HeaderValue::from_static(code));
     response
 }
 
@@ -134,10 +201,22 @@ mod tests {
     #[test]
     fn probes_by_address_pass_and_pages_by_name_do_not() {
         let names = ["sidecar.pod".to_owned()];
-        for good in ["10.0.0.7:9091", "10.0.0.7", "[fd00::1]:9091", "localhost:9091", "sidecar.pod:9091"] {
+        for good in [
+            "10.0.0.7:9091",
+            "10.0.0.7",
+            "[fd00::1]:9091",
+            "localhost:9091",
+            "sidecar.pod:9091",
+        ] {
             assert!(is_ours(good, &names), "{good}");
         }
-        for bad in ["", "evil.example", "evil.example:9091", "localhost.evil.example", "10.0.0.7.nip.io"] {
+        for bad in [
+            "",
+            "evil.example",
+            "evil.example:9091",
+            "localhost.evil.example",
+            "10.0.0.7.nip.io",
+        ] {
             assert!(!is_ours(bad, &names), "{bad}");
         }
     }

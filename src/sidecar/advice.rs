@@ -17,9 +17,15 @@ pub fn on(config: &Config, policy: &Policy) -> Vec<String> {
     let mut seen = BTreeMap::new();
     for (i, grant) in policy.grants.iter().enumerate() {
         let place = format!("permissionGrants[{i}]");
-        all.extend(of_grant(grant).into_iter().map(|what| format!("`{place}`: {what}")));
+        all.extend(
+            of_grant(grant)
+                .into_iter()
+                .map(|what| format!("`{place}`: {what}")),
+        );
         if let Some(first) = seen.insert(grant.to_string(), i) {
-            all.push(format!("`{place}`: says the same as `permissionGrants[{first}]`, and shares its limits"));
+            all.push(format!(
+                "`{place}`: says the same as `permissionGrants[{first}]`, and shares its limits"
+            ));
         }
     }
     for provider in policy.providers.values() {
@@ -47,7 +53,11 @@ fn of_grant(grant: &Grant) -> Vec<String> {
     for (i, model) in grant.models.iter().enumerate() {
         // Two patterns can meet in many ways; a plain name is granted or it is not.
         if !model.as_str().contains('*') && !scope.matches(model.as_str()) {
-            all.push(format!("`models[{i}]` is `{}`, which the scope's `{}` does not cover: it is never granted", model.as_str(), scope.as_str()));
+            all.push(format!(
+                "`models[{i}]` is `{}`, which the scope's `{}` does not cover: it is never granted",
+                model.as_str(),
+                scope.as_str()
+            ));
         }
     }
     all
@@ -63,10 +73,21 @@ mod tests {
         let Loaded { config, policy } = parse(text).unwrap();
         let said = super::on(&config, &policy);
         let has = |words: &str| said.iter().any(|s| s.contains(words));
-        assert!(has("`permissionGrants[0]`: ended at 2020") && has("`models[0]` is `claude-sonnet-5-5`") && has("/nowhere/a/k"), "{said:#?}");
-        assert!(has("`permissionGrants[2]`: says the same as `permissionGrants[1]`"), "{said:#?}");
+        assert!(
+            has("`permissionGrants[0]`: ended at 2020")
+                && has("`models[0]` is `claude-sonnet-5-5`")
+                && has("/nowhere/a/k"),
+            "{said:#?}"
+        );
+        assert!(
+            has("`permissionGrants[2]`: says the same as `permissionGrants[1]`"),
+            "{said:#?}"
+        );
         assert_eq!(said.len(), 4, "{said:#?}");
         let Loaded { config, policy } = parse("aiProviders: {ollama: {}}\n").unwrap();
-        assert_eq!(super::on(&config, &policy), ["`permissionGrants`: there is none, so every request is refused"]);
+        assert_eq!(
+            super::on(&config, &policy),
+            ["`permissionGrants`: there is none, so every request is refused"]
+        );
     }
 }

@@ -38,7 +38,9 @@ pub struct Prices<'a> {
 impl Prices<'_> {
     /// An own name for a provider does not change what its kind costs.
     fn of(&self, model: &str) -> Option<Price> {
-        self.table.price(&self.provider.name, model).or_else(|| self.table.price(self.provider.def.kind, model))
+        self.table
+            .price(&self.provider.name, model)
+            .or_else(|| self.table.price(self.provider.def.kind, model))
     }
 
     /// A model without a price is paid as a dear one, or a budget in dollars would not hold.
@@ -56,7 +58,11 @@ impl Prices<'_> {
             return Hold::default();
         }
         let cost = facts.cost();
-        let mode = Mode { tier: cost.priority.then_some("priority"), fast: cost.fast, us_only: cost.us_only };
+        let mode = Mode {
+            tier: cost.priority.then_some("priority"),
+            fast: cost.fast,
+            us_only: cost.us_only,
+        };
         let whole_context = facts.may_fill_context();
         let (mut tokens, mut usd) = (0, 0.0);
         for model in facts.models() {
@@ -64,9 +70,18 @@ impl Prices<'_> {
             let context = price.max_input.unwrap_or(CONTEXT);
             let tools = if cost.reads { TOOL_INPUT } else { 0 };
             let seen = bytes as u64 + u64::from(cost.images) * IMAGE_TOKENS + tools;
-            let input = if whole_context { context } else { seen.min(context) };
+            let input = if whole_context {
+                context
+            } else {
+                seen.min(context)
+            };
             let output = match endpoint.generates {
-                true => cost.most_output().unwrap_or_else(|| price.max_output.unwrap_or(MAX_OUTPUT).saturating_mul(cost.copies.max(1))),
+                true => cost.most_output().unwrap_or_else(|| {
+                    price
+                        .max_output
+                        .unwrap_or(MAX_OUTPUT)
+                        .saturating_mul(cost.copies.max(1))
+                }),
                 false => 0,
             };
             tokens = input.saturating_add(output).saturating_add(tokens);
@@ -84,12 +99,19 @@ impl Prices<'_> {
         if usage.cost_usd.is_some() {
             return usage.cost_usd;
         }
-        let main = models.reported.and_then(|m| self.of(m)).or_else(|| models.requested.and_then(|m| self.of(m)))?;
+        let main = models
+            .reported
+            .and_then(|m| self.of(m))
+            .or_else(|| models.requested.and_then(|m| self.of(m)))?;
         Some(self.cost_at(&main, usage, tier))
     }
 
     fn cost_at(&self, main: &Price, usage: &Usage, tier: Option<&str>) -> f64 {
-        let mode = Mode { tier, fast: usage.fast, us_only: usage.us_only };
+        let mode = Mode {
+            tier,
+            fast: usage.fast,
+            us_only: usage.us_only,
+        };
         let extras = usage.extra.iter().map(|e| {
             let price = match &e.model {
                 Some(model) => self.of(model).unwrap_or(*main),
@@ -97,7 +119,13 @@ impl Prices<'_> {
                 None => *main,
             };
             price.cost(
-                tokens_of(&Usage { input: e.input, cache_read: e.cache_read, cache_write: e.cache_write, output: e.output, ..Usage::default() }),
+                tokens_of(&Usage {
+                    input: e.input,
+                    cache_read: e.cache_read,
+                    cache_write: e.cache_write,
+                    output: e.output,
+                    ..Usage::default()
+                }),
                 Mode::default(),
             )
         });
@@ -129,11 +157,18 @@ impl Prices<'_> {
     /// one that did not, everything counts that the provider may have worked on.
     fn estimate(&self, settled: &Settled<'_>, usage: &mut Usage) {
         let price = self.of_any(settled.models.requested.unwrap_or_default());
-        let held_output = settled.max_output.or(price.max_output).unwrap_or(MAX_OUTPUT);
+        let held_output = settled
+            .max_output
+            .or(price.max_output)
+            .unwrap_or(MAX_OUTPUT);
         if usage.input.is_none() && usage.cache_read.is_none() && usage.cache_write.is_none() {
             let context = price.max_input.unwrap_or(CONTEXT);
             // Prose has four bytes a token, source and other scripts fewer.
-            usage.input = Some(if settled.whole_context { context } else { (settled.bytes_in / 3).min(context) });
+            usage.input = Some(if settled.whole_context {
+                context
+            } else {
+                (settled.bytes_in / 3).min(context)
+            });
         }
         let thought = (settled.seconds * TOKENS_PER_SECOND) as u64;
         let output = match (settled.generates, settled.complete, settled.stream) {
@@ -142,7 +177,10 @@ impl Prices<'_> {
             (true, true, true) => (settled.bytes_out / 16).max(thought.min(held_output)),
             (true, true, false) => settled.bytes_out / 3,
             // The provider stops when its client goes, some tokens later.
-            (true, false, true) => (settled.bytes_out / 4 + UNDELIVERED).max(thought).min(held_output).max(settled.bytes_out / 16),
+            (true, false, true) => (settled.bytes_out / 4 + UNDELIVERED)
+                .max(thought)
+                .min(held_output)
+                .max(settled.bytes_out / 16),
             (true, false, false) => held_output,
         };
         usage.output = Some(usage.output.unwrap_or(0).max(output));
@@ -197,6 +235,12 @@ pub fn extra(e: &Extra) -> ExtraTokens {
     ExtraTokens {
         kind: e.kind.clone(),
         model: e.model.clone(),
-        tokens: Tokens { input: e.input, cache_read: e.cache_read, cache_write: e.cache_write, output: e.output, reasoning: None },
+        tokens: Tokens {
+            input: e.input,
+            cache_read: e.cache_read,
+            cache_write: e.cache_write,
+            output: e.output,
+            reasoning: None,
+        },
     }
 }

@@ -79,12 +79,20 @@ impl BufferedBody {
 
     /// The body of the upstream request.
     pub fn into_stream(self) -> BufferedBodyStream {
-        BufferedBodyStream { left: self.len as u64, pieces: self.pieces.into_iter(), _share: self._share }
+        BufferedBodyStream {
+            left: self.len as u64,
+            pieces: self.pieces.into_iter(),
+            _share: self._share,
+        }
     }
 
     #[cfg(test)]
     pub(super) fn of(pieces: Vec<Bytes>) -> Self {
-        BufferedBody { len: pieces.iter().map(Bytes::len).sum(), pieces, _share: None }
+        BufferedBody {
+            len: pieces.iter().map(Bytes::len).sum(),
+            pieces,
+            _share: None,
+        }
     }
 }
 
@@ -100,7 +108,10 @@ impl HttpBody for BufferedBodyStream {
     type Data = Bytes;
     type Error = std::convert::Infallible;
 
-    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         let next = self.pieces.next();
         if let Some(piece) = &next {
             self.left -= piece.len() as u64;
@@ -170,8 +181,14 @@ pub struct Share {
 }
 
 impl Share {
-    fn add(&mut self, all: OwnedSemaphorePermit, large: Option<OwnedSemaphorePermit>, bytes: usize) {
-        let merge = |mine: &mut Option<OwnedSemaphorePermit>, more: OwnedSemaphorePermit| match mine {
+    fn add(
+        &mut self,
+        all: OwnedSemaphorePermit,
+        large: Option<OwnedSemaphorePermit>,
+        bytes: usize,
+    ) {
+        let merge = |mine: &mut Option<OwnedSemaphorePermit>, more: OwnedSemaphorePermit| match mine
+        {
             Some(mine) => mine.merge(more),
             None => *mine = Some(more),
         };
@@ -221,10 +238,23 @@ impl BodyMemory {
         self.reserve_for(share, bytes, None).await
     }
 
-    async fn reserve_for(&self, share: &mut Share, bytes: usize, upload: Option<u64>) -> Result<(), Denial> {
+    async fn reserve_for(
+        &self,
+        share: &mut Share,
+        bytes: usize,
+        upload: Option<u64>,
+    ) -> Result<(), Denial> {
         let large = (share.bytes + bytes).saturating_sub(SMALL_BODY).min(bytes);
         loop {
-            let part = if large > 0 { self.large.clone().try_acquire_many_owned(large as u32).ok().map(Some) } else { Some(None) };
+            let part = if large > 0 {
+                self.large
+                    .clone()
+                    .try_acquire_many_owned(large as u32)
+                    .ok()
+                    .map(Some)
+            } else {
+                Some(None)
+            };
             if let Some(part) = part
                 && let Ok(whole) = self.all.clone().try_acquire_many_owned(bytes as u32)
             {
@@ -234,9 +264,16 @@ impl BodyMemory {
             if !self.evict(upload, share.bytes) {
                 return Err(busy());
             }
-            let (pool, wanted) = if large > 0 && self.large.available_permits() < large { (&self.large, large) } else { (&self.all, bytes) };
+            let (pool, wanted) = if large > 0 && self.large.available_permits() < large {
+                (&self.large, large)
+            } else {
+                (&self.all, bytes)
+            };
             // Only waits until it is there: it is taken above, together with the other part.
-            if tokio::time::timeout(EVICTION_TIME, pool.acquire_many(wanted as u32)).await.is_err() {
+            if tokio::time::timeout(EVICTION_TIME, pool.acquire_many(wanted as u32))
+                .await
+                .is_err()
+            {
                 return Err(busy());
             }
         }
@@ -251,11 +288,25 @@ impl BodyMemory {
         let held: usize = uploads.open.values().map(|u| lock(&u.progress).held).sum();
         let fair = held / (uploads.open.len() + 1);
         let candidates = || {
-            uploads.open.iter().filter(|(id, _)| Some(**id) != but).map(|(_, u)| (u, *lock(&u.progress))).filter(|(_, p)| p.given_up.is_none() && p.held > 0)
+            uploads
+                .open
+                .iter()
+                .filter(|(id, _)| Some(**id) != but)
+                .map(|(_, u)| (u, *lock(&u.progress)))
+                .filter(|(_, p)| p.given_up.is_none() && p.held > 0)
         };
-        let still = candidates().filter(|(_, p)| now - p.last > GRACE).max_by_key(|(_, p)| (now - p.last, p.held));
-        let greedy = || candidates().filter(|(_, p)| p.held > fair && p.held > mine).max_by_key(|(_, p)| p.held);
-        still.or_else(greedy).map(|(upload, _)| upload.give_up(GivenUp::MakeRoom)).is_some()
+        let still = candidates()
+            .filter(|(_, p)| now - p.last > GRACE)
+            .max_by_key(|(_, p)| (now - p.last, p.held));
+        let greedy = || {
+            candidates()
+                .filter(|(_, p)| p.held > fair && p.held > mine)
+                .max_by_key(|(_, p)| p.held)
+        };
+        still
+            .or_else(greedy)
+            .map(|(upload, _)| upload.give_up(GivenUp::MakeRoom))
+            .is_some()
     }
 
     /// Ends the upload with the lowest mean rate, of those that have taken longer than `age`, to
@@ -263,10 +314,18 @@ impl BodyMemory {
     pub fn evict_slowest(&self, age: Duration) -> bool {
         let uploads = lock(&self.uploads);
         let now = Instant::now();
-        let rate = |u: &Upload, p: &Progress| (p.held as u128 * 1_000_000) / (now - u.since).as_micros().max(1);
-        let slowest =
-            uploads.open.values().map(|u| (u, *lock(&u.progress))).filter(|(u, p)| p.given_up.is_none() && now - u.since > age).min_by_key(|(u, p)| rate(u, p));
-        slowest.map(|(upload, _)| upload.give_up(GivenUp::MakeRoom)).is_some()
+        let rate = |u: &Upload, p: &Progress| {
+            (p.held as u128 * 1_000_000) / (now - u.since).as_micros().max(1)
+        };
+        let slowest = uploads
+            .open
+            .values()
+            .map(|u| (u, *lock(&u.progress)))
+            .filter(|(u, p)| p.given_up.is_none() && now - u.since > age)
+            .min_by_key(|(u, p)| rate(u, p));
+        slowest
+            .map(|(upload, _)| upload.give_up(GivenUp::MakeRoom))
+            .is_some()
     }
 
     /// Gives up the bodies that are late, for as long as the sidecar runs. One clock for all of
@@ -281,15 +340,28 @@ impl BodyMemory {
                 if uploads.open.is_empty() {
                     break;
                 }
-                uploads.open.values().filter(|u| u.is_late(now)).for_each(|u| u.give_up(GivenUp::Late));
+                uploads
+                    .open
+                    .values()
+                    .filter(|u| u.is_late(now))
+                    .for_each(|u| u.give_up(GivenUp::Late));
             }
         }
     }
 
     fn list(&self) -> Listed<'_> {
         let now = Instant::now();
-        let progress = Progress { held: 0, received: 0, last: now, given_up: None };
-        let upload = Arc::new(Upload { since: now, progress: Mutex::new(progress), given_up: Notify::new() });
+        let progress = Progress {
+            held: 0,
+            received: 0,
+            last: now,
+            given_up: None,
+        };
+        let upload = Arc::new(Upload {
+            since: now,
+            progress: Mutex::new(progress),
+            given_up: Notify::new(),
+        });
         let mut uploads = lock(&self.uploads);
         if uploads.open.is_empty() {
             self.first_upload.notify_one();
@@ -297,15 +369,26 @@ impl BodyMemory {
         uploads.next += 1;
         let id = uploads.next;
         uploads.open.insert(id, upload.clone());
-        Listed { memory: self, id, upload }
+        Listed {
+            memory: self,
+            id,
+            upload,
+        }
     }
 
     /// Takes the whole body in, and undoes its compression.
     ///
     /// # Errors
     /// `body_too_large`, `body_timeout`, `busy`, `unsupported_encoding`, `bad_request`.
-    pub async fn collect(&self, body: Incoming, headers: &HeaderMap) -> Result<BufferedBody, Denial> {
-        let announced = headers.get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse::<u64>().ok());
+    pub async fn collect(
+        &self,
+        body: Incoming,
+        headers: &HeaderMap,
+    ) -> Result<BufferedBody, Denial> {
+        let announced = headers
+            .get(CONTENT_LENGTH)
+            .and_then(|v| v.to_str().ok())
+            .and_then(|v| v.parse::<u64>().ok());
         if announced.is_some_and(|n| n > MAX_BODY as u64) {
             return Err(too_large());
         }
@@ -324,14 +407,25 @@ impl BodyMemory {
         let mut listed: Option<Listed<'_>> = None;
         let mut unyielded = 0;
         loop {
-            let ready = std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut body).poll_frame(cx))).await;
+            let ready =
+                std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut body).poll_frame(cx))).await;
             let frame = match ready {
                 Poll::Ready(frame) => frame,
-                Poll::Pending => next_piece(&mut body, &listed.get_or_insert_with(|| self.list()).upload).await?,
+                Poll::Pending => {
+                    next_piece(&mut body, &listed.get_or_insert_with(|| self.list()).upload).await?
+                }
             };
             let Some(frame) = frame else { break };
-            let frame = frame.map_err(|e| Denial::new(Code::BadRequest, "the request body is incomplete or malformed").cause(e))?;
-            let Ok(piece) = frame.into_data() else { continue };
+            let frame = frame.map_err(|e| {
+                Denial::new(
+                    Code::BadRequest,
+                    "the request body is incomplete or malformed",
+                )
+                .cause(e)
+            })?;
+            let Ok(piece) = frame.into_data() else {
+                continue;
+            };
             len += piece.len();
             unyielded += piece.len();
             if len > MAX_BODY {
@@ -342,9 +436,14 @@ impl BodyMemory {
                 tokio::task::yield_now().await;
             }
             let whole = len == piece.len() && body.is_end_stream();
-            let cost = if whole || piece.len() >= KEPT_PIECE { READ_BUFFER } else { room(&small, piece.len()) };
+            let cost = if whole || piece.len() >= KEPT_PIECE {
+                READ_BUFFER
+            } else {
+                room(&small, piece.len())
+            };
             if cost > 0 {
-                self.reserve_for(&mut share, cost, listed.as_ref().map(|l| l.id)).await?;
+                self.reserve_for(&mut share, cost, listed.as_ref().map(|l| l.id))
+                    .await?;
             }
             if whole || piece.len() >= KEPT_PIECE {
                 pieces.extend((!small.is_empty()).then(|| small.split().freeze()));
@@ -362,12 +461,18 @@ impl BodyMemory {
             }
         }
         pieces.extend((!small.is_empty()).then(|| small.freeze()));
-        Ok(BufferedBody { pieces, len, _share: Some(Arc::new(share)) })
+        Ok(BufferedBody {
+            pieces,
+            len,
+            _share: Some(Arc::new(share)),
+        })
     }
 
     /// Decodes one gzip member or one zstd frame, with nothing before or after it.
     async fn decode(&self, held: BufferedBody, encoding: Encoding) -> Result<BufferedBody, Denial> {
-        let broken = |e: &dyn std::fmt::Display| Denial::new(Code::BadRequest, "the compressed request body is broken").cause(e);
+        let broken = |e: &dyn std::fmt::Display| {
+            Denial::new(Code::BadRequest, "the compressed request body is broken").cause(e)
+        };
         let mut input = Pieces::new(&held.pieces);
         let mut out = Decoded::default();
         match encoding {
@@ -377,26 +482,47 @@ impl BodyMemory {
             }
             Encoding::Zstd => {
                 // A skippable frame or a dictionary is nothing that a client of an API sends.
-                if !held.pieces.first().is_some_and(|p| p.starts_with(&[0x28, 0xb5, 0x2f, 0xfd])) {
+                if !held
+                    .pieces
+                    .first()
+                    .is_some_and(|p| p.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]))
+                {
                     return Err(broken(&"no zstd frame"));
                 }
-                let mut decoder = zstd::stream::read::Decoder::with_buffer(&mut input).map_err(|e| broken(&e))?.single_frame();
-                decoder.window_log_max(ZSTD_WINDOW_LOG).map_err(|e| broken(&e))?;
+                let mut decoder = zstd::stream::read::Decoder::with_buffer(&mut input)
+                    .map_err(|e| broken(&e))?
+                    .single_frame();
+                decoder
+                    .window_log_max(ZSTD_WINDOW_LOG)
+                    .map_err(|e| broken(&e))?;
                 self.decode_from(&mut decoder, &mut out).await?;
             }
         }
         if input.fill_buf().is_ok_and(|rest| !rest.is_empty()) {
             return Err(broken(&"bytes after the compressed data"));
         }
-        Ok(BufferedBody { len: out.len, pieces: out.pieces, _share: Some(Arc::new(out.share)) })
+        Ok(BufferedBody {
+            len: out.len,
+            pieces: out.pieces,
+            _share: Some(Arc::new(out.share)),
+        })
     }
 
-    async fn decode_from(&self, decoder: &mut (impl Read + Send), out: &mut Decoded) -> Result<(), Denial> {
+    async fn decode_from(
+        &self,
+        decoder: &mut (impl Read + Send),
+        out: &mut Decoded,
+    ) -> Result<(), Denial> {
         loop {
             self.reserve(&mut out.share, READ_BUFFER).await?;
             let mut chunk = Vec::with_capacity(READ_BUFFER);
-            let read = decoder.by_ref().take(READ_BUFFER as u64).read_to_end(&mut chunk);
-            read.map_err(|e| Denial::new(Code::BadRequest, "the compressed request body is broken").cause(e))?;
+            let read = decoder
+                .by_ref()
+                .take(READ_BUFFER as u64)
+                .read_to_end(&mut chunk);
+            read.map_err(|e| {
+                Denial::new(Code::BadRequest, "the compressed request body is broken").cause(e)
+            })?;
             out.len += chunk.len();
             if out.len > MAX_BODY {
                 return Err(too_large());
@@ -440,8 +566,12 @@ impl Upload {
         let progress = *lock(&self.progress);
         let (bytes, seconds) = (progress.received, self.since.elapsed().as_secs());
         let message = match progress.given_up {
-            Some(GivenUp::Late) => format!("only {bytes} bytes of the request body arrived within {seconds} s"),
-            _ => format!("the request body was given up to make room for others ({bytes} bytes in {seconds} s)"),
+            Some(GivenUp::Late) => {
+                format!("only {bytes} bytes of the request body arrived within {seconds} s")
+            }
+            _ => format!(
+                "the request body was given up to make room for others ({bytes} bytes in {seconds} s)"
+            ),
         };
         Denial::new(Code::BodyTimeout, message)
     }
@@ -449,11 +579,18 @@ impl Upload {
 
 /// The memory that joining a piece of this size to the others takes.
 fn room(small: &BytesMut, piece: usize) -> usize {
-    if small.is_empty() || small.len() + piece > READ_BUFFER { READ_BUFFER } else { 0 }
+    if small.is_empty() || small.len() + piece > READ_BUFFER {
+        READ_BUFFER
+    } else {
+        0
+    }
 }
 
 /// Waits for the next piece of a body, until the body is given up.
-async fn next_piece(body: &mut Incoming, upload: &Upload) -> Result<Option<Result<Frame<Bytes>, hyper::Error>>, Denial> {
+async fn next_piece(
+    body: &mut Incoming,
+    upload: &Upload,
+) -> Result<Option<Result<Frame<Bytes>, hyper::Error>>, Denial> {
     let frame = std::future::poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx));
     tokio::select! {
         biased;
@@ -463,13 +600,20 @@ async fn next_piece(body: &mut Incoming, upload: &Upload) -> Result<Option<Resul
 }
 
 fn busy() -> Denial {
-    let mut busy = Denial::new(Code::Busy, "the bodies of other requests hold all the memory set aside for them").hint("send it again in a second");
+    let mut busy = Denial::new(
+        Code::Busy,
+        "the bodies of other requests hold all the memory set aside for them",
+    )
+    .hint("send it again in a second");
     busy.retry_after = Some(Duration::from_secs(1));
     busy
 }
 
 fn too_large() -> Denial {
-    Denial::new(Code::BodyTooLarge, format!("the request body is larger than {} MiB", MAX_BODY >> 20))
+    Denial::new(
+        Code::BodyTooLarge,
+        format!("the request body is larger than {} MiB", MAX_BODY >> 20),
+    )
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -479,13 +623,21 @@ enum Encoding {
 }
 
 fn encoding(headers: &HeaderMap) -> Result<Option<Encoding>, Denial> {
-    let Some(value) = headers.get(CONTENT_ENCODING) else { return Ok(None) };
+    let Some(value) = headers.get(CONTENT_ENCODING) else {
+        return Ok(None);
+    };
     match value.as_bytes() {
         b"identity" => Ok(None),
         b"gzip" => Ok(Some(Encoding::Gzip)),
         b"zstd" => Ok(Some(Encoding::Zstd)),
-        other => Err(Denial::new(Code::UnsupportedEncoding, format!("content-encoding `{}` is not one of `gzip`, `zstd`, `identity`", other.escape_ascii()))
-            .hint("send the body uncompressed")),
+        other => Err(Denial::new(
+            Code::UnsupportedEncoding,
+            format!(
+                "content-encoding `{}` is not one of `gzip`, `zstd`, `identity`",
+                other.escape_ascii()
+            ),
+        )
+        .hint("send the body uncompressed")),
     }
 }
 
@@ -534,7 +686,10 @@ mod tests {
     fn decode(bytes: Vec<u8>, encoding: Encoding) -> Result<Vec<u8>, Code> {
         let memory = BodyMemory::default();
         let pieces = bytes.chunks(1000).map(Bytes::copy_from_slice).collect();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .unwrap();
         let done = runtime.block_on(memory.decode(BufferedBody::of(pieces), encoding));
         let done = done.map(|body| body.pieces.concat()).map_err(|d| d.code);
         assert_eq!(memory.free(), MEMORY, "everything is given back");
@@ -545,13 +700,21 @@ mod tests {
     fn a_bomb_stops_at_the_size_that_a_body_may_have() {
         let zstd = zstd::encode_all(vec![b' '; MAX_BODY + 1].as_slice(), 19).unwrap();
         assert!(zstd.len() < 10_000);
-        assert_eq!(decode(zstd, Encoding::Zstd).unwrap_err(), Code::BodyTooLarge);
+        assert_eq!(
+            decode(zstd, Encoding::Zstd).unwrap_err(),
+            Code::BodyTooLarge
+        );
     }
 
     #[test]
     fn a_log_that_compresses_well_is_no_bomb() {
-        let log = "[INFO] the same line, again and again\n".repeat(80_000).into_bytes();
-        assert_eq!(decode(zstd::encode_all(log.as_slice(), 3).unwrap(), Encoding::Zstd).unwrap(), log);
+        let log = "[INFO] the same line, again and again\n"
+            .repeat(80_000)
+            .into_bytes();
+        assert_eq!(
+            decode(zstd::encode_all(log.as_slice(), 3).unwrap(), Encoding::Zstd).unwrap(),
+            log
+        );
         let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
         std::io::Write::write_all(&mut gzip, &log).unwrap();
         let gzip = gzip.finish().unwrap();
@@ -564,7 +727,10 @@ mod tests {
         let mut frames = zstd::encode_all(&b"{}"[..], 3).unwrap();
         assert_eq!(decode(frames.clone(), Encoding::Zstd).unwrap(), b"{}");
         frames.extend(zstd::encode_all(&b"{}"[..], 3).unwrap());
-        assert_eq!(decode(frames, Encoding::Zstd).unwrap_err(), Code::BadRequest);
+        assert_eq!(
+            decode(frames, Encoding::Zstd).unwrap_err(),
+            Code::BadRequest
+        );
     }
 
     #[tokio::test]
@@ -591,11 +757,17 @@ mod tests {
         let listed = memory.list();
         let upload = &listed.upload;
         assert!(!upload.is_late(Instant::now()));
-        assert!(upload.is_late(Instant::now() + IDLE_TIME + LATENESS), "no piece for so long");
+        assert!(
+            upload.is_late(Instant::now() + IDLE_TIME + LATENESS),
+            "no piece for so long"
+        );
         upload.progressed(0, 10 * 1024);
         lock(&upload.progress).last = upload.since + BASE_TIME + Duration::from_secs(10);
         assert!(!upload.is_late(upload.since + BASE_TIME + Duration::from_secs(9)));
-        assert!(upload.is_late(upload.since + BASE_TIME + Duration::from_secs(11)), "below the mean rate");
+        assert!(
+            upload.is_late(upload.since + BASE_TIME + Duration::from_secs(11)),
+            "below the mean rate"
+        );
         upload.give_up(GivenUp::Late);
         upload.given_up.notified().await;
         assert!(upload.denial().message.starts_with("only 10240 bytes"));

@@ -172,14 +172,20 @@ pub fn parse(text: &str) -> Result<Loaded, Vec<String>> {
     // A file that is being written may hold nothing, or comments alone: that grants nothing, and
     // is not meant.
     if value.is_null() || value.as_object().is_some_and(serde_json::Map::is_empty) {
-        return Err(vec!["the file holds no setting; name at least `aiProviders` and `permissionGrants`".into()]);
+        return Err(vec![
+            "the file holds no setting; name at least `aiProviders` and `permissionGrants`".into(),
+        ]);
     }
     let problems = Problems::default();
     let loaded = {
         let mut root = Section::new("", value, &problems);
         let (providers, named) = providers(&mut root);
         let grants = grants(&mut root, named.as_ref());
-        let policy = Policy { revision: revision(text).into(), providers, grants };
+        let policy = Policy {
+            revision: revision(text).into(),
+            providers,
+            grants,
+        };
         let config = config(&mut root);
         if config.audit.state.is_none() && policy.grants.iter().any(|g| g.limits.has_budget()) {
             root.add(
@@ -200,7 +206,8 @@ fn revision(text: &str) -> String {
 }
 
 fn config(root: &mut Section) -> Config {
-    let listen = address(root, "listen").unwrap_or(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 11432));
+    let listen =
+        address(root, "listen").unwrap_or(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 11432));
     if !listen.ip().is_loopback() {
         root.add(
             "listen",
@@ -213,19 +220,36 @@ fn config(root: &mut Section) -> Config {
         Some(serde_json::Value::String(s)) if s == "off" => None,
         Some(serde_json::Value::String(s)) => parse_address(root, "admin", &s),
         Some(other) => {
-            root.add("admin", format!("`{other}` is not an address such as `0.0.0.0:9091`, or `off`"));
+            root.add(
+                "admin",
+                format!("`{other}` is not an address such as `0.0.0.0:9091`, or `off`"),
+            );
             None
         }
         None => Some(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 9091)),
     };
     if admin.is_some_and(|admin| admin.port() == listen.port() && admin.port() != 0) {
-        root.add("admin", format!("has the port {} of `listen`; choose another", listen.port()));
+        root.add(
+            "admin",
+            format!("has the port {} of `listen`; choose another", listen.port()),
+        );
     }
-    let secrets_dir = root.string("secretsDir").map_or_else(|| PathBuf::from("/run/secrets/outrigger"), PathBuf::from);
+    let secrets_dir = root
+        .string("secretsDir")
+        .map_or_else(|| PathBuf::from("/run/secrets/outrigger"), PathBuf::from);
     if secrets_dir.is_file() {
-        root.add("secretsDir", format!("{} is a file; expected the directory that holds `<name>/<key>`", shown(&secrets_dir.to_string_lossy())));
+        root.add(
+            "secretsDir",
+            format!(
+                "{} is a file; expected the directory that holds `<name>/<key>`",
+                shown(&secrets_dir.to_string_lossy())
+            ),
+        );
     } else if secrets_dir.to_string_lossy().contains("${") {
-        root.add("secretsDir", "variables are not replaced in this file; write the directory itself");
+        root.add(
+            "secretsDir",
+            "variables are not replaced in this file; write the directory itself",
+        );
     }
     let prices = match root.string("prices").map(PathBuf::from) {
         Some(file) => Overrides::load(&file).unwrap_or_else(|problems| {
@@ -234,8 +258,14 @@ fn config(root: &mut Section) -> Config {
         }),
         None => Overrides::default(),
     };
-    let ca_file = root.section("tls").and_then(|mut tls| tls.string("caFile").map(PathBuf::from));
-    let token = root.string("tokenFile").and_then(|file| Token::read(Path::new(&file)).map_err(|e| root.add("tokenFile", e)).ok());
+    let ca_file = root
+        .section("tls")
+        .and_then(|mut tls| tls.string("caFile").map(PathBuf::from));
+    let token = root.string("tokenFile").and_then(|file| {
+        Token::read(Path::new(&file))
+            .map_err(|e| root.add("tokenFile", e))
+            .ok()
+    });
     let log = log(root);
     Config {
         listen,
@@ -255,27 +285,55 @@ fn config(root: &mut Section) -> Config {
 }
 
 fn log(root: &mut Section) -> LogConfig {
-    let mut log = LogConfig { format: LogFormat::Json, level: tracing::Level::INFO };
+    let mut log = LogConfig {
+        format: LogFormat::Json,
+        level: tracing::Level::INFO,
+    };
     if let Some(mut s) = root.section("log") {
-        log.format = s.choice("format", &[("json", LogFormat::Json), ("text", LogFormat::Text)]).unwrap_or(log.format);
+        log.format = s
+            .choice(
+                "format",
+                &[("json", LogFormat::Json), ("text", LogFormat::Text)],
+            )
+            .unwrap_or(log.format);
         use tracing::Level;
-        log.level = s.choice("level", &[("error", Level::ERROR), ("warn", Level::WARN), ("info", Level::INFO), ("debug", Level::DEBUG)]).unwrap_or(log.level);
+        log.level = s
+            .choice(
+                "level",
+                &[
+                    ("error", Level::ERROR),
+                    ("warn", Level::WARN),
+                    ("info", Level::INFO),
+                    ("debug", Level::DEBUG),
+                ],
+            )
+            .unwrap_or(log.level);
     }
     log
 }
 
 fn audit(root: &mut Section) -> AuditConfig {
-    let mut audit =
-        AuditConfig { file: Some("/var/lib/outrigger/audit.jsonl".into()), max_bytes: 64 << 20, keep: 16, keep_days: 30, signing_key: None, state: None };
+    let mut audit = AuditConfig {
+        file: Some("/var/lib/outrigger/audit.jsonl".into()),
+        max_bytes: 64 << 20,
+        keep: 16,
+        keep_days: 30,
+        signing_key: None,
+        state: None,
+    };
     if let Some(mut s) = root.section("audit") {
         match s.string("file") {
             Some(f) if f == "-" => audit.file = None,
             Some(f) => audit.file = Some(f.into()),
             None => {}
         }
-        audit.max_bytes = s.integer("maxBytes", 4096, u64::MAX).unwrap_or(audit.max_bytes);
+        audit.max_bytes = s
+            .integer("maxBytes", 4096, u64::MAX)
+            .unwrap_or(audit.max_bytes);
         audit.keep = s.integer("keep", 1, 10_000).unwrap_or(audit.keep.into()) as u32;
-        audit.keep_days = s.integer("keepDays", 0, 36_500).unwrap_or(audit.keep_days.into()) as u32;
+        audit.keep_days = s
+            .integer("keepDays", 0, 36_500)
+            .unwrap_or(audit.keep_days.into()) as u32;
         audit.signing_key = s.string("signingKeyFile").map(PathBuf::from);
         if let Some(Err(e)) = audit.signing_key.as_deref().map(SigningKey::read) {
             s.add("signingKeyFile", e);
@@ -298,9 +356,13 @@ fn timeouts(root: &mut Section) -> Timeouts {
         drain: Duration::from_secs(25),
     };
     if let Some(mut s) = root.section("timeouts") {
-        for (key, slot) in
-            [("connect", &mut t.connect), ("firstByte", &mut t.first_byte), ("idle", &mut t.idle), ("total", &mut t.total), ("drain", &mut t.drain)]
-        {
+        for (key, slot) in [
+            ("connect", &mut t.connect),
+            ("firstByte", &mut t.first_byte),
+            ("idle", &mut t.idle),
+            ("total", &mut t.total),
+            ("drain", &mut t.drain),
+        ] {
             *slot = s.duration(key).unwrap_or(*slot);
         }
     }
@@ -311,8 +373,16 @@ fn address(section: &mut Section, key: &'static str) -> Option<SocketAddr> {
     match section.value(key)? {
         serde_json::Value::String(s) => parse_address(section, key, &s),
         other => {
-            let port = other.as_u64().filter(|n| *n <= 65_535).map_or_else(String::new, |port| format!("; for this port write `127.0.0.1:{port}`"));
-            section.add(key, format!("`{other}` is not an address such as `127.0.0.1:11432`{port}"));
+            let port = other
+                .as_u64()
+                .filter(|n| *n <= 65_535)
+                .map_or_else(String::new, |port| {
+                    format!("; for this port write `127.0.0.1:{port}`")
+                });
+            section.add(
+                key,
+                format!("`{other}` is not an address such as `127.0.0.1:11432`{port}"),
+            );
             None
         }
     }
@@ -321,7 +391,13 @@ fn address(section: &mut Section, key: &'static str) -> Option<SocketAddr> {
 fn parse_address(section: &Section, key: &str, s: &str) -> Option<SocketAddr> {
     let parsed = s.replace("localhost", "127.0.0.1").parse().ok();
     if parsed.is_none() {
-        section.add(key, format!("{} is not an address with a port from 1 to 65535, such as `127.0.0.1:11432`", shown(s)));
+        section.add(
+            key,
+            format!(
+                "{} is not an address with a port from 1 to 65535, such as `127.0.0.1:11432`",
+                shown(s)
+            ),
+        );
     }
     parsed
 }
@@ -329,13 +405,21 @@ fn parse_address(section: &Section, key: &str, s: &str) -> Option<SocketAddr> {
 /// Returns the providers that can be used, and the names of all providers in the file. A grant may
 /// name a provider that is itself wrong: that is reported once, for the provider. The names are
 /// `None` where `aiProviders` is not a mapping.
-fn providers(root: &mut Section) -> (BTreeMap<String, Arc<ProviderConfig>>, Option<BTreeSet<String>>) {
+fn providers(
+    root: &mut Section,
+) -> (
+    BTreeMap<String, Arc<ProviderConfig>>,
+    Option<BTreeSet<String>>,
+) {
     let (mut all, mut named) = (BTreeMap::new(), BTreeSet::new());
     for (name, mut section) in root.entries("aiProviders") {
         match provider(&name, &mut section) {
             Some(p) => _ = all.insert(name.clone(), Arc::new(p)),
             // A misspelt name stands for what was meant.
-            None => named.extend(settings::nearest(&name, registry::PROVIDERS.iter().map(|p| p.kind)).map(str::to_owned)),
+            None => named.extend(
+                settings::nearest(&name, registry::PROVIDERS.iter().map(|p| p.kind))
+                    .map(str::to_owned),
+            ),
         }
         named.insert(name);
     }
@@ -354,11 +438,20 @@ fn provider(name: &str, section: &mut Section) -> Option<ProviderConfig> {
         return None;
     }
     if !scope::is_provider_name(name) {
-        section.add("", format!("{} is not a provider name of lower-case letters, digits, `-` and `_`", shown(name)));
+        section.add(
+            "",
+            format!(
+                "{} is not a provider name of lower-case letters, digits, `-` and `_`",
+                shown(name)
+            ),
+        );
         return None;
     }
     let Some(def) = def else {
-        let kinds: Vec<String> = registry::PROVIDERS.iter().map(|p| format!("`{}`", p.kind)).collect();
+        let kinds: Vec<String> = registry::PROVIDERS
+            .iter()
+            .map(|p| format!("`{}`", p.kind))
+            .collect();
         let (key, value) = match &kind {
             Some(kind) => ("kind", kind.as_str()),
             None => ("", name),
@@ -367,25 +460,44 @@ fn provider(name: &str, section: &mut Section) -> Option<ProviderConfig> {
         section.add(key, format!("{} is not a provider of this version{meant}; known: {}\nhint: any other that speaks OpenAI's chat API works with `kind: openai-compatible` and a `baseUrl`", shown(value), kinds.join(", ")));
         return None;
     };
-    if kind.as_deref() != Some(def.kind) && registry::find(name).is_some_and(|p| p.kind != def.kind) {
+    if kind.as_deref() != Some(def.kind) && registry::find(name).is_some_and(|p| p.kind != def.kind)
+    {
         section.add("kind", format!("`{name}` is the name of another provider"));
     }
     let base = match (base.as_deref(), def.base_url) {
-        (Some(url), _) => base_url(url, true).map_err(|e| section.add("baseUrl", e)).ok()?,
+        (Some(url), _) => base_url(url, true)
+            .map_err(|e| section.add("baseUrl", e))
+            .ok()?,
         (None, Some(url)) => base_url(url, def.local).ok()?,
         (None, None) => {
-            section.add("baseUrl", format!("is needed for `{}`, such as `https://llm.example.com/v1`", def.kind));
+            section.add(
+                "baseUrl",
+                format!(
+                    "is needed for `{}`, such as `https://llm.example.com/v1`",
+                    def.kind
+                ),
+            );
             return None;
         }
     };
-    if secret.is_none() && !section.is_wrong("secretRef") && !section.is_wrong("credential") && def.auth != Auth::OptionalBearer {
+    if secret.is_none()
+        && !section.is_wrong("secretRef")
+        && !section.is_wrong("credential")
+        && def.auth != Auth::OptionalBearer
+    {
         section.add("secretRef", "the provider's key is needed: `secretRef: { name: …, key: … }`, or `credential: { command: […], ttl: 60s }`");
     }
     let mut headers = Vec::new();
-    for (key, name, value) in [("org", "openai-organization", org), ("project", "openai-project", project)] {
+    for (key, name, value) in [
+        ("org", "openai-organization", org),
+        ("project", "openai-project", project),
+    ] {
         let Some(value) = value else { continue };
         if def.kind != "openai" && def.kind != "openai-compatible" {
-            section.add(key, format!("is a setting of OpenAI's API only, not of `{}`", def.kind));
+            section.add(
+                key,
+                format!("is a setting of OpenAI's API only, not of `{}`", def.kind),
+            );
         }
         match hyper::header::HeaderValue::from_str(&value) {
             Ok(v) => headers.push((name, v)),
@@ -393,15 +505,39 @@ fn provider(name: &str, section: &mut Section) -> Option<ProviderConfig> {
         }
     }
     for (place, name) in &endpoints {
-        let optional: Vec<&str> = def.endpoints.iter().filter(|e| e.optional).map(|e| e.name).collect();
+        let optional: Vec<&str> = def
+            .endpoints
+            .iter()
+            .filter(|e| e.optional)
+            .map(|e| e.name)
+            .collect();
         if !optional.contains(&name.as_str()) {
-            let known = if optional.is_empty() { "none".into() } else { format!("`{}`", optional.join("`, `")) };
+            let known = if optional.is_empty() {
+                "none".into()
+            } else {
+                format!("`{}`", optional.join("`, `"))
+            };
             let meant = settings::did_you_mean(name, optional.iter().copied());
-            section.add(place, format!("{} is not an optional endpoint of `{}`{meant}; optional: {known}", shown(name), def.kind));
+            section.add(
+                place,
+                format!(
+                    "{} is not an optional endpoint of `{}`{meant}; optional: {known}",
+                    shown(name),
+                    def.kind
+                ),
+            );
         }
     }
     let endpoints = endpoints.into_iter().map(|(_, name)| name).collect();
-    Some(ProviderConfig { name: name.to_owned(), label: super::metrics::label(name), def, base, secret, endpoints, headers })
+    Some(ProviderConfig {
+        name: name.to_owned(),
+        label: super::metrics::label(name),
+        def,
+        base,
+        secret,
+        endpoints,
+        headers,
+    })
 }
 
 fn secret_source(section: &mut Section) -> Option<secret::Source> {
@@ -435,7 +571,10 @@ fn secret_source(section: &mut Section) -> Option<secret::Source> {
         }
     });
     if file.is_some() && command.is_some() {
-        section.add("credential", "stands beside `secretRef`, and a key comes from one place: leave one of them out");
+        section.add(
+            "credential",
+            "stands beside `secretRef`, and a key comes from one place: leave one of them out",
+        );
     }
     file.or(command)
 }
@@ -443,21 +582,44 @@ fn secret_source(section: &mut Section) -> Option<secret::Source> {
 /// # Errors
 /// What is wrong with it.
 pub fn base_url(url: &str, own: bool) -> Result<BaseUrl, String> {
-    let wrong = || format!("{} is not a URL such as `https://llm.example.com/v1`", shown(url));
+    let wrong = || {
+        format!(
+            "{} is not a URL such as `https://llm.example.com/v1`",
+            shown(url)
+        )
+    };
     let uri: Uri = url.parse().map_err(|_| wrong())?;
-    let (Some(scheme), Some(authority)) = (uri.scheme().cloned(), uri.authority().cloned()) else { return Err(wrong()) };
+    let (Some(scheme), Some(authority)) = (uri.scheme().cloned(), uri.authority().cloned()) else {
+        return Err(wrong());
+    };
     let path = uri.path().trim_end_matches('/').to_owned();
-    let plain_path = path.bytes().all(|b| b == b'/' || super::model::is_id_byte(b)) && !path.contains("..") && !path.contains("//");
-    if uri.query().is_some() || authority.as_str().contains('@') || !plain_path || url.contains('#') {
-        return Err(format!("{}: a user, a password, a query and a fragment are not allowed", wrong()));
+    let plain_path = path
+        .bytes()
+        .all(|b| b == b'/' || super::model::is_id_byte(b))
+        && !path.contains("..")
+        && !path.contains("//");
+    if uri.query().is_some() || authority.as_str().contains('@') || !plain_path || url.contains('#')
+    {
+        return Err(format!(
+            "{}: a user, a password, a query and a fragment are not allowed",
+            wrong()
+        ));
     }
     if scheme == Scheme::HTTP && !is_loopback(authority.host()) {
-        return Err(format!("{} would send keys and prompts in the clear: `http://` is for loopback addresses only, use `https://`", shown(url)));
+        return Err(format!(
+            "{} would send keys and prompts in the clear: `http://` is for loopback addresses only, use `https://`",
+            shown(url)
+        ));
     }
     if scheme != Scheme::HTTP && scheme != Scheme::HTTPS {
         return Err(wrong());
     }
-    Ok(BaseUrl { scheme, authority, path, own })
+    Ok(BaseUrl {
+        scheme,
+        authority,
+        path,
+        own,
+    })
 }
 
 /// The literal addresses (and the one name) that need no look-up to be this machine.
@@ -467,22 +629,40 @@ pub fn is_loopback(host: &str) -> bool {
 }
 
 fn grants(root: &mut Section, providers: Option<&BTreeSet<String>>) -> Vec<Grant> {
-    root.sections("permissionGrants").into_iter().filter_map(|mut s| grant(&mut s, providers)).collect()
+    root.sections("permissionGrants")
+        .into_iter()
+        .filter_map(|mut s| grant(&mut s, providers))
+        .collect()
 }
 
 fn expiry(s: &mut Section) -> Option<jiff::Timestamp> {
     let value = s.value("expires")?;
-    let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let text = value
+        .as_str()
+        .map_or_else(|| value.to_string(), str::to_owned);
     let parsed = text.parse().ok();
     if parsed.is_none() {
         let day = text.get(..10).unwrap_or(&text);
-        let is_day = day.len() == 10 && day.bytes().enumerate().all(|(i, b)| if i == 4 || i == 7 { b == b'-' } else { b.is_ascii_digit() });
+        let is_day = day.len() == 10
+            && day.bytes().enumerate().all(|(i, b)| {
+                if i == 4 || i == 7 {
+                    b == b'-'
+                } else {
+                    b.is_ascii_digit()
+                }
+            });
         let why = match day.parse::<jiff::civil::Date>() {
             Ok(_) if text == day => ": the time of day is missing",
             Err(_) if is_day => ": there is no such day",
             _ => "",
         };
-        s.add("expires", format!("{} is not a time such as `2027-01-31T00:00:00Z`{why}", shown(&text)));
+        s.add(
+            "expires",
+            format!(
+                "{} is not a time such as `2027-01-31T00:00:00Z`{why}",
+                shown(&text)
+            ),
+        );
     }
     parsed
 }
@@ -494,15 +674,22 @@ fn grant(s: &mut Section, providers: Option<&BTreeSet<String>>) -> Option<Grant>
     let allow = s.items("allow").unwrap_or_default();
     let expires = expiry(s);
     let limits = s.section("limits").map(|mut l| Limits {
-        requests_per_minute: l.integer("requestsPerMinute", 1, 1_000_000).map(|n| n as u32),
+        requests_per_minute: l
+            .integer("requestsPerMinute", 1, 1_000_000)
+            .map(|n| n as u32),
         concurrent: l.integer("concurrent", 1, 100_000).map(|n| n as u32),
         tokens_per_day: l.integer("tokensPerDay", 1, u64::MAX),
         usd_per_session: l.positive("usdPerSession"),
     });
     let scope_text = scope_text?;
-    let parsed = scope::parse(&scope_text).map_err(|e| s.add("scope", e)).ok();
+    let parsed = scope::parse(&scope_text)
+        .map_err(|e| s.add("scope", e))
+        .ok();
     if models.as_ref().is_some_and(Vec::is_empty) {
-        s.add("models", "is an empty list, which grants nothing; leave it out to grant every model");
+        s.add(
+            "models",
+            "is an empty list, which grants nothing; leave it out to grant every model",
+        );
     }
     let mut globs = Vec::new();
     for (place, model) in models.unwrap_or_default() {
@@ -516,9 +703,15 @@ fn grant(s: &mut Section, providers: Option<&BTreeSet<String>>) -> Option<Grant>
         match Feature::ALL.into_iter().find(|f| f.name() == name) {
             Some(f) => features.push(f),
             None => {
-                let known: Vec<String> = Feature::ALL.iter().map(|f| format!("`{}`", f.name())).collect();
+                let known: Vec<String> = Feature::ALL
+                    .iter()
+                    .map(|f| format!("`{}`", f.name()))
+                    .collect();
                 let meant = settings::did_you_mean(name, Feature::ALL.iter().map(|f| f.name()));
-                s.add(place, format!("{} is not one of {}{meant}", shown(name), known.join(", ")));
+                s.add(
+                    place,
+                    format!("{} is not one of {}{meant}", shown(name), known.join(", ")),
+                );
             }
         }
     }
@@ -526,11 +719,27 @@ fn grant(s: &mut Section, providers: Option<&BTreeSet<String>>) -> Option<Grant>
     if let Some(names) = providers.filter(|names| !names.contains(&provider)) {
         let meant = settings::did_you_mean(&provider, names.iter().map(String::as_str));
         let known: Vec<String> = names.iter().map(|n| format!("`{n}`")).collect();
-        let known = if known.is_empty() { "none".into() } else { known.join(", ") };
-        s.add("scope", format!("provider `{provider}` is not configured{meant}; configured: {known}"));
+        let known = if known.is_empty() {
+            "none".into()
+        } else {
+            known.join(", ")
+        };
+        s.add(
+            "scope",
+            format!("provider `{provider}` is not configured{meant}; configured: {known}"),
+        );
     }
     let limits = limits.unwrap_or_default();
-    Some(Grant { scope: scope_text, provider, glob, models: globs, allow: features, expires, limits, limiter: Arc::default() })
+    Some(Grant {
+        scope: scope_text,
+        provider,
+        glob,
+        models: globs,
+        allow: features,
+        expires,
+        limits,
+        limiter: Arc::default(),
+    })
 }
 
 #[cfg(test)]
@@ -560,7 +769,8 @@ mod tests {
         let all = problems(
             "listen: 0.0.0.0:1\nadmin: x\nnope: 1\naiProviders:\n  anthropic: { secretRef: { name: ../x, key: k } }\n  bedrock: {}\n  mine: { kind: openai-compatible, baseUrl: \"http://example.com\", secretRef: {name: a, key: b} }\npermissionGrants:\n  - scope: ai.*\n  - scope: ai.openai\n    models: []\n  - scope: ai.anthropic\n    expires: tomorrow\n    limits: { concurrent: 0, usdPerSession: -1 }\n    allow: [everything]\n",
         );
-        for (path, what) in [
+        #[rustfmt::skip]
+        let cases = [
             ("`listen`", "loopback"),
             ("`admin`", "not an address"),
             ("`nope`", "unknown key"),
@@ -574,8 +784,12 @@ mod tests {
             ("`permissionGrants[2].limits.concurrent`", "`0`"),
             ("`permissionGrants[2].limits.usdPerSession`", "`-1`"),
             ("`permissionGrants[2].allow[0]`", "everything"),
-        ] {
-            assert!(all.iter().any(|p| p.starts_with(path) && p.contains(what)), "{path} {what}: {all:#?}");
+        ];
+        for (path, what) in cases {
+            assert!(
+                all.iter().any(|p| p.starts_with(path) && p.contains(what)),
+                "{path} {what}: {all:#?}"
+            );
         }
     }
 
@@ -583,7 +797,8 @@ mod tests {
     fn one_mistake_is_one_message_and_never_shows_a_key() {
         const GOOD: &str = "aiProviders: {anthropic: {secretRef: {name: a, key: k}}}\npermissionGrants: [{scope: ai.anthropic}]\n";
         assert_eq!(problems(GOOD), Vec::<String>::new());
-        for (good, bad, said) in [
+        #[rustfmt::skip]
+        let cases = [
             ("{name: a, key: k}", "sk-ant-api03-SECRET", "`aiProviders.anthropic.secretRef` (line 1): expected a mapping"),
             ("{secretRef: {name: a, key: k}}", "sk-ant-api03-SECRET", "`aiProviders.anthropic` (line 1): expected a mapping"),
             ("key: k", "key: sk-ant-api03-SECRET", "looks like the key itself"),
@@ -606,19 +821,29 @@ mod tests {
             ("aiProviders", "tokenFile: 0123456789abcdef0123456789SECRET\naiProviders", "`tokenFile` (line 1): cannot read"),
             ("aiProviders", "secretsDir: '${SECRETS}'\naiProviders", "variables are not replaced"),
             ("aiProviders", "timeouts: {connect: 5}\naiProviders", "has no unit"),
-        ] {
+        ];
+        for (good, bad, said) in cases {
             assert!(GOOD.contains(good), "{good}");
             let all = problems(&GOOD.replacen(good, bad, 1));
-            assert!(all.len() == 1 && all[0].contains(said) && !all[0].contains("SECRET"), "{bad}: {all:#?}");
+            assert!(
+                all.len() == 1 && all[0].contains(said) && !all[0].contains("SECRET"),
+                "{bad}: {all:#?}"
+            );
         }
     }
 
     #[test]
     fn base_urls_never_carry_a_key_in_the_clear() {
-        for good in ["https://a.example", "https://a.example:8443/v1/", "http://127.0.0.1:9/x", "http://[::1]:9", "http://localhost:9"] {
+        for good in [
+            "https://a.example",
+            "https://a.example:8443/v1/",
+            "http://127.0.0.1:9/x",
+            "http://[::1]:9",
+            "http://localhost:9",
+        ] {
             assert!(base_url(good, true).is_ok(), "{good}");
         }
-        for bad in [
+        let cases = [
             "http://10.0.0.1",
             "http://localhost.evil.example",
             "https://u:p@a.example",
@@ -628,7 +853,8 @@ mod tests {
             "a.example",
             "https://",
             "https://a.example/#x",
-        ] {
+        ];
+        for bad in cases {
             assert!(base_url(bad, true).is_err(), "{bad}");
         }
     }
@@ -640,7 +866,10 @@ mod tests {
         }
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("s.yaml");
-        std::fs::File::create(&file).unwrap().set_len(1 << 30).unwrap();
+        std::fs::File::create(&file)
+            .unwrap()
+            .set_len(1 << 30)
+            .unwrap();
         assert!(load(&file).unwrap_err()[0].contains("larger than 4 MiB"));
     }
 }

@@ -104,7 +104,11 @@ impl Handle {
         if self.penalised.load(Ordering::Relaxed) {
             Some(Rank::Penalised)
         } else if !self.busy.is_busy() {
-            Some(if self.served.load(Ordering::Relaxed) { Rank::Idle } else { Rank::Fresh })
+            Some(if self.served.load(Ordering::Relaxed) {
+                Rank::Idle
+            } else {
+                Rank::Fresh
+            })
         } else {
             stalled().then_some(Rank::Stalled)
         }
@@ -132,14 +136,22 @@ impl Handle {
     }
 
     fn note(&self, headers: &HeaderMap) {
-        if headers.get(CONNECTION).is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"close")) {
+        if headers
+            .get(CONNECTION)
+            .is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"close"))
+        {
             self.last.store(true, Ordering::Release);
         }
     }
 }
 
 /// Serves the connection to its end.
-pub async fn serve(shared: Arc<Shared>, stream: TcpStream, handle: Arc<Handle>, mut stop: watch::Receiver<bool>) {
+pub async fn serve(
+    shared: Arc<Shared>,
+    stream: TcpStream,
+    handle: Arc<Handle>,
+    mut stop: watch::Receiver<bool>,
+) {
     let _ = stream.set_nodelay(true);
     let strict = Strict::new(stream, handle.clone());
     let service = hyper::service::service_fn(|request: hyper::Request<Incoming>| {
@@ -154,7 +166,9 @@ pub async fn serve(shared: Arc<Shared>, stream: TcpStream, handle: Arc<Handle>, 
             Ok::<_, proxy::Unserved>(response)
         })
     });
-    let mut connection = http1::Builder::new().max_buf_size(READ_BUFFER).serve_connection(TokioIo::new(strict), service);
+    let mut connection = http1::Builder::new()
+        .max_buf_size(READ_BUFFER)
+        .serve_connection(TokioIo::new(strict), service);
     let mut stopping = *stop.borrow();
     loop {
         if stopping {
@@ -186,14 +200,24 @@ pub async fn serve(shared: Arc<Shared>, stream: TcpStream, handle: Arc<Handle>, 
 }
 
 /// Answers a head that is no request.
-async fn refuse(shared: &Arc<Shared>, io: &mut TcpStream, fault: Fault, line: &str) -> io::Result<()> {
+async fn refuse(
+    shared: &Arc<Shared>,
+    io: &mut TcpStream,
+    fault: Fault,
+    line: &str,
+) -> io::Result<()> {
     let mut entry = shared.audit.entry();
     let policy = shared.policy.load_full();
     entry.record.policy_revision = Some(policy.revision.clone());
     let mut denial = Denial::new(Code::BadRequest, fault.what).cause(line);
     denial.status = Some(fault.status);
     let path = line.split(' ').nth(1).unwrap_or_default();
-    let response = proxy::refused(&mut entry, &denial, route::shape(&policy, path), Client::Other);
+    let response = proxy::refused(
+        &mut entry,
+        &denial,
+        route::shape(&policy, path),
+        Client::Other,
+    );
     drop(entry);
     io.write_all(&serialize(response).await).await
 }
@@ -204,7 +228,12 @@ async fn serialize(response: Response<http_body_util::Full<Bytes>>) -> Vec<u8> {
         Ok(body) => body.to_bytes(),
         Err(never) => match never {},
     };
-    let mut out = format!("HTTP/1.1 {} {}\r\n", parts.status.as_u16(), parts.status.canonical_reason().unwrap_or("Refused")).into_bytes();
+    let mut out = format!(
+        "HTTP/1.1 {} {}\r\n",
+        parts.status.as_u16(),
+        parts.status.canonical_reason().unwrap_or("Refused")
+    )
+    .into_bytes();
     for (name, value) in &parts.headers {
         out.extend_from_slice(name.as_str().as_bytes());
         out.extend_from_slice(b": ");
@@ -249,14 +278,25 @@ struct Strict {
 
 impl Strict {
     fn new(io: TcpStream, handle: Arc<Handle>) -> Self {
-        Strict { io, scanner: Scanner::default(), handle, last: Instant::now(), fresh: true, over: false, broken: None, timer: None }
+        Strict {
+            io,
+            scanner: Scanner::default(),
+            handle,
+            last: Instant::now(),
+            fresh: true,
+            over: false,
+            broken: None,
+            timer: None,
+        }
     }
 
     /// Has nothing moved for this long? Otherwise the task is woken when it would be.
     fn expired(&mut self, cx: &mut Context<'_>, limit: Duration) -> bool {
         loop {
             let due = self.last + limit;
-            let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due.into())));
+            let timer = self
+                .timer
+                .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due.into())));
             if timer.deadline() > due.into() {
                 timer.as_mut().reset(due.into());
             }
@@ -272,7 +312,11 @@ impl Strict {
 }
 
 impl AsyncRead for Strict {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if let Some(what) = this.broken.take() {
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, what)));
@@ -287,7 +331,11 @@ impl AsyncRead for Strict {
             if this.handle.busy.is_busy() {
                 return Poll::Pending;
             }
-            let limit = if this.fresh || this.scanner.mid_head() { HEAD_TIME } else { IDLE_TIME };
+            let limit = if this.fresh || this.scanner.mid_head() {
+                HEAD_TIME
+            } else {
+                IDLE_TIME
+            };
             if !this.expired(cx, limit) {
                 return Poll::Pending;
             }
@@ -306,13 +354,21 @@ impl AsyncRead for Strict {
                 this.over = true;
                 let line = this.scanner.refused_line().to_owned();
                 *lock(&this.handle.fault) = Some((fault, line));
-                if good == 0 { this.after_the_end(cx) } else { Poll::Ready(Ok(())) }
+                if good == 0 {
+                    this.after_the_end(cx)
+                } else {
+                    Poll::Ready(Ok(()))
+                }
             }
             Verdict::BadBody { good, fault } => {
                 buf.set_filled(before + good);
                 this.over = true;
                 this.broken = Some(fault.what);
-                if good == 0 { Pin::new(this).poll_read(cx, buf) } else { Poll::Ready(Ok(())) }
+                if good == 0 {
+                    Pin::new(this).poll_read(cx, buf)
+                } else {
+                    Poll::Ready(Ok(()))
+                }
             }
         }
     }
@@ -334,12 +390,21 @@ impl Strict {
         Poll::Ready(Ok(()))
     }
 
-    fn wrote(&mut self, cx: &mut Context<'_>, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+    fn wrote(
+        &mut self,
+        cx: &mut Context<'_>,
+        result: Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
         match result {
-            Poll::Pending if self.expired(cx, WRITE_STALL) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
+            Poll::Pending if self.expired(cx, WRITE_STALL) => {
+                Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+            }
             Poll::Pending => {
                 if self.handle.stalled.load(Ordering::Relaxed) == 0 {
-                    self.handle.stalled.store((self.handle.since.elapsed().as_millis() as u64).max(1), Ordering::Relaxed);
+                    self.handle.stalled.store(
+                        (self.handle.since.elapsed().as_millis() as u64).max(1),
+                        Ordering::Relaxed,
+                    );
                 }
                 Poll::Pending
             }
@@ -353,13 +418,21 @@ impl Strict {
 }
 
 impl AsyncWrite for Strict {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let result = Pin::new(&mut this.io).poll_write(cx, buf);
         this.wrote(cx, result)
     }
 
-    fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let result = Pin::new(&mut this.io).poll_write_vectored(cx, bufs);
         this.wrote(cx, result)

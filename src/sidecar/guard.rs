@@ -35,19 +35,31 @@ impl Wall {
     /// `names` are allowed beside the loopback ones, all with the port that is listened on.
     pub fn new(port: u16, names: &[String], token: Option<Token>) -> Self {
         let own = ["localhost", "127.0.0.1", "[::1]"];
-        let hosts = own.into_iter().chain(names.iter().map(String::as_str)).map(|name| format!("{name}:{port}")).collect();
-        Wall { hosts, token, attempts: Attempts::default() }
+        let hosts = own
+            .into_iter()
+            .chain(names.iter().map(String::as_str))
+            .map(|name| format!("{name}:{port}"))
+            .collect();
+        Wall {
+            hosts,
+            token,
+            attempts: Attempts::default(),
+        }
     }
 
     fn allows(&self, host: &[u8]) -> bool {
-        self.hosts.iter().any(|h| h.as_bytes().eq_ignore_ascii_case(host))
+        self.hosts
+            .iter()
+            .any(|h| h.as_bytes().eq_ignore_ascii_case(host))
     }
 
     /// Everything that a client may call its key must be the token (none stands there twice:
     /// the framing was checked).
     /// Asked before the path is looked at, so that nobody without it learns what is offered.
     fn authenticate(&self, headers: &HeaderMap) -> Result<(), Denial> {
-        let Some(token) = &self.token else { return Ok(()) };
+        let Some(token) = &self.token else {
+            return Ok(());
+        };
         let (mut right, mut wrong) = (false, false);
         for name in ["authorization", "x-api-key", "x-goog-api-key", "api-key"] {
             if let Some(value) = headers.get(name).map(|v| v.as_bytes()) {
@@ -60,38 +72,71 @@ impl Wall {
             return Ok(());
         }
         if self.attempts.are_too_many() {
-            let mut denial = Denial::new(Code::RateLimited, "too many requests without the session's token");
+            let mut denial = Denial::new(
+                Code::RateLimited,
+                "too many requests without the session's token",
+            );
             denial.retry_after = Some(Duration::from_secs(1));
             return Err(denial);
         }
-        Err(Denial::new(Code::Unauthorized, "this session's token is missing or wrong").hint("the token that the pod was given must be the CLI's API key"))
+        Err(Denial::new(
+            Code::Unauthorized,
+            "this session's token is missing or wrong",
+        )
+        .hint("the token that the pod was given must be the CLI's API key"))
     }
 }
 
 /// # Errors
-/// `host_denied`, `unauthorized`, `websocket_unsupported`, `unsupported_media_type`, `route_denied`.
+/// `host_denied`, `unauthorized`, `websocket_unsupported`, `unsupported_media_type`,
+/// `route_denied`.
 pub fn check(parts: &Parts, wall: &Wall) -> Result<Guarded, Denial> {
     let headers = &parts.headers;
     let host = headers.get(HOST).map(|h| h.as_bytes()).unwrap_or_default();
     if !wall.allows(host) {
-        return Err(Denial::new(Code::HostDenied, format!("host `{}` is not this proxy; allowed: `{}`", host.escape_ascii(), wall.hosts.join("`, `"))));
+        return Err(Denial::new(
+            Code::HostDenied,
+            format!(
+                "host `{}` is not this proxy; allowed: `{}`",
+                host.escape_ascii(),
+                wall.hosts.join("`, `")
+            ),
+        ));
     }
     if let Some(origin) = headers.get(ORIGIN) {
-        return Err(Denial::new(Code::HostDenied, format!("requests from web pages are not served (origin `{}`)", origin.as_bytes().escape_ascii())));
+        return Err(Denial::new(
+            Code::HostDenied,
+            format!(
+                "requests from web pages are not served (origin `{}`)",
+                origin.as_bytes().escape_ascii()
+            ),
+        ));
     }
     if headers.get(&SEC_FETCH_SITE).is_some_and(|v| v != "none") {
-        return Err(Denial::new(Code::HostDenied, "requests from web pages are not served (`sec-fetch-site`)"));
+        return Err(Denial::new(
+            Code::HostDenied,
+            "requests from web pages are not served (`sec-fetch-site`)",
+        ));
     }
     wall.authenticate(headers)?;
     if headers.contains_key(UPGRADE) {
-        return Err(Denial::new(Code::WebsocketUnsupported, "upgrades are not offered; use plain HTTP"));
+        return Err(Denial::new(
+            Code::WebsocketUnsupported,
+            "upgrades are not offered; use plain HTTP",
+        ));
     }
     match parts.method {
         Method::GET | Method::HEAD => {}
         Method::POST if route::takes_any_body(parts.uri.path()) => {}
         Method::POST => json(headers)?,
         _ => {
-            let mut d = Denial::new(Code::RouteDenied, format!("method `{}` is not offered; allowed: `GET`, `HEAD`, `POST`", parts.method));
+            let mut d = Denial::new(
+                Code::RouteDenied,
+                format!(
+                    "method `{}` is not offered; allowed: `GET`, `HEAD`, `POST`",
+                    parts.method
+                ),
+            );
             d.status = Some(405);
             return Err(d);
         }
@@ -100,15 +145,27 @@ pub fn check(parts: &Parts, wall: &Wall) -> Result<Guarded, Denial> {
 }
 
 fn json(headers: &HeaderMap) -> Result<(), Denial> {
-    let value = headers.get(CONTENT_TYPE).map(|v| v.as_bytes()).unwrap_or_default();
+    let value = headers
+        .get(CONTENT_TYPE)
+        .map(|v| v.as_bytes())
+        .unwrap_or_default();
     if value == b"application/json" {
         return Ok(());
     }
-    let text = std::str::from_utf8(value).unwrap_or_default().to_ascii_lowercase();
+    let text = std::str::from_utf8(value)
+        .unwrap_or_default()
+        .to_ascii_lowercase();
     let mut parts = text.split(';').map(str::trim);
-    let plain = parts.next() == Some("application/json") && parts.all(|p| p.is_empty() || matches!(p, "charset=utf-8" | "charset=\"utf-8\""));
+    let plain = parts.next() == Some("application/json")
+        && parts.all(|p| p.is_empty() || matches!(p, "charset=utf-8" | "charset=\"utf-8\""));
     if plain {
         return Ok(());
     }
-    Err(Denial::new(Code::UnsupportedMediaType, format!("content-type `{}` is not `application/json`", value.escape_ascii())))
+    Err(Denial::new(
+        Code::UnsupportedMediaType,
+        format!(
+            "content-type `{}` is not `application/json`",
+            value.escape_ascii()
+        ),
+    ))
 }

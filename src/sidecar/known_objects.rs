@@ -50,7 +50,9 @@ impl KnownObjects {
     }
 
     pub fn knows(&self, provider: &str, id: &str) -> bool {
-        self.lock().hashes.contains(&self.hasher.hash_one((provider, id)))
+        self.lock()
+            .hashes
+            .contains(&self.hasher.hash_one((provider, id)))
     }
 }
 
@@ -63,6 +65,10 @@ mod tests {
         let objects = KnownObjects::default();
         objects.remember("p", (0..MAX + 10).map(|i| format!("msg_{i}")).collect());
         assert!(objects.knows("p", "msg_10") && objects.knows("p", &format!("msg_{}", MAX + 9)));
-        assert!(!objects.knows("p", "msg_9") && !objects.knows("p", "msg_x") && !objects.knows("q", "msg_10"));
+        assert!(
+            !objects.knows("p", "msg_9")
+                && !objects.knows("p", "msg_x")
+                && !objects.knows("q", "msg_10")
+        );
     }
 }

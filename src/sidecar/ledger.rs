@@ -77,7 +77,10 @@ impl State {
     /// Adds a charge.
     pub fn charge(&mut self, charge: &Charge) {
         for grant in &charge.grants {
-            self.grants.entry(grant.clone()).or_default().add(charge.at, charge.tokens, charge.usd);
+            self.grants
+                .entry(grant.clone())
+                .or_default()
+                .add(charge.at, charge.tokens, charge.usd);
         }
     }
 
@@ -108,7 +111,11 @@ mod tests {
 
     #[test]
     fn a_clock_that_jumps_back_gives_nothing_back() {
-        let mut c = Counts { day: 10, tokens: 5, usd: 0.0 };
+        let mut c = Counts {
+            day: 10,
+            tokens: 5,
+            usd: 0.0,
+        };
         c.roll(9 * DAY);
         assert_eq!((c.day, c.tokens), (10, 5));
         c.roll(11 * DAY);
@@ -119,15 +126,34 @@ mod tests {
     fn dollars_are_per_session_and_tokens_per_day() {
         let mut state = State::default();
         state.enter("one");
-        let charge = Charge { tokens: 7, usd: 1.5, grants: vec![grant_id("ai.x")], at: 3 * DAY };
+        let charge = Charge {
+            tokens: 7,
+            usd: 1.5,
+            grants: vec![grant_id("ai.x")],
+            at: 3 * DAY,
+        };
         state.charge(&charge);
         state.charge(&charge);
         let counts = |s: &State| s.grants[&grant_id("ai.x")];
-        assert_eq!(counts(&state), Counts { day: 3, tokens: 14, usd: 3.0 });
+        assert_eq!(
+            counts(&state),
+            Counts {
+                day: 3,
+                tokens: 14,
+                usd: 3.0
+            }
+        );
         state.enter("one");
         assert_eq!(counts(&state).usd, 3.0);
         state.enter("two");
-        assert_eq!(counts(&state), Counts { day: 3, tokens: 14, usd: 0.0 });
+        assert_eq!(
+            counts(&state),
+            Counts {
+                day: 3,
+                tokens: 14,
+                usd: 0.0
+            }
+        );
     }
 
     #[test]
@@ -135,7 +161,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("s.json");
         assert_eq!(State::read(&file).unwrap(), State::default());
-        let state = State { session_id: "s".into(), seq: 3, ..State::default() };
+        let state = State {
+            session_id: "s".into(),
+            seq: 3,
+            ..State::default()
+        };
         state.write(&file).unwrap();
         assert_eq!(State::read(&file).unwrap(), state);
         std::fs::write(&file, "{").unwrap();

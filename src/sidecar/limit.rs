@@ -75,7 +75,10 @@ pub struct Hold {
 
 impl Hold {
     pub fn new(tokens: u64, usd: f64) -> Hold {
-        Hold { tokens, nano_usd: (usd * 1e9).ceil() as u64 }
+        Hold {
+            tokens,
+            nano_usd: (usd * 1e9).ceil() as u64,
+        }
     }
 
     pub fn usd(&self) -> f64 {
@@ -115,7 +118,11 @@ impl Ledger {
         };
         let mut state = state.clone();
         state.enter(&session);
-        Ledger { session, before: state.grants.into_iter().collect(), limiters: Mutex::default() }
+        Ledger {
+            session,
+            before: state.grants.into_iter().collect(),
+            limiters: Mutex::default(),
+        }
     }
 
     pub fn session(&self) -> &str {
@@ -132,10 +139,24 @@ impl Ledger {
         }
         let spent = known.map(|l| l.spent.clone()).unwrap_or_else(|| {
             let spent = self.before.get(&id).copied().unwrap_or_default();
-            Arc::new(Spent { active: AtomicU32::new(0), budget: Mutex::new(Budget { spent, ..Budget::default() }) })
+            Arc::new(Spent {
+                active: AtomicU32::new(0),
+                budget: Mutex::new(Budget {
+                    spent,
+                    ..Budget::default()
+                }),
+            })
         });
-        let rate = limits.requests_per_minute.and_then(NonZeroU32::new).map(|n| RateLimiter::direct(Quota::per_minute(n)));
-        let limiter = Arc::new(Limiter { id: id.clone(), limits: *limits, rate, spent });
+        let rate = limits
+            .requests_per_minute
+            .and_then(NonZeroU32::new)
+            .map(|n| RateLimiter::direct(Quota::per_minute(n)));
+        let limiter = Arc::new(Limiter {
+            id: id.clone(),
+            limits: *limits,
+            rate,
+            spent,
+        });
         all.insert(id, limiter.clone());
         limiter
     }
@@ -156,15 +177,29 @@ pub struct Admission {
 /// # Errors
 /// `busy`, `budget_exhausted`, `rate_limited`. Nothing is charged for a refused request.
 pub fn admit(permit: &Permit, held: Hold) -> Result<Admission, Denial> {
-    let mut admission = Admission { limiters: Vec::new(), held, owed: Hold::default(), charged: None };
-    let grants: Vec<_> = permit.grants().filter(|g| g.limits != Limits::default()).collect();
+    let mut admission = Admission {
+        limiters: Vec::new(),
+        held,
+        owed: Hold::default(),
+        charged: None,
+    };
+    let grants: Vec<_> = permit
+        .grants()
+        .filter(|g| g.limits != Limits::default())
+        .collect();
     for grant in &grants {
         let limiter = &grant.limiter;
         limiter.hold(*grant, held)?;
         let active = limiter.spent.active.fetch_add(1, Ordering::AcqRel);
         admission.limiters.push(limiter.clone());
         if let Some(most) = grant.limits.concurrent.filter(|most| active >= *most) {
-            let mut busy = Denial::new(Code::Busy, format!("grant `{grant}` allows {}, and {active} are running", counted(most, "concurrent request")));
+            let mut busy = Denial::new(
+                Code::Busy,
+                format!(
+                    "grant `{grant}` allows {}, and {active} are running",
+                    counted(most, "concurrent request")
+                ),
+            );
             busy.retry_after = Some(Duration::from_secs(1));
             return Err(busy);
         }
@@ -173,10 +208,17 @@ pub fn admit(permit: &Permit, held: Hold) -> Result<Admission, Denial> {
         if let (Some(rate), Some(most)) = (&grant.limiter.rate, grant.limits.requests_per_minute)
             && let Err(not_yet) = rate.check()
         {
-            let wait = not_yet.wait_time_from(DefaultClock::default().now()).max(Duration::from_millis(1));
+            let wait = not_yet
+                .wait_time_from(DefaultClock::default().now())
+                .max(Duration::from_millis(1));
             let seconds = wait.as_secs_f64().ceil();
-            let mut limited =
-                Denial::new(Code::RateLimited, format!("grant `{grant}` allows {} per minute. Please try again in {seconds}s", counted(most, "request")));
+            let mut limited = Denial::new(
+                Code::RateLimited,
+                format!(
+                    "grant `{grant}` allows {} per minute. Please try again in {seconds}s",
+                    counted(most, "request")
+                ),
+            );
             limited.retry_after = Some(wait);
             return Err(limited);
         }
@@ -211,24 +253,49 @@ impl Limiter {
         if let Some(most) = self.limits.tokens_per_day {
             if spent.tokens >= most {
                 let resets = (now / DAY + 1) * DAY;
-                let when = jiff::Timestamp::from_second(resets).map(|t| t.to_string()).unwrap_or_default();
-                let mut d =
-                    Denial::new(Code::BudgetExhausted, format!("grant `{grant}` allows {most} tokens per day; {} are spent (resets {when})", spent.tokens));
+                let when = jiff::Timestamp::from_second(resets)
+                    .map(|t| t.to_string())
+                    .unwrap_or_default();
+                let mut d = Denial::new(
+                    Code::BudgetExhausted,
+                    format!(
+                        "grant `{grant}` allows {most} tokens per day; {} are spent (resets {when})",
+                        spent.tokens
+                    ),
+                );
                 d.resets_at = Some(resets);
                 return Err(d.hint("ask an operator for more `tokensPerDay`, or go on tomorrow"));
             }
-            fits &= spent.tokens.saturating_add(held.tokens).saturating_add(hold.tokens) <= most;
+            fits &= spent
+                .tokens
+                .saturating_add(held.tokens)
+                .saturating_add(hold.tokens)
+                <= most;
         }
         if let Some(most) = self.limits.usd_per_session {
             if spent.usd >= most {
-                let d = Denial::new(Code::BudgetExhausted, format!("grant `{grant}` allows {} USD per session; {} are spent", money(most), money(spent.usd)));
-                return Err(d.hint("ask an operator for more `usdPerSession`, or start a new session"));
+                let d = Denial::new(
+                    Code::BudgetExhausted,
+                    format!(
+                        "grant `{grant}` allows {} USD per session; {} are spent",
+                        money(most),
+                        money(spent.usd)
+                    ),
+                );
+                return Err(
+                    d.hint("ask an operator for more `usdPerSession`, or start a new session")
+                );
             }
             fits &= spent.usd + held.usd() + hold.usd() <= most;
         }
         if !(fits || alone || hold.is_empty()) {
-            let mut d = Denial::new(Code::Busy, format!("the rest of the budget of grant `{grant}` is reserved for requests in progress"))
-                .hint("send it again when they are done");
+            let mut d = Denial::new(
+                Code::Busy,
+                format!(
+                    "the rest of the budget of grant `{grant}` is reserved for requests in progress"
+                ),
+            )
+            .hint("send it again when they are done");
             d.retry_after = Some(Duration::from_secs(1));
             return Err(d);
         }
@@ -254,7 +321,11 @@ impl Limiter {
     pub fn usage(&self) -> Usage {
         let mut budget = lock(&self.spent.budget);
         budget.spent.roll(jiff::Timestamp::now().as_second());
-        Usage { limits: self.limits, spent: budget.spent, held: budget.held }
+        Usage {
+            limits: self.limits,
+            spent: budget.spent,
+            held: budget.held,
+        }
     }
 }
 
@@ -270,18 +341,32 @@ impl Admission {
     /// What it is charged if nothing more is heard of it; `None` where no budget pays.
     pub fn held(&self) -> Option<Charge> {
         let grants = self.payer_ids();
-        let charge = Charge { tokens: self.held.tokens, usd: self.held.usd(), grants, at: jiff::Timestamp::now().as_second() };
+        let charge = Charge {
+            tokens: self.held.tokens,
+            usd: self.held.usd(),
+            grants,
+            at: jiff::Timestamp::now().as_second(),
+        };
         (!charge.grants.is_empty()).then_some(charge)
     }
 
     /// How much of the tightest budget is used; `None` without a budget.
     pub fn utilisation(&self) -> Option<Utilisation> {
         let all = self.payers().map(|l| l.usage()).flat_map(|u| {
-            let tokens = u.limits.tokens_per_day.map(|most| (u.spent.tokens as f64 / most as f64, Some((u.spent.day + 1) * DAY)));
-            let usd = u.limits.usd_per_session.map(|most| (u.spent.usd / most, None));
+            let tokens = u.limits.tokens_per_day.map(|most| {
+                (
+                    u.spent.tokens as f64 / most as f64,
+                    Some((u.spent.day + 1) * DAY),
+                )
+            });
+            let usd = u
+                .limits
+                .usd_per_session
+                .map(|most| (u.spent.usd / most, None));
             [tokens, usd].into_iter().flatten()
         });
-        all.max_by(|a, b| a.0.total_cmp(&b.0)).map(|(used, resets_at)| Utilisation { used, resets_at })
+        all.max_by(|a, b| a.0.total_cmp(&b.0))
+            .map(|(used, resets_at)| Utilisation { used, resets_at })
     }
 
     /// From now on the provider may be working on it.
@@ -310,15 +395,26 @@ impl Admission {
         if grants.is_empty() {
             return;
         }
-        self.payers().for_each(|l| lock(&l.spent.budget).spent.add(at, tokens, usd));
-        self.charged = Some(Charge { tokens, usd, grants, at });
+        self.payers()
+            .for_each(|l| lock(&l.spent.budget).spent.add(at, tokens, usd));
+        self.charged = Some(Charge {
+            tokens,
+            usd,
+            grants,
+            at,
+        });
     }
 
     #[cfg(test)]
     pub fn of(limiter: &Arc<Limiter>, tokens: u64) -> Admission {
         limiter.spent.active.fetch_add(1, Ordering::AcqRel);
         limiter.hold(&"ai.x", Hold::new(tokens, 0.0)).unwrap();
-        Admission { limiters: vec![limiter.clone()], held: Hold::new(tokens, 0.0), owed: Hold::default(), charged: None }
+        Admission {
+            limiters: vec![limiter.clone()],
+            held: Hold::new(tokens, 0.0),
+            owed: Hold::default(),
+            charged: None,
+        }
     }
 
     /// Gives its place back. Returns what it was charged.
@@ -363,42 +459,69 @@ mod tests {
     fn admission(limiter: &Arc<Limiter>, held: Hold) -> Result<Admission, Code> {
         limiter.hold(&"ai.x", held).map_err(|d| d.code)?;
         limiter.spent.active.fetch_add(1, Ordering::AcqRel);
-        Ok(Admission { limiters: vec![limiter.clone()], held, owed: Hold::default(), charged: None })
+        Ok(Admission {
+            limiters: vec![limiter.clone()],
+            held,
+            owed: Hold::default(),
+            charged: None,
+        })
     }
 
     #[test]
     fn a_burst_holds_no_more_than_the_budget() {
-        let limiter = limiter(Limits { tokens_per_day: Some(1000), ..Limits::default() });
+        let limiter = limiter(Limits {
+            tokens_per_day: Some(1000),
+            ..Limits::default()
+        });
         let hold = Hold::new(400, 0.0);
         let first = admission(&limiter, hold).unwrap();
         let mut second = admission(&limiter, hold).unwrap();
-        assert_eq!(admission(&limiter, hold).unwrap_err(), Code::Busy, "the rest is held, not spent");
+        assert_eq!(
+            admission(&limiter, hold).unwrap_err(),
+            Code::Busy,
+            "the rest is held, not spent"
+        );
         second.charge(400, 0.0);
         drop((first, second));
         let third = admission(&limiter, hold).unwrap();
         assert_eq!(limiter.usage().held, hold);
         drop(third);
-        assert_eq!((limiter.usage().held, limiter.usage().spent.tokens), (Hold::default(), 400));
+        assert_eq!(
+            (limiter.usage().held, limiter.usage().spent.tokens),
+            (Hold::default(), 400)
+        );
     }
 
     #[test]
     fn a_request_alone_may_use_what_is_left_and_is_the_last() {
-        let limiter = limiter(Limits { usd_per_session: Some(1.0), ..Limits::default() });
+        let limiter = limiter(Limits {
+            usd_per_session: Some(1.0),
+            ..Limits::default()
+        });
         let hold = Hold::new(1_000_000, 30.0);
         let mut alone = admission(&limiter, hold).unwrap();
         assert_eq!(admission(&limiter, hold).unwrap_err(), Code::Busy);
         alone.charge(1, 1.25);
         assert_eq!(alone.finish().unwrap().usd, 1.25);
-        assert_eq!(admission(&limiter, hold).unwrap_err(), Code::BudgetExhausted);
+        assert_eq!(
+            admission(&limiter, hold).unwrap_err(),
+            Code::BudgetExhausted
+        );
     }
 
     #[test]
     fn what_nobody_settles_is_charged_as_it_was_held() {
-        let limiter = limiter(Limits { tokens_per_day: Some(1000), ..Limits::default() });
+        let limiter = limiter(Limits {
+            tokens_per_day: Some(1000),
+            ..Limits::default()
+        });
         let mut left = admission(&limiter, Hold::new(300, 0.1)).unwrap();
         left.owe();
         drop(left);
-        assert_eq!((limiter.usage().spent.tokens, limiter.usage().spent.usd), (300, 0.1));
+        assert_eq!(
+            (limiter.usage().spent.tokens, limiter.usage().spent.usd),
+            (300, 0.1)
+        );
         let mut failed = admission(&limiter, Hold::new(300, 0.1)).unwrap();
         failed.owe();
         failed.owe_nothing();
@@ -411,20 +534,58 @@ mod tests {
         let mut state = State::default();
         state.enter("s");
         let at = jiff::Timestamp::now().as_second();
-        state.charge(&Charge { tokens: 100, usd: 1.5, grants: vec![grant_id("ai.x")], at });
+        state.charge(&Charge {
+            tokens: 100,
+            usd: 1.5,
+            grants: vec![grant_id("ai.x")],
+            at,
+        });
         let ledger = Ledger::new(&state, None);
         assert_eq!(ledger.session(), "s");
-        let limits = Limits { tokens_per_day: Some(100), ..Limits::default() };
-        assert_eq!(ledger.limiter("ai.x", &limits).hold(&"ai.x", Hold::default()).unwrap_err().code, Code::BudgetExhausted);
-        let more = Limits { tokens_per_day: Some(101), usd_per_session: Some(1.0), ..limits };
-        assert!(ledger.limiter("ai.x", &more).hold(&"ai.x", Hold::default()).unwrap_err().message.contains("USD"));
+        let limits = Limits {
+            tokens_per_day: Some(100),
+            ..Limits::default()
+        };
+        assert_eq!(
+            ledger
+                .limiter("ai.x", &limits)
+                .hold(&"ai.x", Hold::default())
+                .unwrap_err()
+                .code,
+            Code::BudgetExhausted
+        );
+        let more = Limits {
+            tokens_per_day: Some(101),
+            usd_per_session: Some(1.0),
+            ..limits
+        };
+        assert!(
+            ledger
+                .limiter("ai.x", &more)
+                .hold(&"ai.x", Hold::default())
+                .unwrap_err()
+                .message
+                .contains("USD")
+        );
         let other = Ledger::new(&state, Some("another"));
-        assert!(other.limiter("ai.x", &more).hold(&"ai.x", Hold::default()).is_ok(), "dollars are per session, and one token is left");
+        assert!(
+            other
+                .limiter("ai.x", &more)
+                .hold(&"ai.x", Hold::default())
+                .is_ok(),
+            "dollars are per session, and one token is left"
+        );
     }
 
     #[test]
     fn money_is_told_as_exactly_as_it_needs() {
-        for (usd, told) in [(5.0, "5.00"), (0.0005, "0.0005"), (1.25, "1.25"), (0.0, "0.00"), (12.3456789, "12.345679")] {
+        for (usd, told) in [
+            (5.0, "5.00"),
+            (0.0005, "0.0005"),
+            (1.25, "1.25"),
+            (0.0, "0.00"),
+            (12.3456789, "12.345679"),
+        ] {
             assert_eq!(money(usd), told);
         }
     }

@@ -116,7 +116,12 @@ impl Default for Metrics {
 
 impl Metrics {
     pub fn new() -> Self {
-        let seconds: fn() -> Histogram = || Histogram::new([0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0]);
+        let seconds: fn() -> Histogram = || {
+            Histogram::new([
+                0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0,
+                600.0,
+            ])
+        };
         let mut m = Metrics {
             registry: Registry::with_prefix("outrigger"),
             last: Mutex::default(),
@@ -143,34 +148,115 @@ impl Metrics {
         m.policy_ok.set(1);
         m.audit_ok.set(1);
         let r = &mut m.registry;
-        r.register("requests", "Requests, by what became of them; `code` is `ok`, `upstream_…` or the refusal's", m.requests.clone());
-        r.register("tokens", "Tokens that replies reported; `input` excludes both kinds of cache", m.tokens.clone());
-        r.register("cost_usd", "What replies cost, by the provider's own bill or the price table", m.cost.clone());
-        r.register("request_duration_seconds", "From a request's head to the end of its reply", m.duration.clone());
-        r.register("time_to_first_byte_seconds", "From a request's head to the first byte of its reply's body", m.first_byte.clone());
-        r.register("policy_reloads", "Readings of a changed configuration", m.reloads.clone());
-        r.register("secret_ok", "1 if the provider's key is readable", m.secret_ok.clone());
-        r.register("connections", "Open client connections", m.connections.clone());
-        r.register("requests_in_flight", "Requests being served, their streams included", m.in_flight.clone());
-        r.register("policy_ok", "0 while the configuration file is broken and the last good one serves", m.policy_ok.clone());
-        r.register("audit_ok", "0 while audit records cannot be written and nothing is served", m.audit_ok.clone());
-        r.register("key_echoes", "Replies that held the workspace's key, overwritten", m.key_echoes.clone());
-        r.register("model_mismatches", "Replies from a model that no grant covers", m.model_mismatches.clone());
+        r.register(
+            "requests",
+            "Requests, by what became of them; `code` is `ok`, `upstream_…` or the refusal's",
+            m.requests.clone(),
+        );
+        r.register(
+            "tokens",
+            "Tokens that replies reported; `input` excludes both kinds of cache",
+            m.tokens.clone(),
+        );
+        r.register(
+            "cost_usd",
+            "What replies cost, by the provider's own bill or the price table",
+            m.cost.clone(),
+        );
+        r.register(
+            "request_duration_seconds",
+            "From a request's head to the end of its reply",
+            m.duration.clone(),
+        );
+        r.register(
+            "time_to_first_byte_seconds",
+            "From a request's head to the first byte of its reply's body",
+            m.first_byte.clone(),
+        );
+        r.register(
+            "policy_reloads",
+            "Readings of a changed configuration",
+            m.reloads.clone(),
+        );
+        r.register(
+            "secret_ok",
+            "1 if the provider's key is readable",
+            m.secret_ok.clone(),
+        );
+        r.register(
+            "connections",
+            "Open client connections",
+            m.connections.clone(),
+        );
+        r.register(
+            "requests_in_flight",
+            "Requests being served, their streams included",
+            m.in_flight.clone(),
+        );
+        r.register(
+            "policy_ok",
+            "0 while the configuration file is broken and the last good one serves",
+            m.policy_ok.clone(),
+        );
+        r.register(
+            "audit_ok",
+            "0 while audit records cannot be written and nothing is served",
+            m.audit_ok.clone(),
+        );
+        r.register(
+            "key_echoes",
+            "Replies that held the workspace's key, overwritten",
+            m.key_echoes.clone(),
+        );
+        r.register(
+            "model_mismatches",
+            "Replies from a model that no grant covers",
+            m.model_mismatches.clone(),
+        );
         r.register("budget", "Budgets of grants: `state` is `limit`, `spent`, `held` for requests under way, or `left`", m.budgets.clone());
-        r.register("credential_age_seconds", "Since the provider's key was last changed", m.credential_age.clone());
-        r.register("refusals_coalesced", "Refused requests that share an audit record with others", m.coalesced.clone());
-        r.register("connections_dropped", "Connections closed because all places were taken", m.dropped_connections.clone());
-        r.register("audit_seq", "The number of the last audit record", m.audit_seq.clone());
-        r.register("log_lines_dropped", "Log lines that standard error did not take", m.log_lines_dropped.clone());
+        r.register(
+            "credential_age_seconds",
+            "Since the provider's key was last changed",
+            m.credential_age.clone(),
+        );
+        r.register(
+            "refusals_coalesced",
+            "Refused requests that share an audit record with others",
+            m.coalesced.clone(),
+        );
+        r.register(
+            "connections_dropped",
+            "Connections closed because all places were taken",
+            m.dropped_connections.clone(),
+        );
+        r.register(
+            "audit_seq",
+            "The number of the last audit record",
+            m.audit_seq.clone(),
+        );
+        r.register(
+            "log_lines_dropped",
+            "Log lines that standard error did not take",
+            m.log_lines_dropped.clone(),
+        );
         let build: Family<BuildLabels, Gauge> = Family::default();
-        build.get_or_create(&BuildLabels { version: env!("CARGO_PKG_VERSION") }).set(1);
+        build
+            .get_or_create(&BuildLabels {
+                version: env!("CARGO_PKG_VERSION"),
+            })
+            .set(1);
         r.register("build_info", "Always 1; the version is in the label", build);
         m
     }
 
     /// A request is over; `provider` is the label of its provider, if it is a configured one, and
     /// `model` that of the grant's pattern for its model.
-    pub fn request(&self, record: &Record, provider: Option<&'static str>, model: Option<&'static str>) {
+    pub fn request(
+        &self,
+        record: &Record,
+        provider: Option<&'static str>,
+        model: Option<&'static str>,
+    ) {
         let provider = provider.unwrap_or("none");
         let status = match record.status.unwrap_or(0) / 100 {
             1 => "1xx",
@@ -180,7 +266,13 @@ impl Metrics {
             5 => "5xx",
             _ => "none",
         };
-        let labels = RequestLabels { provider, endpoint: record.endpoint.unwrap_or("none"), model: model.unwrap_or("none"), code: code(record), status };
+        let labels = RequestLabels {
+            provider,
+            endpoint: record.endpoint.unwrap_or("none"),
+            model: model.unwrap_or("none"),
+            code: code(record),
+            status,
+        };
         let mut last = lock(&self.last);
         let series = match &mut *last {
             Some(series) if series.labels == labels => series,
@@ -188,7 +280,10 @@ impl Metrics {
         };
         series.requests.inc();
         let t = &record.tokens;
-        for (n, counter) in [t.input, t.cache_read, t.cache_write, t.output, t.reasoning].into_iter().zip(&series.tokens) {
+        for (n, counter) in [t.input, t.cache_read, t.cache_write, t.output, t.reasoning]
+            .into_iter()
+            .zip(&series.tokens)
+        {
             if let Some(n) = n {
                 counter.inc_by(n);
             }
@@ -208,7 +303,10 @@ impl Metrics {
         let label = ProviderLabel { provider };
         Series {
             requests: self.requests.get_or_create_owned(&labels),
-            tokens: ["input", "cache_read", "cache_write", "output", "reasoning"].map(|kind| self.tokens.get_or_create_owned(&TokenLabels { provider, kind })),
+            tokens: ["input", "cache_read", "cache_write", "output", "reasoning"].map(|kind| {
+                self.tokens
+                    .get_or_create_owned(&TokenLabels { provider, kind })
+            }),
             cost: self.cost.get_or_create_owned(&label),
             duration: self.duration.get_or_create_owned(&label),
             first_byte: self.first_byte.get_or_create_owned(&label),
@@ -217,12 +315,18 @@ impl Metrics {
     }
 
     pub fn reload(&self, ok: bool) {
-        self.reloads.get_or_create(&ResultLabel { result: if ok { "ok" } else { "broken" } }).inc();
+        self.reloads
+            .get_or_create(&ResultLabel {
+                result: if ok { "ok" } else { "broken" },
+            })
+            .inc();
         self.policy_ok.set(ok.into());
     }
 
     pub fn secret(&self, provider: &'static str, ok: bool) {
-        self.secret_ok.get_or_create(&ProviderLabel { provider }).set(ok.into());
+        self.secret_ok
+            .get_or_create(&ProviderLabel { provider })
+            .set(ok.into());
     }
 
     /// Grants and providers that are not configured any more have no series.
@@ -233,19 +337,33 @@ impl Metrics {
     }
 
     pub fn credential(&self, provider: &'static str, age: f64) {
-        self.credential_age.get_or_create(&ProviderLabel { provider }).set(age);
+        self.credential_age
+            .get_or_create(&ProviderLabel { provider })
+            .set(age);
     }
 
     /// A grant's budgets as they stand.
     pub fn budget(&self, grant: &str, usage: &Usage) {
         let grant = label(grant);
         let set = |unit, limit: f64, spent: f64, held: f64| {
-            for (state, value) in [("limit", limit), ("spent", spent), ("held", held), ("left", (limit - spent - held).max(0.0))] {
-                self.budgets.get_or_create(&BudgetLabels { grant, unit, state }).set(value);
+            for (state, value) in [
+                ("limit", limit),
+                ("spent", spent),
+                ("held", held),
+                ("left", (limit - spent - held).max(0.0)),
+            ] {
+                self.budgets
+                    .get_or_create(&BudgetLabels { grant, unit, state })
+                    .set(value);
             }
         };
         if let Some(most) = usage.limits.tokens_per_day {
-            set("tokens_per_day", most as f64, usage.spent.tokens as f64, usage.held.tokens as f64);
+            set(
+                "tokens_per_day",
+                most as f64,
+                usage.spent.tokens as f64,
+                usage.held.tokens as f64,
+            );
         }
         if let Some(most) = usage.limits.usd_per_session {
             set("usd_per_session", most, usage.spent.usd, usage.held.usd());

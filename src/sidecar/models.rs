@@ -57,10 +57,22 @@ impl AsRef<[u8]> for Held {
 
 /// # Errors
 /// `upstream_invalid` when the reply is not a list or is too long, `upstream_timeout`, `busy`.
-pub async fn filter(permit: &Permit, reply: Response<Incoming>, mut redactor: Redactor, memory: &BodyMemory, turns: &Semaphore) -> Result<Filtered, Denial> {
+pub async fn filter(
+    permit: &Permit,
+    reply: Response<Incoming>,
+    mut redactor: Redactor,
+    memory: &BodyMemory,
+    turns: &Semaphore,
+) -> Result<Filtered, Denial> {
     let mut share = Share::default();
-    let whole = tokio::time::timeout(LIST_TIME, collect(reply.into_body(), &mut share, memory)).await;
-    let whole = whole.map_err(|_| Denial::new(Code::UpstreamTimeout, "the provider's list of models did not arrive in time"))??;
+    let whole =
+        tokio::time::timeout(LIST_TIME, collect(reply.into_body(), &mut share, memory)).await;
+    let whole = whole.map_err(|_| {
+        Denial::new(
+            Code::UpstreamTimeout,
+            "the provider's list of models did not arrive in time",
+        )
+    })??;
     // The filtered list is as long as the whole at most, and so is its clean copy.
     memory.reserve(&mut share, 2 * whole.len()).await?;
     // A long list takes milliseconds: one at a time, so that others have their turn in between.
@@ -69,13 +81,27 @@ pub async fn filter(permit: &Permit, reply: Response<Incoming>, mut redactor: Re
     let list = retain(&whole, |id| permit.shows(id)).map_err(|e| unreadable(&e.to_string()))?;
     drop(whole);
     let bytes = [redactor.feed(list.into()), redactor.finish()].concat();
-    Ok(Filtered { list: Bytes::from_owner(Held { bytes, _share: share }), echoed: redactor.hits > 0 })
+    Ok(Filtered {
+        list: Bytes::from_owner(Held {
+            bytes,
+            _share: share,
+        }),
+        echoed: redactor.hits > 0,
+    })
 }
 
-async fn collect(mut body: Incoming, share: &mut Share, memory: &BodyMemory) -> Result<Vec<u8>, Denial> {
+async fn collect(
+    mut body: Incoming,
+    share: &mut Share,
+    memory: &BodyMemory,
+) -> Result<Vec<u8>, Denial> {
     let mut whole = Vec::new();
-    while let Some(frame) = std::future::poll_fn(|cx| std::pin::Pin::new(&mut body).poll_frame(cx)).await {
-        let Ok(piece) = frame.map_err(|e| unreadable(&e.to_string()))?.into_data() else { continue };
+    while let Some(frame) =
+        std::future::poll_fn(|cx| std::pin::Pin::new(&mut body).poll_frame(cx)).await
+    {
+        let Ok(piece) = frame.map_err(|e| unreadable(&e.to_string()))?.into_data() else {
+            continue;
+        };
         if whole.len() + piece.len() > MAX_LIST {
             return Err(unreadable("it is longer than 8 MiB"));
         }
@@ -90,14 +116,23 @@ async fn collect(mut body: Incoming, share: &mut Share, memory: &BodyMemory) -> 
 }
 
 fn unreadable(cause: &str) -> Denial {
-    Denial::new(Code::UpstreamInvalid, "the provider's list of models could not be read").cause(cause)
+    Denial::new(
+        Code::UpstreamInvalid,
+        "the provider's list of models could not be read",
+    )
+    .cause(cause)
 }
 
 /// The document without the entries whose id is not shown.
 fn retain(document: &[u8], shows: impl Fn(&str) -> bool) -> serde_json::Result<Vec<u8>> {
     let shown = |entry: &&RawValue| -> bool {
-        let Ok(entry) = serde_json::from_str::<Entry<'_>>(entry.get()) else { return false };
-        let id = [entry.id, entry.model, entry.name].into_iter().flatten().find_map(|v| serde_json::from_str::<String>(v.get()).ok());
+        let Ok(entry) = serde_json::from_str::<Entry<'_>>(entry.get()) else {
+            return false;
+        };
+        let id = [entry.id, entry.model, entry.name]
+            .into_iter()
+            .flatten()
+            .find_map(|v| serde_json::from_str::<String>(v.get()).ok());
         id.is_some_and(|id| shows(id.strip_prefix("models/").unwrap_or(&id)))
     };
     if let Ok(entries) = serde_json::from_slice::<Vec<&RawValue>>(document) {
@@ -113,7 +148,10 @@ fn retain(document: &[u8], shows: impl Fn(&str) -> bool) -> serde_json::Result<V
         out.push(b':');
         match serde_json::from_str::<Vec<&RawValue>>(value.get()) {
             Ok(entries) if LISTS.contains(&key.as_str()) => {
-                serde_json::to_writer(&mut out, &entries.into_iter().filter(|e| shown(e)).collect::<Vec<_>>())?;
+                serde_json::to_writer(
+                    &mut out,
+                    &entries.into_iter().filter(|e| shown(e)).collect::<Vec<_>>(),
+                )?;
             }
             _ => out.extend_from_slice(value.get().as_bytes()),
         }
@@ -131,10 +169,15 @@ mod tests {
         let keep = |id: &str| id.starts_with("keep");
         let run = |list: &str| String::from_utf8(retain(list.as_bytes(), keep).unwrap()).unwrap();
         assert_eq!(
-            run(r#"{"object":"list", "data":[{"id":"keep-1","x":1.50},{"id":"drop"},{"x":1},3],"has_more":false}"#),
+            run(
+                r#"{"object":"list", "data":[{"id":"keep-1","x":1.50},{"id":"drop"},{"x":1},3],"has_more":false}"#
+            ),
             r#"{"object":"list","data":[{"id":"keep-1","x":1.50}],"has_more":false}"#
         );
-        assert_eq!(run(r#"{"models":[{"name":"models/keep-2"},{"name":"models/x"}]}"#), r#"{"models":[{"name":"models/keep-2"}]}"#);
+        assert_eq!(
+            run(r#"{"models":[{"name":"models/keep-2"},{"name":"models/x"}]}"#),
+            r#"{"models":[{"name":"models/keep-2"}]}"#
+        );
         assert_eq!(run(r#"[{"id":"keep"},{"id":"x"}]"#), r#"[{"id":"keep"}]"#);
         assert!(retain(b"no list", keep).is_err());
     }

@@ -60,7 +60,10 @@ pub struct Shared {
 }
 
 /// Where a request that may be served leads.
-#[expect(clippy::large_enum_variant, reason = "made once a request, and moved once")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "made once a request, and moved once"
+)]
 enum Outcome {
     Probe,
     Discard,
@@ -68,12 +71,22 @@ enum Outcome {
     Models(Filtered),
 }
 
-async fn decide(shared: &Arc<Shared>, policy: &Arc<Policy>, parts: &Parts, body: Incoming, entry: &mut Entry) -> Result<Outcome, Denial> {
+async fn decide(
+    shared: &Arc<Shared>,
+    policy: &Arc<Policy>,
+    parts: &Parts,
+    body: Incoming,
+    entry: &mut Entry,
+) -> Result<Outcome, Denial> {
     audit_works(shared)?;
     let guarded = guard::check(parts, &shared.wall)?;
     let route = match route::resolve(policy, parts, &guarded)? {
-        Target::Probe(provider) => return Ok(entry.answered_here(provider, "probe", Outcome::Probe)),
-        Target::Discard(provider) => return Ok(entry.answered_here(provider, "telemetry", Outcome::Discard)),
+        Target::Probe(provider) => {
+            return Ok(entry.answered_here(provider, "probe", Outcome::Probe));
+        }
+        Target::Discard(provider) => {
+            return Ok(entry.answered_here(provider, "telemetry", Outcome::Discard));
+        }
         Target::Call(route) => entry.routed(policy, route),
     };
     let held = shared.body_memory.collect(body, &parts.headers).await?;
@@ -88,22 +101,45 @@ async fn decide(shared: &Arc<Shared>, policy: &Arc<Policy>, parts: &Parts, body:
     let mut permit = scope::check(policy, route.provider(), &facts, &shared.known_objects)?;
     entry.record.scope_matched = permit.scope_matched().map(str::to_owned);
     entry.model_label = permit.model_label(facts.main_model());
-    let hold = Prices { table: &shared.config.prices, provider: permit.provider() }.hold(route.endpoint(), &facts, held.len());
+    let hold = Prices {
+        table: &shared.config.prices,
+        provider: permit.provider(),
+    }
+    .hold(route.endpoint(), &facts, held.len());
     let mut admission = limit::admit(&permit, hold)?;
     permit.thread()?;
     admission.owe();
     entry.admit(admission)?;
-    let reply = send(shared, &route, &permit, &parts.headers, held).await.inspect_err(|d| entry.failed(d))?;
+    let reply = send(shared, &route, &permit, &parts.headers, held)
+        .await
+        .inspect_err(|d| entry.failed(d))?;
     entry.record.status = Some(reply.status().as_u16());
     if route.endpoint().billing == Billing::Models && reply.status().is_success() {
-        let filtered = models::filter(&permit, reply, Redactor::new(shared.secrets.patterns()), &shared.body_memory, &shared.list_turns).await?;
+        let filtered = models::filter(
+            &permit,
+            reply,
+            Redactor::new(shared.secrets.patterns()),
+            &shared.body_memory,
+            &shared.list_turns,
+        )
+        .await?;
         entry.record.key_echoed = filtered.echoed;
         shared.metrics.key_echoes.inc_by(filtered.echoed.into());
         return Ok(Outcome::Models(filtered));
     }
     let notices = refusal::is_claude_code(&parts.headers);
     let (max_output, whole_context) = (facts.cost().most_output(), facts.may_fill_context());
-    Ok(Outcome::Reply(Call { shared: shared.clone(), route, permit, max_output, whole_context, notices }, reply))
+    Ok(Outcome::Reply(
+        Call {
+            shared: shared.clone(),
+            route,
+            permit,
+            max_output,
+            whole_context,
+            notices,
+        },
+        reply,
+    ))
 }
 
 /// What bodies that are kept until the provider answers may hold together.
@@ -111,7 +147,13 @@ pub const RETRY_MEMORY: usize = 16 << 20;
 
 /// Signs and sends. A key that the provider refuses is read again; if it has changed, the
 /// request, which the provider did not work on, goes out once more with the new one.
-async fn send(shared: &Shared, route: &Route, permit: &Permit, client: &HeaderMap, body: BufferedBody) -> Result<Response<Incoming>, Denial> {
+async fn send(
+    shared: &Shared,
+    route: &Route,
+    permit: &Permit,
+    client: &HeaderMap,
+    body: BufferedBody,
+) -> Result<Response<Incoming>, Denial> {
     let own = permit.provider().base.own;
     // Kept for a second try where that holds up nobody: the memory of bodies is needed while the
     // model thinks.
@@ -120,27 +162,48 @@ async fn send(shared: &Shared, route: &Route, permit: &Permit, client: &HeaderMa
     let signed = sign::sign(route, permit, client, body, &shared.secrets)?;
     let used = signed.secret().cloned();
     let reply = shared.upstream.send(signed, own).await?;
-    let (Some(used), Some(source)) = (used, &permit.provider().secret) else { return Ok(reply) };
+    let (Some(used), Some(source)) = (used, &permit.provider().secret) else {
+        return Ok(reply);
+    };
     if !upstream::refuses_key(reply.status()) {
         return Ok(reply);
     }
     shared.secrets.reread(source).await;
     if let Some(body) = again
-        && shared.secrets.get(source).is_ok_and(|now| !Arc::ptr_eq(&now, &used))
+        && shared
+            .secrets
+            .get(source)
+            .is_ok_and(|now| !Arc::ptr_eq(&now, &used))
     {
         drop(reply);
-        let reply = shared.upstream.send(sign::sign(route, permit, client, body, &shared.secrets)?, own).await?;
+        let reply = shared
+            .upstream
+            .send(
+                sign::sign(route, permit, client, body, &shared.secrets)?,
+                own,
+            )
+            .await?;
         if !upstream::refuses_key(reply.status()) {
             return Ok(reply);
         }
     }
     // The provider's own text may quote the key, and its 401 sends clients to log in.
-    Err(Denial::new(Code::UpstreamAuth, format!("provider `{}` refused the workspace's key", permit.provider().name))
-        .hint("ask an operator to renew the key; no restart is needed"))
+    Err(Denial::new(
+        Code::UpstreamAuth,
+        format!(
+            "provider `{}` refused the workspace's key",
+            permit.provider().name
+        ),
+    )
+    .hint("ask an operator to renew the key; no restart is needed"))
 }
 
 fn audit_works(shared: &Shared) -> Result<(), Denial> {
-    if shared.audit.works() { Ok(()) } else { Err(audit::unavailable()) }
+    if shared.audit.works() {
+        Ok(())
+    } else {
+        Err(audit::unavailable())
+    }
 }
 
 /// No record of the request could be kept, so it is not even refused: the connection ends.
@@ -152,7 +215,11 @@ pub struct Unserved;
 ///
 /// # Errors
 /// [`Unserved`] alone.
-pub async fn serve(shared: Arc<Shared>, request: Request<Incoming>, busy: Busy) -> Result<Response<Answer>, Unserved> {
+pub async fn serve(
+    shared: Arc<Shared>,
+    request: Request<Incoming>,
+    busy: Busy,
+) -> Result<Response<Answer>, Unserved> {
     if shared.audit.is_full() {
         return Err(Unserved);
     }
@@ -167,39 +234,76 @@ pub async fn serve(shared: Arc<Shared>, request: Request<Incoming>, busy: Busy) 
     let client = || Client::of(&parts.headers);
     Ok(match outcome {
         Ok(Outcome::Reply(call, reply)) => match relay::relay(call, reply, entry) {
-            Ok(response) => response.map(|relay| Answer { kind: AnswerKind::Relay(Box::new(relay)), _busy: busy }),
+            Ok(response) => response.map(|relay| Answer {
+                kind: AnswerKind::Relay(Box::new(relay)),
+                _busy: busy,
+            }),
             Err((denial, entry)) => refuse(*entry, &denial, shape(), client(), busy),
         },
         Ok(Outcome::Models(Filtered { list, .. })) => own(entry, list, AnswerKind::List, busy),
         Ok(Outcome::Discard) => own(entry, Bytes::from_static(b"{}"), AnswerKind::Own, busy),
-        Ok(Outcome::Probe) => own(entry, Bytes::from_static(b"{\"outrigger\":\"sidecar\"}"), AnswerKind::Own, busy),
+        Ok(Outcome::Probe) => own(
+            entry,
+            Bytes::from_static(b"{\"outrigger\":\"sidecar\"}"),
+            AnswerKind::Own,
+            busy,
+        ),
         Err(denial) => {
             // hyper closes a connection whose request body nobody took; the client is told.
             let unread = has_body && !entry.body_read;
             let mut response = refuse(entry, &denial, shape(), client(), busy);
             if unread {
-                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                response
+                    .headers_mut()
+                    .insert(CONNECTION, HeaderValue::from_static("close"));
             }
             response
         }
     })
 }
 
-fn own(mut entry: Entry, body: Bytes, kind: fn(Full<Bytes>) -> AnswerKind, busy: Busy) -> Response<Answer> {
+fn own(
+    mut entry: Entry,
+    body: Bytes,
+    kind: fn(Full<Bytes>) -> AnswerKind,
+    busy: Busy,
+) -> Response<Answer> {
     entry.record.bytes_out = body.len() as u64;
-    let mut response = Response::new(Answer { kind: kind(Full::new(body)), _busy: busy });
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    response.headers_mut().insert("x-content-type-options", HeaderValue::from_static("nosniff"));
+    let mut response = Response::new(Answer {
+        kind: kind(Full::new(body)),
+        _busy: busy,
+    });
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(
+        "x-content-type-options",
+        HeaderValue::from_static("nosniff"),
+    );
     response
 }
 
-fn refuse(mut entry: Entry, denial: &Denial, shape: Shape, client: Client, busy: Busy) -> Response<Answer> {
+fn refuse(
+    mut entry: Entry,
+    denial: &Denial,
+    shape: Shape,
+    client: Client,
+    busy: Busy,
+) -> Response<Answer> {
     let response = refused(&mut entry, denial, shape, client);
-    response.map(|body| Answer { kind: AnswerKind::Own(body), _busy: busy })
+    response.map(|body| Answer {
+        kind: AnswerKind::Own(body),
+        _busy: busy,
+    })
 }
 
 /// The answer to a refusal, with its record filled and its line in the log.
-pub fn refused(entry: &mut Entry, denial: &Denial, shape: Shape, client: Client) -> Response<Full<Bytes>> {
+pub fn refused(
+    entry: &mut Entry,
+    denial: &Denial,
+    shape: Shape,
+    client: Client,
+) -> Response<Full<Bytes>> {
     let response = refusal::respond(denial, shape, client, entry.id());
     entry.record.code = Some(denial.code.name());
     entry.record.scope_needed = denial.scope_needed.clone();
@@ -221,7 +325,12 @@ pub fn refused(entry: &mut Entry, denial: &Denial, shape: Shape, client: Client)
 }
 
 impl Entry {
-    fn answered_here(&mut self, provider: Option<String>, endpoint: &'static str, outcome: Outcome) -> Outcome {
+    fn answered_here(
+        &mut self,
+        provider: Option<String>,
+        endpoint: &'static str,
+        outcome: Outcome,
+    ) -> Outcome {
         self.record.provider = provider;
         self.record.endpoint = Some(endpoint);
         self.record.decision = Decision::Allow;
@@ -287,7 +396,10 @@ impl Busy {
     pub fn new(flag: &Arc<BusyFlag>, shared: &Arc<Shared>) -> Self {
         flag.busy.store(true, Ordering::Release);
         shared.metrics.in_flight.inc();
-        Busy { flag: flag.clone(), shared: shared.clone() }
+        Busy {
+            flag: flag.clone(),
+            shared: shared.clone(),
+        }
     }
 }
 
@@ -327,9 +439,14 @@ impl Body for Answer {
     type Data = Bytes;
     type Error = Cut;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         match &mut self.kind {
-            AnswerKind::Own(body) | AnswerKind::List(body) => Pin::new(body).poll_frame(cx).map_err(|never| match never {}),
+            AnswerKind::Own(body) | AnswerKind::List(body) => Pin::new(body)
+                .poll_frame(cx)
+                .map_err(|never| match never {}),
             AnswerKind::Relay(body) => Pin::new(body).poll_frame(cx),
         }
     }

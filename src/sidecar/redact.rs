@@ -48,19 +48,33 @@ impl Matcher {
     fn new(mut forms: Vec<Zeroizing<Vec<u8>>>) -> Option<Matcher> {
         forms.sort_by(|a, b| a.as_slice().cmp(b.as_slice()));
         forms.dedup_by(|a, b| a.as_slice() == b.as_slice());
-        let search =
-            AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).start_kind(StartKind::Unanchored).build(forms.iter().map(|f| f.as_slice())).ok()?;
+        let search = AhoCorasick::builder()
+            .match_kind(MatchKind::LeftmostLongest)
+            .start_kind(StartKind::Unanchored)
+            .build(forms.iter().map(|f| f.as_slice()))
+            .ok()?;
         let longest = forms.iter().map(|f| f.len()).max()?;
         let mut first = [false; 256];
         forms.iter().for_each(|f| first[usize::from(f[0])] = true);
-        Some(Matcher { search, forms, first, longest })
+        Some(Matcher {
+            search,
+            forms,
+            first,
+            longest,
+        })
     }
 
     /// How many bytes at the end could be the beginning of a form.
     fn unfinished(&self, text: &[u8]) -> usize {
         let from = text.len().saturating_sub(self.longest - 1);
         let tail = &text[from..];
-        let begins = |i: &usize| self.first[usize::from(tail[*i])] && self.forms.iter().any(|f| f.len() > tail.len() - i && f.starts_with(&tail[*i..]));
+        let begins = |i: &usize| {
+            self.first[usize::from(tail[*i])]
+                && self
+                    .forms
+                    .iter()
+                    .any(|f| f.len() > tail.len() - i && f.starts_with(&tail[*i..]))
+        };
         (0..tail.len()).find(begins).map_or(0, |i| tail.len() - i)
     }
 }
@@ -77,7 +91,11 @@ impl Patterns {
             plain.push(Zeroizing::new(key.to_vec()));
             literal.extend(forms(key));
         }
-        Patterns { literal: Matcher::new(literal), plain: Matcher::new(plain), slashed }
+        Patterns {
+            literal: Matcher::new(literal),
+            plain: Matcher::new(plain),
+            slashed,
+        }
     }
 
     /// Does the text hold a key in any form?
@@ -105,11 +123,19 @@ impl Patterns {
     fn hits(&self, text: &[u8]) -> Vec<(usize, usize)> {
         let mut hits: Vec<(usize, usize)> = Vec::new();
         if let Some(m) = &self.literal {
-            hits.extend(m.search.find_iter(Input::new(text).anchored(Anchored::No)).map(|h| (h.start(), h.end())));
+            hits.extend(
+                m.search
+                    .find_iter(Input::new(text).anchored(Anchored::No))
+                    .map(|h| (h.start(), h.end())),
+            );
         }
         if let (Some(m), true) = (&self.plain, self.has_escapes(text)) {
             let (undone, at) = undo(text);
-            hits.extend(m.search.find_iter(&undone).map(|h| (at[h.start()], at[h.end()])));
+            hits.extend(
+                m.search
+                    .find_iter(&undone)
+                    .map(|h| (at[h.start()], at[h.end()])),
+            );
         }
         hits
     }
@@ -117,8 +143,13 @@ impl Patterns {
     /// How many bytes at the end must wait for what comes next.
     fn unfinished(&self, text: &[u8]) -> usize {
         let literal = self.literal.as_ref().map_or(0, |m| m.unfinished(text));
-        let Some(plain) = &self.plain else { return literal };
-        let (cut, window) = (cut_escape(text), text.len().saturating_sub(plain.longest * LONGEST_ESCAPE));
+        let Some(plain) = &self.plain else {
+            return literal;
+        };
+        let (cut, window) = (
+            cut_escape(text),
+            text.len().saturating_sub(plain.longest * LONGEST_ESCAPE),
+        );
         if cut == 0 && !self.has_escapes(&text[window..]) {
             return literal;
         }
@@ -126,7 +157,11 @@ impl Patterns {
         let (undone, at) = undo(whole);
         let open = plain.unfinished(&undone);
         let escaped = whole.len() - at[undone.len() - open];
-        literal.max(if open > 0 || cut > 0 { escaped + cut } else { 0 })
+        literal.max(if open > 0 || cut > 0 {
+            escaped + cut
+        } else {
+            0
+        })
     }
 }
 
@@ -170,14 +205,19 @@ fn escape_at(text: &[u8], i: usize) -> Option<(u8, usize)> {
     let rest = &text[i..];
     let hex = |digits: &[u8]| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok();
     match rest {
-        [b'%', b'2', b'5', a, b, ..] if a.is_ascii_hexdigit() && b.is_ascii_hexdigit() => Some((hex(&[*a, *b])?, 5)),
+        [b'%', b'2', b'5', a, b, ..] if a.is_ascii_hexdigit() && b.is_ascii_hexdigit() => {
+            Some((hex(&[*a, *b])?, 5))
+        }
         [b'%', a, b, ..] => Some((hex(&[*a, *b])?, 3)),
         [b'\\', b'\\', b'u' | b'U', b'0', b'0', a, b, ..] => Some((hex(&[*a, *b])?, 7)),
         [b'\\', b'u' | b'U', b'0', b'0', a, b, ..] => Some((hex(&[*a, *b])?, 6)),
         [b'\\', b'x', a, b, ..] => Some((hex(&[*a, *b])?, 4)),
         [b'\\', c @ (b'/' | b'"' | b'\\'), ..] => Some((*c, 2)),
         [b'&', b'#', number @ ..] => {
-            let end = number.iter().take(LONGEST_ESCAPE - 2).position(|b| *b == b';')?;
+            let end = number
+                .iter()
+                .take(LONGEST_ESCAPE - 2)
+                .position(|b| *b == b';')?;
             let value = match &number[..end] {
                 [b'x' | b'X', digits @ ..] => hex(digits)?,
                 digits => std::str::from_utf8(digits).ok()?.parse().ok()?,
@@ -190,7 +230,10 @@ fn escape_at(text: &[u8], i: usize) -> Option<(u8, usize)> {
 
 /// The text with its escapes undone, and where each of its bytes stood (and the end).
 fn undo(text: &[u8]) -> (Vec<u8>, Vec<usize>) {
-    let (mut out, mut at) = (Vec::with_capacity(text.len()), Vec::with_capacity(text.len() + 1));
+    let (mut out, mut at) = (
+        Vec::with_capacity(text.len()),
+        Vec::with_capacity(text.len() + 1),
+    );
     let mut i = 0;
     while i < text.len() {
         at.push(i);
@@ -212,7 +255,9 @@ fn undo(text: &[u8]) -> (Vec<u8>, Vec<usize>) {
 /// Bytes at the end that begin an escape and do not end it.
 fn cut_escape(text: &[u8]) -> usize {
     let tail = &text[text.len().saturating_sub(LONGEST_ESCAPE - 1)..];
-    (0..tail.len()).find(|&i| begins_escape(&tail[i..])).map_or(0, |i| tail.len() - i)
+    (0..tail.len())
+        .find(|&i| begins_escape(&tail[i..]))
+        .map_or(0, |i| tail.len() - i)
 }
 
 /// Could these bytes, with others behind them, be an escape?
@@ -221,17 +266,26 @@ fn begins_escape(rest: &[u8]) -> bool {
     // `u00XX`, of which only some is there.
     let unicode = |u: &[u8]| match u {
         [] => true,
-        [b'u' | b'U', digits @ ..] => digits.len() < 4 && hex(digits) && b"00".starts_with(&digits[..digits.len().min(2)]),
+        [b'u' | b'U', digits @ ..] => {
+            digits.len() < 4 && hex(digits) && b"00".starts_with(&digits[..digits.len().min(2)])
+        }
         _ => false,
     };
     match rest {
-        [b'%', digits @ ..] => (digits.len() < 2 && hex(digits)) || (digits.starts_with(b"25") && digits.len() < 4 && hex(digits)),
+        [b'%', digits @ ..] => {
+            (digits.len() < 2 && hex(digits))
+                || (digits.starts_with(b"25") && digits.len() < 4 && hex(digits))
+        }
         [b'\\'] | [b'&'] => true,
         [b'\\', b'\\', u @ ..] => unicode(u),
         [b'\\', b'x', digits @ ..] => digits.len() < 2 && hex(digits),
         [b'\\', u @ ..] => unicode(u),
         [b'&', b'#', number @ ..] => {
-            number.len() < LONGEST_ESCAPE - 2 && !number.contains(&b';') && number.iter().all(|b| b.is_ascii_hexdigit() || b"xX".contains(b))
+            number.len() < LONGEST_ESCAPE - 2
+                && !number.contains(&b';')
+                && number
+                    .iter()
+                    .all(|b| b.is_ascii_hexdigit() || b"xX".contains(b))
         }
         _ => false,
     }
@@ -247,7 +301,11 @@ pub struct Redactor {
 
 impl Redactor {
     pub fn new(patterns: std::sync::Arc<Patterns>) -> Self {
-        Redactor { patterns, held: Vec::new(), hits: 0 }
+        Redactor {
+            patterns,
+            held: Vec::new(),
+            hits: 0,
+        }
     }
 
     /// The next piece; returns what may leave now. Without a key in sight, that is the piece
@@ -266,7 +324,12 @@ impl Redactor {
         let hits = self.patterns.hits(text);
         let mut leave = text.len() - self.patterns.unfinished(text);
         // A hit that reaches into the tail leaves as a whole.
-        leave = hits.iter().filter(|(s, e)| *s < leave && *e > leave).map(|h| h.1).max().unwrap_or(leave);
+        leave = hits
+            .iter()
+            .filter(|(s, e)| *s < leave && *e > leave)
+            .map(|h| h.1)
+            .max()
+            .unwrap_or(leave);
         self.held.extend_from_slice(&text[leave..]);
         if hits.is_empty() && joined.is_none() {
             return piece.slice(..leave);
@@ -330,7 +393,9 @@ mod tests {
     }
 
     fn echoes() -> Vec<String> {
-        let b64 = |prefix: &str| base64::engine::general_purpose::STANDARD.encode(format!("{prefix}{KEY}tail"));
+        let b64 = |prefix: &str| {
+            base64::engine::general_purpose::STANDARD.encode(format!("{prefix}{KEY}tail"))
+        };
         vec![
             KEY.into(),
             b64(""),
@@ -355,7 +420,11 @@ mod tests {
         for echo in echoes() {
             let text = format!("{{\"error\":\"Incorrect key {echo} given 100% \\u00e9\"}}");
             let whole = run(&p, &[text.as_bytes()]);
-            assert!(!p.find(&whole) && whole.windows(4).any(|w| w == b"[RED"), "{}", String::from_utf8_lossy(&whole));
+            assert!(
+                !p.find(&whole) && whole.windows(4).any(|w| w == b"[RED"),
+                "{}",
+                String::from_utf8_lossy(&whole)
+            );
             assert_eq!(whole.len(), text.len());
             for at in 0..=text.len() {
                 let (a, b) = text.as_bytes().split_at(at);
@@ -374,7 +443,10 @@ mod tests {
         for at in 0..=text.len() {
             let (a, b) = text.as_bytes().split_at(at);
             let out = String::from_utf8(run(&p, &[a, b])).unwrap();
-            assert!(out.contains("[REDACTED]") && !out.contains("slashes"), "{out}");
+            assert!(
+                out.contains("[REDACTED]") && !out.contains("slashes"),
+                "{out}"
+            );
         }
     }
 
@@ -391,7 +463,11 @@ mod tests {
     fn other_text_passes_untouched_and_at_once() {
         let p = patterns(&[KEY]);
         let mut r = Redactor::new(p);
-        for text in ["data: {\"text\":\"a \\\"quoted\\\" 50% of \\u00e9 sk-ant\"}\n\n", "{}", "plain"] {
+        for text in [
+            "data: {\"text\":\"a \\\"quoted\\\" 50% of \\u00e9 sk-ant\"}\n\n",
+            "{}",
+            "plain",
+        ] {
             let piece = Bytes::from(text.to_owned());
             assert_eq!(r.feed(piece), text);
         }

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use http_body_util::Full;
 use hyper::body::Bytes;
-use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER, UPGRADE};
+use hyper::header::{
+    CONNECTION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER, UPGRADE,
+};
 use hyper::{Response, StatusCode};
 
 pub const ERROR_HEADER: HeaderName = HeaderName::from_static("x-outrigger-error");
@@ -110,7 +112,10 @@ impl Code {
             Code::RateLimited => 429,
             Code::BudgetExhausted => 400,
             Code::Busy | Code::AuditUnavailable => 503,
-            Code::UpstreamUnreachable | Code::UpstreamTls | Code::UpstreamRedirect | Code::UpstreamInvalid => 502,
+            Code::UpstreamUnreachable
+            | Code::UpstreamTls
+            | Code::UpstreamRedirect
+            | Code::UpstreamInvalid => 502,
             Code::UpstreamTimeout => 504,
             Code::WebsocketUnsupported => 426,
             Code::Internal => 500,
@@ -119,11 +124,21 @@ impl Code {
 
     /// Would the same request have a chance if it were sent again soon?
     fn worth_a_retry(self) -> bool {
-        matches!(self, Code::RateLimited | Code::Busy | Code::AuditUnavailable | Code::UpstreamUnreachable | Code::UpstreamTimeout)
+        matches!(
+            self,
+            Code::RateLimited
+                | Code::Busy
+                | Code::AuditUnavailable
+                | Code::UpstreamUnreachable
+                | Code::UpstreamTimeout
+        )
     }
 
     fn is_policy(self) -> bool {
-        matches!(self, Code::ScopeDenied | Code::RateLimited | Code::BudgetExhausted | Code::SecretMissing)
+        matches!(
+            self,
+            Code::ScopeDenied | Code::RateLimited | Code::BudgetExhausted | Code::SecretMissing
+        )
     }
 }
 
@@ -190,7 +205,11 @@ impl Denial {
     }
 
     fn text(&self) -> String {
-        let lead = if self.code.is_policy() { "Blocked by workspace policy (not a login problem): " } else { "" };
+        let lead = if self.code.is_policy() {
+            "Blocked by workspace policy (not a login problem): "
+        } else {
+            ""
+        };
         match &self.hint {
             Some(hint) => format!("{lead}{}\nhint: {hint}", self.message),
             None => format!("{lead}{}", self.message),
@@ -212,9 +231,16 @@ pub enum Client {
 
 impl Client {
     pub fn of(headers: &HeaderMap) -> Client {
-        let starts = |name: &str, with: &str| headers.get(name).is_some_and(|v| v.as_bytes().starts_with(with.as_bytes()));
-        let codex = starts("originator", "codex") || starts("user-agent", "codex") || headers.contains_key("x-codex-turn-metadata");
-        let copilot = headers.contains_key("x-initiator") && headers.contains_key("x-interaction-type");
+        let starts = |name: &str, with: &str| {
+            headers
+                .get(name)
+                .is_some_and(|v| v.as_bytes().starts_with(with.as_bytes()))
+        };
+        let codex = starts("originator", "codex")
+            || starts("user-agent", "codex")
+            || headers.contains_key("x-codex-turn-metadata");
+        let copilot =
+            headers.contains_key("x-initiator") && headers.contains_key("x-interaction-type");
         let vibe = headers.contains_key("x-affinity") && starts("user-agent", "python-httpx/");
         if codex || copilot || vibe || starts("user-agent", "litellm/") {
             Client::Shows400
@@ -262,35 +288,67 @@ impl Answer {
 }
 
 /// The answer to a request that ends in `denial`.
-pub fn respond(denial: &Denial, shape: Shape, client: Client, request_id: &str) -> Response<Full<Bytes>> {
+pub fn respond(
+    denial: &Denial,
+    shape: Shape,
+    client: Client,
+    request_id: &str,
+) -> Response<Full<Bytes>> {
     let text = denial.text();
-    let refusal =
-        Refusal { code: denial.code, message: &text, request_id, retry_after: denial.retry_after, resets_at: denial.resets_at, client, detail: denial.detail };
+    let refusal = Refusal {
+        code: denial.code,
+        message: &text,
+        request_id,
+        retry_after: denial.retry_after,
+        resets_at: denial.resets_at,
+        client,
+        detail: denial.detail,
+    };
     let answer = (shape.answer)(&refusal);
     let status = denial.status.unwrap_or(answer.status);
     let mut response = Response::new(Full::from(answer.body.to_string()));
-    *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    *response.status_mut() =
+        StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(ERROR_HEADER, HeaderValue::from_static(denial.code.name()));
     if let Ok(id) = HeaderValue::from_str(request_id) {
         headers.insert(REQUEST_ID, id);
     }
-    headers.insert("x-content-type-options", HeaderValue::from_static("nosniff"));
-    headers.insert("cross-origin-resource-policy", HeaderValue::from_static("same-origin"));
+    headers.insert(
+        "x-content-type-options",
+        HeaderValue::from_static("nosniff"),
+    );
+    headers.insert(
+        "cross-origin-resource-policy",
+        HeaderValue::from_static("same-origin"),
+    );
     if !denial.code.worth_a_retry() {
         headers.insert("x-should-retry", HeaderValue::from_static("false"));
     }
     if let Some(after) = denial.retry_after {
-        headers.insert(RETRY_AFTER, HeaderValue::from(after.as_secs_f64().ceil() as u64));
-        headers.insert("retry-after-ms", HeaderValue::from(after.as_millis() as u64));
+        headers.insert(
+            RETRY_AFTER,
+            HeaderValue::from(after.as_secs_f64().ceil() as u64),
+        );
+        headers.insert(
+            "retry-after-ms",
+            HeaderValue::from(after.as_millis() as u64),
+        );
     }
     if denial.code == Code::WebsocketUnsupported {
         headers.insert(UPGRADE, HeaderValue::from_static("HTTP/1.1"));
     }
     // Whoever is refused for how it speaks HTTP is not read any further; bytes behind a
     // refused upgrade are not ours to interpret.
-    if matches!(denial.code, Code::BadRequest | Code::HostDenied | Code::WebsocketUnsupported | Code::BodyTooLarge | Code::BodyTimeout) {
+    if matches!(
+        denial.code,
+        Code::BadRequest
+            | Code::HostDenied
+            | Code::WebsocketUnsupported
+            | Code::BodyTooLarge
+            | Code::BodyTimeout
+    ) {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response
@@ -306,7 +364,10 @@ mod tests {
         assert_eq!(names.len(), Code::ALL.len());
         let docs = include_str!("../../docs/operators.md");
         for name in names {
-            assert!(docs.contains(&format!("`{name}`")), "docs/operators.md does not explain `{name}`");
+            assert!(
+                docs.contains(&format!("`{name}`")),
+                "docs/operators.md does not explain `{name}`"
+            );
         }
     }
 }

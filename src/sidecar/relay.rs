@@ -15,7 +15,9 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
-use hyper::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use hyper::header::{
+    CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue,
+};
 use hyper::{Response, StatusCode, http::response::Parts};
 use tokio::time::Sleep;
 
@@ -29,10 +31,15 @@ use super::route::Route;
 use super::scope::Permit;
 use super::usage::{Framing, Meter, Report};
 
-/// The headers of a reply that are passed on for every provider, in lower case: the content type, and
-/// when to try again. Cookies, account names, redirects and hop-by-hop headers are not. Each provider
-/// lists in its own file the further headers that its clients need.
-const RETURNED: &[&str] = &["content-type", "retry-after", "retry-after-ms", "x-should-retry"];
+/// The headers of a reply that are passed on for every provider, in lower case: the content type,
+/// and when to try again. Cookies, account names, redirects and hop-by-hop headers are not. Each
+/// provider lists in its own file the further headers that its clients need.
+const RETURNED: &[&str] = &[
+    "content-type",
+    "retry-after",
+    "retry-after-ms",
+    "x-should-retry",
+];
 
 /// A compressed reply is undone in slices of this size, so that a bomb costs a megabyte.
 const INFLATE_SLICE: usize = 1024;
@@ -55,14 +62,27 @@ pub struct Call {
 ///
 /// # Errors
 /// `upstream_invalid` for a reply in an encoding that was not asked for.
-pub fn relay(call: Call, reply: Response<Incoming>, entry: Entry) -> Result<Response<Relay>, (Denial, Box<Entry>)> {
+pub fn relay(
+    call: Call,
+    reply: Response<Incoming>,
+    entry: Entry,
+) -> Result<Response<Relay>, (Denial, Box<Entry>)> {
     let (parts, body) = reply.into_parts();
-    let mut encodings = parts.headers.get_all(CONTENT_ENCODING).iter().map(HeaderValue::as_bytes).filter(|v| !matches!(*v, b"identity" | b""));
+    let mut encodings = parts
+        .headers
+        .get_all(CONTENT_ENCODING)
+        .iter()
+        .map(HeaderValue::as_bytes)
+        .filter(|v| !matches!(*v, b"identity" | b""));
     let inflate = match (encodings.next(), encodings.next()) {
         (None, _) => None,
         (Some(b"gzip"), None) => Some(flate2::write::GzDecoder::new(Vec::new())),
         (Some(other), _) => {
-            let d = Denial::new(Code::UpstreamInvalid, "the provider compressed its answer although it was asked not to").cause(other.escape_ascii());
+            let d = Denial::new(
+                Code::UpstreamInvalid,
+                "the provider compressed its answer although it was asked not to",
+            )
+            .cause(other.escape_ascii());
             return Err((d, Box::new(entry)));
         }
     };
@@ -72,7 +92,11 @@ pub fn relay(call: Call, reply: Response<Incoming>, entry: Entry) -> Result<Resp
     *head.headers_mut() = returned(&call, &parts, inflate.is_some(), &redactor, &entry);
     let meter = meter(&call.route, &parts);
     let timeouts = call.shared.config.timeouts;
-    let left = parts.headers.get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
+    let left = parts
+        .headers
+        .get(CONTENT_LENGTH)
+        .and_then(|v| v.to_str().ok())
+        .and_then(|v| v.parse().ok());
     let relay = Relay {
         body,
         left,
@@ -94,23 +118,42 @@ pub fn relay(call: Call, reply: Response<Incoming>, entry: Entry) -> Result<Resp
 
 fn meter(route: &Route, parts: &Parts) -> Option<Meter> {
     let format = route.endpoint().usage?;
-    let content_type = parts.headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    let content_type = parts
+        .headers
+        .get(CONTENT_TYPE)
+        .and_then(|v| v.to_str().ok())
+        .unwrap_or_default();
     Framing::of(content_type).map(|framing| Meter::new(format, framing))
 }
 
-fn returned(call: &Call, parts: &Parts, inflated: bool, redactor: &Redactor, entry: &Entry) -> HeaderMap {
+fn returned(
+    call: &Call,
+    parts: &Parts,
+    inflated: bool,
+    redactor: &Redactor,
+    entry: &Entry,
+) -> HeaderMap {
     let provider = call.permit.provider().def;
     let mut headers = HeaderMap::with_capacity(8);
-    let listed = |name: &HeaderName| RETURNED.contains(&name.as_str()) || provider.returns.contains(&name.as_str());
+    let listed = |name: &HeaderName| {
+        RETURNED.contains(&name.as_str()) || provider.returns.contains(&name.as_str())
+    };
     for (name, value) in &parts.headers {
         if listed(name) && !redactor.echoes(value.as_bytes()) {
             headers.append(name, value.clone());
         }
     }
-    if let Some(length) = parts.headers.get(CONTENT_LENGTH).filter(|_| !inflated && parts.status != StatusCode::NO_CONTENT) {
+    if let Some(length) = parts
+        .headers
+        .get(CONTENT_LENGTH)
+        .filter(|_| !inflated && parts.status != StatusCode::NO_CONTENT)
+    {
         headers.insert(CONTENT_LENGTH, length.clone());
     }
-    headers.insert("x-content-type-options", HeaderValue::from_static("nosniff"));
+    headers.insert(
+        "x-content-type-options",
+        HeaderValue::from_static("nosniff"),
+    );
     if let Ok(id) = HeaderValue::from_str(entry.id()) {
         if let Some(name) = provider.own_request_id {
             headers.insert(name, id.clone());
@@ -196,16 +239,23 @@ impl Relay {
     }
 
     fn inflate(&mut self) -> Result<Bytes, Cut> {
-        let Some(decoder) = &mut self.inflate else { return Ok(Bytes::new()) };
+        let Some(decoder) = &mut self.inflate else {
+            return Ok(Bytes::new());
+        };
         let slice = self.raw.split_to(self.raw.len().min(INFLATE_SLICE));
-        decoder.write_all(&slice).and_then(|()| decoder.flush()).map_err(Cut::Encoding)?;
+        decoder
+            .write_all(&slice)
+            .and_then(|()| decoder.flush())
+            .map_err(Cut::Encoding)?;
         Ok(std::mem::take(decoder.get_mut()).into())
     }
 
     fn stalled(&mut self, cx: &mut Context<'_>) -> Option<Cut> {
         loop {
             let due = (self.last + self.idle).min(self.end);
-            let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due.into())));
+            let sleep = self
+                .sleep
+                .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due.into())));
             if sleep.as_mut().poll(cx).is_pending() {
                 return None;
             }
@@ -222,7 +272,11 @@ impl Relay {
 
     fn cut(&mut self, why: Cut) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         tracing::warn!(request_id = self.entry.as_ref().map(|e| e.id()), cause = %why, "reply cut");
-        let code = if matches!(why, Cut::Stalled | Cut::TooLong) { Code::UpstreamTimeout.name() } else { "upstream_cut" };
+        let code = if matches!(why, Cut::Stalled | Cut::TooLong) {
+            Code::UpstreamTimeout.name()
+        } else {
+            "upstream_cut"
+        };
         self.finish(false, Some(code));
         Poll::Ready(Some(Err(why)))
     }
@@ -230,13 +284,25 @@ impl Relay {
     /// Fills the record and charges the budget. Once.
     fn finish(&mut self, clean: bool, code: Option<&'static str>) {
         self.done = true;
-        let Some(mut entry) = self.entry.take() else { return };
+        let Some(mut entry) = self.entry.take() else {
+            return;
+        };
         entry.record.code = code;
-        let mut report = self.meter.take().map(|m| m.finish(clean)).unwrap_or_default();
+        let mut report = self
+            .meter
+            .take()
+            .map(|m| m.finish(clean))
+            .unwrap_or_default();
         self.redact(&mut report);
-        // Only a provider that makes the ids itself vouches for them; compaction repeats the client's.
-        if self.call.route.endpoint().body.item_references && self.call.route.endpoint().name == "responses" {
-            self.call.shared.known_objects.remember(self.call.route.provider(), std::mem::take(&mut report.ids));
+        // Only a provider that makes the ids itself vouches for them; compaction repeats the
+        // client's.
+        if self.call.route.endpoint().body.item_references
+            && self.call.route.endpoint().name == "responses"
+        {
+            self.call
+                .shared
+                .known_objects
+                .remember(self.call.route.provider(), std::mem::take(&mut report.ids));
         }
         settle(&self.call, &mut entry, self.status, report);
         if self.redactor.hits > 0 {
@@ -252,7 +318,9 @@ impl Relay {
 
     /// What goes into records and logs is an id, and not our key.
     fn redact(&self, report: &mut Report) {
-        let fine = |s: &String| s.len() <= 128 && super::model::is_id(s) && !self.redactor.echoes(s.as_bytes());
+        let fine = |s: &String| {
+            s.len() <= 128 && super::model::is_id(s) && !self.redactor.echoes(s.as_bytes())
+        };
         report.model = report.model.take().filter(fine);
         report.tier = report.tier.take().filter(fine);
         if let Some(error) = &mut report.error {
@@ -275,13 +343,29 @@ fn settle(call: &Call, entry: &mut Entry, status: StatusCode, report: Report) {
     record.upstream_error = report.error.and_then(|e| e.kind);
     let billed = call.route.endpoint().usage.is_some() && status.is_success();
     let usage = report.usage.filter(|_| billed);
-    let prices = Prices { table: &call.shared.config.prices, provider: call.permit.provider() };
+    let prices = Prices {
+        table: &call.shared.config.prices,
+        provider: call.permit.provider(),
+    };
     let tier = report.tier.as_deref();
     if let Some(u) = &usage {
-        record.tokens = Tokens { input: u.input, cache_read: u.cache_read, cache_write: u.cache_write, output: u.output, reasoning: u.reasoning };
+        record.tokens = Tokens {
+            input: u.input,
+            cache_read: u.cache_read,
+            cache_write: u.cache_write,
+            output: u.output,
+            reasoning: u.reasoning,
+        };
         record.extra_usage = u.extra.iter().map(billing::extra).collect();
         record.usage_complete = report.complete;
-        record.cost_usd = prices.cost(u, Models { requested: record.model_requested.as_deref(), reported: record.model_reported.as_deref() }, tier);
+        record.cost_usd = prices.cost(
+            u,
+            Models {
+                requested: record.model_requested.as_deref(),
+                reported: record.model_reported.as_deref(),
+            },
+            tier,
+        );
     }
     if let (Some(reported), Some(requested)) = (&record.model_reported, &record.model_requested)
         && billed
@@ -293,7 +377,10 @@ fn settle(call: &Call, entry: &mut Entry, status: StatusCode, report: Report) {
     }
     let (tokens, usd) = match billed {
         true => prices.charge(&Settled {
-            models: Models { requested: record.model_requested.as_deref(), reported: record.model_reported.as_deref() },
+            models: Models {
+                requested: record.model_requested.as_deref(),
+                reported: record.model_reported.as_deref(),
+            },
             usage: usage.as_ref(),
             cost: record.cost_usd,
             tier,
@@ -317,7 +404,10 @@ impl Body for Relay {
     type Data = Bytes;
     type Error = Cut;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         let this = self.get_mut();
         if this.done {
             return Poll::Ready(None);
@@ -336,8 +426,12 @@ impl Body for Relay {
             match Pin::new(&mut this.body).poll_frame(cx) {
                 Poll::Ready(Some(Ok(frame))) => {
                     this.last = Instant::now();
-                    let Ok(piece) = frame.into_data() else { continue }; // trailers stay here
-                    this.left = this.left.map(|left| left.saturating_sub(piece.len() as u64));
+                    let Ok(piece) = frame.into_data() else {
+                        continue;
+                    }; // trailers stay here
+                    this.left = this
+                        .left
+                        .map(|left| left.saturating_sub(piece.len() as u64));
                     if this.inflate.is_some() {
                         this.raw = piece;
                         continue;
@@ -349,7 +443,11 @@ impl Body for Relay {
                 }
                 Poll::Ready(Some(Err(e))) => return this.cut(Cut::Upstream(e)),
                 Poll::Ready(None) => {
-                    if let Some(Err(why)) = this.inflate.as_mut().map(flate2::write::GzDecoder::try_finish) {
+                    if let Some(Err(why)) = this
+                        .inflate
+                        .as_mut()
+                        .map(flate2::write::GzDecoder::try_finish)
+                    {
                         return this.cut(Cut::Encoding(why));
                     }
                     let rest = this.redactor.finish();
@@ -374,7 +472,11 @@ impl Body for Relay {
     }
 
     fn size_hint(&self) -> SizeHint {
-        if self.inflate.is_some() || !self.redactor.holds_nothing() { SizeHint::default() } else { self.body.size_hint() }
+        if self.inflate.is_some() || !self.redactor.holds_nothing() {
+            SizeHint::default()
+        } else {
+            self.body.size_hint()
+        }
     }
 }
 

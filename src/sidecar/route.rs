@@ -62,7 +62,11 @@ pub fn shape(policy: &Policy, path: &str) -> Shape {
         return p.1.shape;
     }
     let rel = path.trim_start_matches('/');
-    let leads = |e: &Endpoint| e.bare.iter().any(|b| rel == *b || rel.starts_with(b.split('{').next().unwrap_or(b)));
+    let leads = |e: &Endpoint| {
+        e.bare
+            .iter()
+            .any(|b| rel == *b || rel.starts_with(b.split('{').next().unwrap_or(b)))
+    };
     let bare = PROVIDERS.iter().find(|p| p.endpoints.iter().any(leads));
     bare.unwrap_or(&&super::provider::openai::PROVIDER).shape
 }
@@ -90,34 +94,67 @@ pub fn resolve(policy: &Policy, parts: &Parts, _: &Guarded) -> Result<Target, De
         _ => return Err(not_offered(path, parts, None)),
     };
     // `/compat/<name>/…` is another spelling of `/<name>/…`.
-    let mounted = if segments[0] == "compat" && !policy.providers.contains_key("compat") { &segments[1..] } else { &segments[..] };
+    let mounted = if segments[0] == "compat" && !policy.providers.contains_key("compat") {
+        &segments[1..]
+    } else {
+        &segments[..]
+    };
     let found = match mounted.first().and_then(|m| known(policy, m)) {
         Some((name, def)) => {
             let config = policy.providers.get(name);
-            match def.endpoints.iter().filter(|e| offers(config, e)).find_map(|e| Some((e, behind_mount(e, verb, &mounted[1..], base_path(config, def))?))) {
+            match def
+                .endpoints
+                .iter()
+                .filter(|e| offers(config, e))
+                .find_map(|e| {
+                    Some((
+                        e,
+                        behind_mount(e, verb, &mounted[1..], base_path(config, def))?,
+                    ))
+                }) {
                 Some((endpoint, model)) => Some((name.to_owned(), endpoint, model)),
                 None => return Err(not_offered(path, parts, Some(def))),
             }
         }
         None => PROVIDERS.iter().find_map(|def| {
             let config = policy.providers.get(def.kind);
-            let named = |e: &&Endpoint| offers(config, e) && e.bare_needs.is_none_or(|h| parts.headers.contains_key(h));
-            let (endpoint, model) = def.endpoints.iter().filter(named).find_map(|e| Some((e, e.bare.iter().find_map(|t| matches(t, e, verb, &segments))?)))?;
+            let named = |e: &&Endpoint| {
+                offers(config, e) && e.bare_needs.is_none_or(|h| parts.headers.contains_key(h))
+            };
+            let (endpoint, model) = def.endpoints.iter().filter(named).find_map(|e| {
+                Some((
+                    e,
+                    e.bare.iter().find_map(|t| matches(t, e, verb, &segments))?,
+                ))
+            })?;
             Some((def.kind.to_owned(), endpoint, model))
         }),
     };
-    let Some((provider, endpoint, model)) = found else { return Err(unknown(policy, path)) };
+    let Some((provider, endpoint, model)) = found else {
+        return Err(unknown(policy, path));
+    };
     if let Some(m) = model.as_deref().filter(|m| !model::is_id(m)) {
-        return Err(Denial::new(Code::BadRequest, format!("`{}` is not a model id", m.escape_debug())));
+        return Err(Denial::new(
+            Code::BadRequest,
+            format!("`{}` is not a model id", m.escape_debug()),
+        ));
     }
     let query = query(endpoint, parts.uri.query().unwrap_or_default())?;
-    Ok(Target::Call(Route { provider, endpoint, model, query }))
+    Ok(Target::Call(Route {
+        provider,
+        endpoint,
+        model,
+        query,
+    }))
 }
 
 /// Calls that Claude Code makes beside its requests: it looks whether its provider is there, and
 /// sends telemetry where that is switched on.
 fn aside(policy: &Policy, parts: &Parts, segments: &[&str]) -> Option<Target> {
-    if !matches!(segments, [.., "api", "hello"] | [.., "v1", "metrics" | "logs" | "traces"]) {
+    if !matches!(
+        segments,
+        [.., "api", "hello"] | [.., "v1", "metrics" | "logs" | "traces"]
+    ) {
         return None;
     }
     let (mount, rest) = match known(policy, segments[0]) {
@@ -137,12 +174,15 @@ fn is_telemetry(segments: &[&str]) -> bool {
 
 /// Is this path one of telemetry, whose body is not JSON?
 pub fn takes_any_body(path: &str) -> bool {
-    let rest = ["/v1/metrics", "/v1/logs", "/v1/traces"].iter().find_map(|end| path.strip_suffix(end));
+    let rest = ["/v1/metrics", "/v1/logs", "/v1/traces"]
+        .iter()
+        .find_map(|end| path.strip_suffix(end));
     rest.is_some_and(|mount| !mount.trim_start_matches('/').contains('/'))
 }
 
 fn offers(config: Option<&Arc<ProviderConfig>>, endpoint: &Endpoint) -> bool {
-    !endpoint.optional || config.is_some_and(|c| c.endpoints.iter().any(|name| name == endpoint.name))
+    !endpoint.optional
+        || config.is_some_and(|c| c.endpoints.iter().any(|name| name == endpoint.name))
 }
 
 /// A provider by its mount: a configured one, or one that this version could speak to (so
@@ -150,29 +190,49 @@ fn offers(config: Option<&Arc<ProviderConfig>>, endpoint: &Endpoint) -> bool {
 fn known<'a>(policy: &'a Policy, mount: &'a str) -> Option<(&'a str, &'static Provider)> {
     match policy.providers.get(mount) {
         Some(config) => Some((mount, config.def)),
-        None => registry::find(mount).filter(|p| p.base_url.is_some()).map(|p| (mount, p)),
+        None => registry::find(mount)
+            .filter(|p| p.base_url.is_some())
+            .map(|p| (mount, p)),
     }
 }
 
 fn base_path<'a>(config: Option<&'a Arc<ProviderConfig>>, def: &'static Provider) -> &'a str {
     match config {
         Some(config) => &config.base.path,
-        None => def.base_url.and_then(|u| u.splitn(4, '/').nth(3)).unwrap_or_default(),
+        None => def
+            .base_url
+            .and_then(|u| u.splitn(4, '/').nth(3))
+            .unwrap_or_default(),
     }
 }
 
 /// Behind the mount stands one of the endpoint's own paths, or the provider's real one.
-fn behind_mount(endpoint: &Endpoint, verb: Verb, rel: &[&str], base: &str) -> Option<Option<String>> {
-    let own = endpoint.paths.iter().find_map(|t| matches(t, endpoint, verb, rel));
+fn behind_mount(
+    endpoint: &Endpoint,
+    verb: Verb,
+    rel: &[&str],
+    base: &str,
+) -> Option<Option<String>> {
+    let own = endpoint
+        .paths
+        .iter()
+        .find_map(|t| matches(t, endpoint, verb, rel));
     own.or_else(|| {
         let prefix: Vec<&str> = base.split('/').filter(|s| !s.is_empty()).collect();
-        let rest = rel.strip_prefix(prefix.as_slice()).filter(|_| !prefix.is_empty())?;
+        let rest = rel
+            .strip_prefix(prefix.as_slice())
+            .filter(|_| !prefix.is_empty())?;
         matches(endpoint.upstream, endpoint, verb, rest)
     })
 }
 
 /// `Some(model)` if the segments are those of the template.
-fn matches(template: &str, endpoint: &Endpoint, verb: Verb, segments: &[&str]) -> Option<Option<String>> {
+fn matches(
+    template: &str,
+    endpoint: &Endpoint,
+    verb: Verb,
+    segments: &[&str],
+) -> Option<Option<String>> {
     if endpoint.method != verb {
         return None;
     }
@@ -228,12 +288,26 @@ pub fn encode_segment(model: &str) -> String {
 fn check_path(path: &str) -> Result<(), Denial> {
     let odd = path.bytes().find(|&b| !(model::is_id_byte(b) || b == b'%'));
     if let Some(b) = odd {
-        return Err(Denial::new(Code::BadRequest, format!("byte `{}` has no place in a path of this proxy", [b].escape_ascii())));
+        return Err(Denial::new(
+            Code::BadRequest,
+            format!(
+                "byte `{}` has no place in a path of this proxy",
+                [b].escape_ascii()
+            ),
+        ));
     }
-    let dots =
-        |s: &str| matches!(s, "." | "..") || s.contains('%') && decode_once(s).is_some_and(|d| d == "." || d == ".." || d.contains("../") || d.contains("/.."));
+    let dots = |s: &str| {
+        matches!(s, "." | "..")
+            || s.contains('%')
+                && decode_once(s).is_some_and(|d| {
+                    d == "." || d == ".." || d.contains("../") || d.contains("/..")
+                })
+    };
     if path.split('/').any(dots) {
-        return Err(Denial::new(Code::BadRequest, "dot segments have no place in a path of this proxy"));
+        return Err(Denial::new(
+            Code::BadRequest,
+            "dot segments have no place in a path of this proxy",
+        ));
     }
     Ok(())
 }
@@ -243,7 +317,16 @@ fn query(endpoint: &Endpoint, query: &str) -> Result<String, Denial> {
     let mut seen: Vec<&str> = Vec::new();
     for pair in query.split('&').filter(|p| !p.is_empty()) {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        let refuse = |why: &str| Err(Denial::new(Code::BadRequest, format!("query `{}` {why}; allowed: {}", pair.escape_debug(), allowed(endpoint))));
+        let refuse = |why: &str| {
+            Err(Denial::new(
+                Code::BadRequest,
+                format!(
+                    "query `{}` {why}; allowed: {}",
+                    pair.escape_debug(),
+                    allowed(endpoint)
+                ),
+            ))
+        };
         if seen.contains(&key) {
             return refuse("stands twice");
         }
@@ -255,7 +338,11 @@ fn query(endpoint: &Endpoint, query: &str) -> Result<String, Denial> {
         if !whole && !endpoint.query.contains(&key) {
             return refuse("is not offered here");
         }
-        if !whole && !value.bytes().all(|b| model::is_id_byte(b) || b"%=,".contains(&b)) {
+        if !whole
+            && !value
+                .bytes()
+                .all(|b| model::is_id_byte(b) || b"%=,".contains(&b))
+        {
             return refuse("holds a character that needs no place there");
         }
         kept.push(if kept.is_empty() { '?' } else { '&' });
@@ -265,22 +352,54 @@ fn query(endpoint: &Endpoint, query: &str) -> Result<String, Denial> {
 }
 
 fn allowed(endpoint: &Endpoint) -> String {
-    if endpoint.query.is_empty() { "none".into() } else { format!("`{}`", endpoint.query.join("`, `")) }
+    if endpoint.query.is_empty() {
+        "none".into()
+    } else {
+        format!("`{}`", endpoint.query.join("`, `"))
+    }
 }
 
 fn not_offered(path: &str, parts: &Parts, def: Option<&Provider>) -> Denial {
     let offered = def.map(|d| {
-        let list: Vec<String> =
-            d.endpoints.iter().filter(|e| !e.optional).map(|e| format!("`{} {}`", if e.method == Verb::Get { "GET" } else { "POST" }, e.paths[0])).collect();
+        let list: Vec<String> = d
+            .endpoints
+            .iter()
+            .filter(|e| !e.optional)
+            .map(|e| {
+                format!(
+                    "`{} {}`",
+                    if e.method == Verb::Get { "GET" } else { "POST" },
+                    e.paths[0]
+                )
+            })
+            .collect();
         format!("; offered: {}", list.join(", "))
     });
-    Denial::new(Code::RouteDenied, format!("`{} {}` is not offered by this proxy{}", parts.method, path.escape_debug(), offered.unwrap_or_default()))
+    Denial::new(
+        Code::RouteDenied,
+        format!(
+            "`{} {}` is not offered by this proxy{}",
+            parts.method,
+            path.escape_debug(),
+            offered.unwrap_or_default()
+        ),
+    )
 }
 
 fn unknown(policy: &Policy, path: &str) -> Denial {
     let configured: Vec<String> = policy.providers.keys().map(|p| format!("`/{p}`")).collect();
-    let list = if configured.is_empty() { "none".into() } else { configured.join(", ") };
-    Denial::new(Code::UnknownProvider, format!("path `{}` belongs to no provider; known prefixes: {list}", path.escape_debug()))
+    let list = if configured.is_empty() {
+        "none".into()
+    } else {
+        configured.join(", ")
+    };
+    Denial::new(
+        Code::UnknownProvider,
+        format!(
+            "path `{}` belongs to no provider; known prefixes: {list}",
+            path.escape_debug()
+        ),
+    )
 }
 
 #[cfg(test)]
@@ -289,15 +408,22 @@ mod tests {
 
     #[test]
     fn segments_are_decoded_once() {
-        assert_eq!(model_segment("gemini-2.5-pro:generateContent", ":generateContent").as_deref(), Some("gemini-2.5-pro"));
-        assert_eq!(model_segment("gemini-2.5-pro%3AgenerateContent", ":generateContent").as_deref(), Some("gemini-2.5-pro"));
-        for bad in [
+        assert_eq!(
+            model_segment("gemini-2.5-pro:generateContent", ":generateContent").as_deref(),
+            Some("gemini-2.5-pro")
+        );
+        assert_eq!(
+            model_segment("gemini-2.5-pro%3AgenerateContent", ":generateContent").as_deref(),
+            Some("gemini-2.5-pro")
+        );
+        let cases = [
             "m:generateContent:streamGenerateContent",
             "a%252fb:streamGenerateContent",
             "m%ZZ:streamGenerateContent",
             "a%2Fb:streamGenerateContent",
             "%ff:streamGenerateContent",
-        ] {
+        ];
+        for bad in cases {
             assert_eq!(model_segment(bad, ":streamGenerateContent"), None, "{bad}");
         }
         assert_eq!(encode_segment("a/b c:d@1"), "a%2Fb%20c:d@1");

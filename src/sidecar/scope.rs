@@ -29,9 +29,15 @@ impl Glob {
     pub fn parse(text: &str) -> Result<Glob, String> {
         let fine = |b: u8| b"*#".contains(&b) || super::model::is_id_byte(b);
         if text.is_empty() || text.len() > 256 || !text.bytes().all(fine) {
-            return Err(format!("{} is not a model glob of letters, digits, `._:/@+-~#` and `*`", shown(text)));
+            return Err(format!(
+                "{} is not a model glob of letters, digits, `._:/@+-~#` and `*`",
+                shown(text)
+            ));
         }
-        Ok(Glob { text: text.to_owned(), label: super::metrics::label(text) })
+        Ok(Glob {
+            text: text.to_owned(),
+            label: super::metrics::label(text),
+        })
     }
 
     /// Linear in the model's length for every pattern: only the last `*` is ever retried.
@@ -85,7 +91,12 @@ pub struct Grant {
 /// # Errors
 /// What is wrong with it and what is allowed.
 pub fn parse(scope: &str) -> Result<(String, Option<Glob>), String> {
-    let wrong = || format!("{} is not `ai.<provider>` or `ai.<provider>:<model glob>`", shown(scope));
+    let wrong = || {
+        format!(
+            "{} is not `ai.<provider>` or `ai.<provider>:<model glob>`",
+            shown(scope)
+        )
+    };
     let rest = scope.strip_prefix("ai.").ok_or_else(wrong)?;
     let (provider, glob) = match rest.split_once(':') {
         Some((provider, glob)) => (provider, Some(glob)),
@@ -100,22 +111,29 @@ pub fn parse(scope: &str) -> Result<(String, Option<Glob>), String> {
 /// A provider's name is a path segment, a label and a scope part: lower-case and plain.
 pub fn is_provider_name(name: &str) -> bool {
     (1..=64).contains(&name.len())
-        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_')
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_')
         && name.as_bytes()[0].is_ascii_alphanumeric()
 }
 
 impl Grant {
     pub fn covers(&self, model: &str) -> bool {
-        self.glob.as_ref().is_none_or(|g| g.matches(model)) && (self.models.is_empty() || self.models.iter().any(|g| g.matches(model)))
+        self.glob.as_ref().is_none_or(|g| g.matches(model))
+            && (self.models.is_empty() || self.models.iter().any(|g| g.matches(model)))
     }
 
     /// Does it cover every model there is?
     fn is_unlimited(&self) -> bool {
-        self.glob.as_ref().is_none_or(Glob::is_any) && (self.models.is_empty() || self.models.iter().any(Glob::is_any))
+        self.glob.as_ref().is_none_or(Glob::is_any)
+            && (self.models.is_empty() || self.models.iter().any(Glob::is_any))
     }
 
     fn names(&self, model: &str) -> bool {
-        self.glob.iter().chain(&self.models).any(|g| g.as_str() == model)
+        self.glob
+            .iter()
+            .chain(&self.models)
+            .any(|g| g.as_str() == model)
     }
 
     fn is_live(&self, now: jiff::Timestamp) -> bool {
@@ -146,8 +164,8 @@ pub struct Permit {
 }
 
 impl Permit {
-    /// Refuses the request if its only fault is the thread. Asked after the budget, so that a client
-    /// which sends it again without a thread does so once.
+    /// Refuses the request if its only fault is the thread. Asked after the budget, so that a
+    /// client which sends it again without a thread does so once.
     ///
     /// # Errors
     /// `scope_denied`, in the form by which the client falls back.
@@ -160,7 +178,9 @@ impl Permit {
     }
 
     pub fn grants(&self) -> impl Iterator<Item = &Grant> {
-        self.grants.iter().filter_map(|&i| self.policy.grants.get(i))
+        self.grants
+            .iter()
+            .filter_map(|&i| self.policy.grants.get(i))
     }
 
     /// What metrics call the model: the pattern of the grant that covers it, so that no client can
@@ -168,7 +188,11 @@ impl Permit {
     pub fn model_label(&self, model: Option<&str>) -> Option<&'static str> {
         let grant = self.grants().next()?;
         let model = model?;
-        let pattern = grant.models.iter().find(|g| g.matches(model)).or(grant.glob.as_ref());
+        let pattern = grant
+            .models
+            .iter()
+            .find(|g| g.matches(model))
+            .or(grant.glob.as_ref());
         Some(pattern.map_or("*", |g| g.label))
     }
 
@@ -178,14 +202,19 @@ impl Permit {
 
     /// May this session see that the provider has this model?
     pub fn shows(&self, model: &str) -> bool {
-        self.policy.live_grants(&self.provider.name).any(|(_, g)| g.covers(model))
+        self.policy
+            .live_grants(&self.provider.name)
+            .any(|(_, g)| g.covers(model))
     }
 }
 
 impl Policy {
     fn live_grants<'a>(&'a self, provider: &'a str) -> impl Iterator<Item = (usize, &'a Grant)> {
         let now = jiff::Timestamp::now();
-        self.grants.iter().enumerate().filter(move |(_, g)| g.provider == provider && g.is_live(now))
+        self.grants
+            .iter()
+            .enumerate()
+            .filter(move |(_, g)| g.provider == provider && g.is_live(now))
     }
 }
 
@@ -193,18 +222,33 @@ impl Policy {
 ///
 /// # Errors
 /// `scope_denied`, naming what is granted and what would be needed.
-pub fn check(policy: &Arc<Policy>, provider: &str, facts: &RequestFacts, known: &KnownObjects) -> Result<Permit, Denial> {
+pub fn check(
+    policy: &Arc<Policy>,
+    provider: &str,
+    facts: &RequestFacts,
+    known: &KnownObjects,
+) -> Result<Permit, Denial> {
     let mut grants = Vec::new();
     let features = features(provider, facts, known);
     let config = policy.providers.get(provider);
     for model in facts.models() {
         let opaque = config.is_some_and(|p| (p.def.opaque_models)(model));
-        let covers = |g: &Grant| if opaque { g.is_unlimited() || g.names(model) } else { g.covers(model) };
+        let covers = |g: &Grant| {
+            if opaque {
+                g.is_unlimited() || g.names(model)
+            } else {
+                g.covers(model)
+            }
+        };
         // Of several, one that allows what the request uses.
         let allows = |g: &Grant| features.iter().all(|f| g.allow.contains(f));
         let covering = || policy.live_grants(provider).filter(|(_, g)| covers(g));
-        let covering = covering().find(|(_, g)| allows(g)).or_else(|| covering().next());
-        let Some((i, _)) = covering else { return Err(denied(policy, provider, Some(model))) };
+        let covering = covering()
+            .find(|(_, g)| allows(g))
+            .or_else(|| covering().next());
+        let Some((i, _)) = covering else {
+            return Err(denied(policy, provider, Some(model)));
+        };
         if !grants.contains(&i) {
             grants.push(i);
         }
@@ -212,8 +256,15 @@ pub fn check(policy: &Arc<Policy>, provider: &str, facts: &RequestFacts, known: 
     if facts.any_model() {
         // The grant that allows it is the one that pays.
         let allows = |g: &Grant| features.iter().all(|f| g.allow.contains(f));
-        let unlimited = || policy.live_grants(provider).filter(|(_, g)| g.is_unlimited());
-        match unlimited().find(|(_, g)| allows(g)).or_else(|| unlimited().next()) {
+        let unlimited = || {
+            policy
+                .live_grants(provider)
+                .filter(|(_, g)| g.is_unlimited())
+        };
+        match unlimited()
+            .find(|(_, g)| allows(g))
+            .or_else(|| unlimited().next())
+        {
             Some((i, _)) if !grants.contains(&i) => grants.push(i),
             Some(_) => {}
             None => return Err(chosen(policy, provider)),
@@ -227,16 +278,29 @@ pub fn check(policy: &Arc<Policy>, provider: &str, facts: &RequestFacts, known: 
         }
     }
     for feature in features {
-        if !grants.iter().all(|&i| policy.grants[i].allow.contains(&feature)) {
+        if !grants
+            .iter()
+            .all(|&i| policy.grants[i].allow.contains(&feature))
+        {
             let name = feature.name();
             return Err(Denial::new(Code::ScopeDenied, format!("the request uses `{name}` of provider `{provider}`, which no grant of this session allows"))
                 .hint(format!("leave it out, or ask an operator to add `allow: [{name}]` to the grant"))
                 .needing(format!("ai.{provider} allow {name}")));
         }
     }
-    let Some(config) = config else { return Err(denied(policy, provider, facts.models().next())) };
-    let thread = facts.thread() && !grants.iter().all(|&i| policy.grants[i].allow.contains(&Feature::StoredObjects));
-    Ok(Permit { policy: policy.clone(), provider: config.clone(), grants, unthreaded: thread.then(|| no_threads(provider)) })
+    let Some(config) = config else {
+        return Err(denied(policy, provider, facts.models().next()));
+    };
+    let thread = facts.thread()
+        && !grants
+            .iter()
+            .all(|&i| policy.grants[i].allow.contains(&Feature::StoredObjects));
+    Ok(Permit {
+        policy: policy.clone(),
+        provider: config.clone(),
+        grants,
+        unthreaded: thread.then(|| no_threads(provider)),
+    })
 }
 
 /// The tool runners of Anthropic's libraries keep their conversation in a thread at the provider,
@@ -256,7 +320,9 @@ fn no_threads(provider: &str) -> Denial {
 /// be named again.
 fn features(provider: &str, facts: &RequestFacts, known: &KnownObjects) -> Vec<Feature> {
     let mut features: Vec<Feature> = facts.features().collect();
-    if !features.contains(&Feature::StoredObjects) && facts.references().any(|id| !known.knows(provider, id)) {
+    if !features.contains(&Feature::StoredObjects)
+        && facts.references().any(|id| !known.knows(provider, id))
+    {
         features.push(Feature::StoredObjects);
     }
     features
@@ -274,24 +340,54 @@ fn denied(policy: &Policy, provider: &str, model: Option<&str>) -> Denial {
         None => format!("ai.{provider}"),
     };
     let what = match model {
-        Some(model) => format!("model `{model}` of provider `{provider}` is not granted to this session"),
+        Some(model) => {
+            format!("model `{model}` of provider `{provider}` is not granted to this session")
+        }
         None => format!("provider `{provider}` is not granted to this session"),
     };
-    let ended = ended(policy, provider, model).map_or_else(String::new, |(grant, end)| format!(" (the grant `{grant}` ended at {end})"));
-    Denial::new(Code::ScopeDenied, format!("{what}{ended}; granted: {}", granted(policy))).hint(format!("ask an operator to grant `{needed}`")).needing(needed)
+    let ended = ended(policy, provider, model).map_or_else(String::new, |(grant, end)| {
+        format!(" (the grant `{grant}` ended at {end})")
+    });
+    Denial::new(
+        Code::ScopeDenied,
+        format!("{what}{ended}; granted: {}", granted(policy)),
+    )
+    .hint(format!("ask an operator to grant `{needed}`"))
+    .needing(needed)
 }
 
 /// A grant that would have allowed it, and when it ended.
-fn ended<'a>(policy: &'a Policy, provider: &str, model: Option<&str>) -> Option<(&'a Grant, jiff::Timestamp)> {
+fn ended<'a>(
+    policy: &'a Policy,
+    provider: &str,
+    model: Option<&str>,
+) -> Option<(&'a Grant, jiff::Timestamp)> {
     let now = jiff::Timestamp::now();
-    let covers = |grant: &&Grant| grant.provider == provider && !grant.is_live(now) && model.is_none_or(|model| grant.covers(model));
-    policy.grants.iter().find(covers).and_then(|grant| Some((grant, grant.expires?)))
+    let covers = |grant: &&Grant| {
+        grant.provider == provider
+            && !grant.is_live(now)
+            && model.is_none_or(|model| grant.covers(model))
+    };
+    policy
+        .grants
+        .iter()
+        .find(covers)
+        .and_then(|grant| Some((grant, grant.expires?)))
 }
 
 fn granted(policy: &Policy) -> String {
     let now = jiff::Timestamp::now();
-    let live: Vec<String> = policy.grants.iter().filter(|g| g.is_live(now)).map(|g| format!("`{g}`")).collect();
-    if live.is_empty() { "nothing".into() } else { live.join(", ") }
+    let live: Vec<String> = policy
+        .grants
+        .iter()
+        .filter(|g| g.is_live(now))
+        .map(|g| format!("`{g}`"))
+        .collect();
+    if live.is_empty() {
+        "nothing".into()
+    } else {
+        live.join(", ")
+    }
 }
 
 impl Denial {
@@ -307,8 +403,7 @@ mod tests {
 
     #[test]
     fn a_refusal_names_the_grant_that_has_ended() {
-        let text =
-            "aiProviders: {anthropic: {secretRef: {name: a, key: k}}}\npermissionGrants: [{scope: 'ai.anthropic:claude-*', expires: 2020-01-01T00:00:00Z}]\n";
+        let text = "aiProviders: {anthropic: {secretRef: {name: a, key: k}}}\npermissionGrants: [{scope: 'ai.anthropic:claude-*', expires: 2020-01-01T00:00:00Z}]\n";
         let policy = crate::sidecar::config::parse(text).unwrap().policy;
         let said = |model: &str| denied(&policy, "anthropic", Some(model)).message;
         assert!(said("claude-x").contains("(the grant `ai.anthropic:claude-*` ended at 2020-01-01T00:00:00Z); granted: nothing"), "{}", said("claude-x"));
@@ -345,7 +440,11 @@ mod tests {
         for p in words(b"ab*", 6).iter().filter(|p| !p.is_empty()) {
             let glob = Glob::parse(p).unwrap();
             for s in words(b"ab", 7) {
-                assert_eq!(glob.matches(&s), naive(p.as_bytes(), s.as_bytes()), "{p} {s}");
+                assert_eq!(
+                    glob.matches(&s),
+                    naive(p.as_bytes(), s.as_bytes()),
+                    "{p} {s}"
+                );
                 pairs += 1;
             }
         }
@@ -355,15 +454,26 @@ mod tests {
     #[test]
     fn globs_are_linear_anchored_and_case_sensitive() {
         let g = |p: &str, s: &str| Glob::parse(p).unwrap().matches(s);
-        assert!(g("claude-*", "claude-sonnet-5") && !g("claude-*", "xclaude-5") && !g("claude-*", "Claude-5"));
+        assert!(
+            g("claude-*", "claude-sonnet-5")
+                && !g("claude-*", "xclaude-5")
+                && !g("claude-*", "Claude-5")
+        );
         assert!(!g("gpt-4", "gpt-4o") && !g("gpt-4o", "gpt-4"));
         let long = "a".repeat(256);
-        assert!(!g(&"*a".repeat(100).chars().chain("b".chars()).collect::<String>(), &long));
+        assert!(!g(
+            &"*a"
+                .repeat(100)
+                .chars()
+                .chain("b".chars())
+                .collect::<String>(),
+            &long
+        ));
     }
 
     #[test]
     fn widening_typos_are_no_scopes() {
-        for bad in [
+        let cases = [
             "ai.*",
             "ai.",
             "ai",
@@ -377,10 +487,14 @@ mod tests {
             "ai.a/b",
             " ai.openai",
             "ai.openai:gpt?",
-        ] {
+        ];
+        for bad in cases {
             assert!(parse(bad).is_err(), "{bad}");
         }
-        assert_eq!(parse("ai.openai:gpt-*").unwrap(), ("openai".into(), Some(Glob::parse("gpt-*").unwrap())));
+        assert_eq!(
+            parse("ai.openai:gpt-*").unwrap(),
+            ("openai".into(), Some(Glob::parse("gpt-*").unwrap()))
+        );
         assert_eq!(parse("ai.my-own").unwrap(), ("my-own".into(), None));
     }
 }

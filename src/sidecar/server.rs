@@ -87,7 +87,8 @@ pub fn read_config(path: &Path) -> Result<(Config, Vec<String>), Vec<String>> {
 /// # Errors
 /// As [`Sidecar::start`].
 pub fn check(config: &Config) -> Result<(), StartError> {
-    Upstream::new(&config.timeouts, config.ca_file.as_deref()).map_err(|e| StartError::Config(vec![e]))?;
+    Upstream::new(&config.timeouts, config.ca_file.as_deref())
+        .map_err(|e| StartError::Config(vec![e]))?;
     audit::check(&config.audit).map_err(|e| StartError::Config(vec![format!("`audit.file`: {e}")]))
 }
 
@@ -103,7 +104,8 @@ impl Sidecar {
         let recovered = audit::recover(&config.audit).map_err(StartError::Unavailable)?;
         let ledger = Ledger::new(&recovered.state, session.as_deref());
         let policy = policy.limited_by(&ledger);
-        let upstream = Upstream::new(&config.timeouts, config.ca_file.as_deref()).map_err(|e| StartError::Config(vec![e]))?;
+        let upstream = Upstream::new(&config.timeouts, config.ca_file.as_deref())
+            .map_err(|e| StartError::Config(vec![e]))?;
         let listeners = listen(config.listen).await?;
         let addr = local(&listeners[0])?;
         let admin_listener = match config.admin {
@@ -111,8 +113,10 @@ impl Sidecar {
             None => None,
         };
         let metrics = Arc::new(Metrics::new());
-        let (audit, writer) = Audit::open(&config.audit, recovered, ledger.session(), metrics.clone())
-            .map_err(|e| StartError::Unavailable(format!("the audit file cannot be used: {e}")))?;
+        let (audit, writer) =
+            Audit::open(&config.audit, recovered, ledger.session(), metrics.clone()).map_err(
+                |e| StartError::Unavailable(format!("the audit file cannot be used: {e}")),
+            )?;
         let secrets = Store::new(config.secrets_dir.clone());
         let shared = Arc::new(Shared {
             wall: Wall::new(addr.port(), &config.hosts, config.token.take()),
@@ -132,7 +136,8 @@ impl Sidecar {
         });
         refresh(&shared, Kind::Files);
         let following = Arc::new(AtomicBool::new(true));
-        let followers = follow(path, &shared, &following, fixed).map_err(|e| StartError::Unavailable(e.to_string()))?;
+        let followers = follow(path, &shared, &following, fixed)
+            .map_err(|e| StartError::Unavailable(e.to_string()))?;
         let (stop, stopping) = watch::channel(false);
         let (end, ending) = watch::channel(false);
         let (mut acceptors, mut background) = (JoinSet::new(), JoinSet::new());
@@ -140,7 +145,12 @@ impl Sidecar {
         background.spawn(async move { ours.body_memory.give_up_late().await });
         let open = Arc::new(Mutex::new(BTreeMap::new()));
         for listener in listeners {
-            acceptors.spawn(accept(shared.clone(), listener, open.clone(), stopping.clone()));
+            acceptors.spawn(accept(
+                shared.clone(),
+                listener,
+                open.clone(),
+                stopping.clone(),
+            ));
         }
         let admin = match admin_listener {
             Some(listener) => {
@@ -150,7 +160,18 @@ impl Sidecar {
             }
             None => None,
         };
-        Ok(Sidecar { shared, addr, admin, stop, acceptors, end, background, writer, followers, following })
+        Ok(Sidecar {
+            shared,
+            addr,
+            admin,
+            stop,
+            acceptors,
+            end,
+            background,
+            writer,
+            followers,
+            following,
+        })
     }
 
     /// Stops accepting, lets what is under way finish (for at most `timeouts.drain`, or until
@@ -197,28 +218,41 @@ impl Sidecar {
 async fn listen(addr: SocketAddr) -> Result<Vec<TcpListener>, StartError> {
     let first = bind(addr).await?;
     let port = local(&first)?.port();
-    let other: IpAddr = if addr.is_ipv4() { Ipv6Addr::LOCALHOST.into() } else { std::net::Ipv4Addr::LOCALHOST.into() };
+    let other: IpAddr = if addr.is_ipv4() {
+        Ipv6Addr::LOCALHOST.into()
+    } else {
+        std::net::Ipv4Addr::LOCALHOST.into()
+    };
     match TcpListener::bind((other, port)).await {
         Ok(second) => Ok(vec![first, second]),
         // Somebody else there would be taken for us by clients that try that family first.
-        Err(e) if e.kind() == std::io::ErrorKind::AddrInUse => {
-            Err(StartError::Unavailable(format!("cannot listen on `{}`: {e}", SocketAddr::new(other, port))))
-        }
+        Err(e) if e.kind() == std::io::ErrorKind::AddrInUse => Err(StartError::Unavailable(
+            format!("cannot listen on `{}`: {e}", SocketAddr::new(other, port)),
+        )),
         Err(_) => Ok(vec![first]),
     }
 }
 
 async fn bind(addr: SocketAddr) -> Result<TcpListener, StartError> {
-    TcpListener::bind(addr).await.map_err(|e| StartError::Unavailable(format!("cannot listen on `{addr}`: {e}")))
+    TcpListener::bind(addr)
+        .await
+        .map_err(|e| StartError::Unavailable(format!("cannot listen on `{addr}`: {e}")))
 }
 
 fn local(listener: &TcpListener) -> Result<SocketAddr, StartError> {
-    listener.local_addr().map_err(|e| StartError::Unavailable(e.to_string()))
+    listener
+        .local_addr()
+        .map_err(|e| StartError::Unavailable(e.to_string()))
 }
 
 type Open = Arc<Mutex<BTreeMap<u64, Arc<Handle>>>>;
 
-async fn accept(shared: Arc<Shared>, listener: TcpListener, open: Open, mut stop: watch::Receiver<bool>) -> JoinSet<()> {
+async fn accept(
+    shared: Arc<Shared>,
+    listener: TcpListener,
+    open: Open,
+    mut stop: watch::Receiver<bool>,
+) -> JoinSet<()> {
     let mut connections = JoinSet::new();
     let mut id = 0u64;
     let loopback_v6 = u64::from(listener.local_addr().is_ok_and(|a| a.is_ipv6())) << 63;
@@ -239,7 +273,14 @@ async fn accept(shared: Arc<Shared>, listener: TcpListener, open: Open, mut stop
                 let full = lock(&open).len() >= shared.config.connections;
                 match admit(&shared, &open, loopback_v6 | id) {
                     Some(handle) => {
-                        connections.spawn(tracked(shared.clone(), stream, handle, open.clone(), loopback_v6 | id, stop.clone()));
+                        connections.spawn(tracked(
+                            shared.clone(),
+                            stream,
+                            handle,
+                            open.clone(),
+                            loopback_v6 | id,
+                            stop.clone(),
+                        ));
                     }
                     None => shared.audit.dropped_connection(),
                 }
@@ -264,7 +305,10 @@ async fn accept(shared: Arc<Shared>, listener: TcpListener, open: Open, mut stop
 fn admit(shared: &Shared, open: &Open, id: u64) -> Option<Arc<Handle>> {
     let mut open = lock(open);
     if open.len() >= shared.config.connections {
-        let least = open.iter().filter_map(|(id, h)| Some((h.rank()?, *id))).min();
+        let least = open
+            .iter()
+            .filter_map(|(id, h)| Some((h.rank()?, *id)))
+            .min();
         let leaving = match least {
             Some((rank, id)) if rank < Rank::Idle => open.remove(&id),
             // A body that really does not come goes before a connection that was of use …
@@ -284,7 +328,14 @@ fn admit(shared: &Shared, open: &Open, id: u64) -> Option<Arc<Handle>> {
     Some(handle)
 }
 
-async fn tracked(shared: Arc<Shared>, stream: TcpStream, handle: Arc<Handle>, open: Open, id: u64, stop: watch::Receiver<bool>) {
+async fn tracked(
+    shared: Arc<Shared>,
+    stream: TcpStream,
+    handle: Arc<Handle>,
+    open: Open,
+    id: u64,
+    stop: watch::Receiver<bool>,
+) {
     shared.metrics.connections.inc();
     connection::serve(shared.clone(), stream, handle, stop).await;
     shared.metrics.connections.dec();
@@ -330,29 +381,40 @@ async fn serve_admin(shared: Arc<Shared>, listener: TcpListener, mut end: watch:
 
 /// Follows the configuration, the keys in files, and the keys that programs print, each on a
 /// thread of its own: a file system or a program that hangs stops none of the others.
-fn follow(path: &Path, shared: &Arc<Shared>, on: &Arc<AtomicBool>, running: Fixed) -> std::io::Result<Vec<JoinHandle<()>>> {
+fn follow(
+    path: &Path,
+    shared: &Arc<Shared>,
+    on: &Arc<AtomicBool>,
+    running: Fixed,
+) -> std::io::Result<Vec<JoinHandle<()>>> {
     let mut last = settings::read(path).unwrap_or_default();
     let (path, files, on_files) = (path.to_path_buf(), shared.clone(), on.clone());
-    let grants = std::thread::Builder::new().name("follow".into()).spawn(move || {
-        while on_files.load(Ordering::Acquire) {
-            std::thread::sleep(LOOK);
-            reload(&files, &path, &mut last, &running);
-        }
-    })?;
+    let grants = std::thread::Builder::new()
+        .name("follow".into())
+        .spawn(move || {
+            while on_files.load(Ordering::Acquire) {
+                std::thread::sleep(LOOK);
+                reload(&files, &path, &mut last, &running);
+            }
+        })?;
     let keys = shared.clone();
-    let keys = std::thread::Builder::new().name("keys".into()).spawn(move || {
-        while !keys.secrets.is_stopping() {
-            keys.secrets.wait(LOOK);
-            refresh(&keys, Kind::Files);
-        }
-    })?;
+    let keys = std::thread::Builder::new()
+        .name("keys".into())
+        .spawn(move || {
+            while !keys.secrets.is_stopping() {
+                keys.secrets.wait(LOOK);
+                refresh(&keys, Kind::Files);
+            }
+        })?;
     let commands = shared.clone();
-    let commands = std::thread::Builder::new().name("credentials".into()).spawn(move || {
-        while !commands.secrets.is_stopping() {
-            refresh(&commands, Kind::Commands);
-            std::thread::sleep(LOOK);
-        }
-    })?;
+    let commands = std::thread::Builder::new()
+        .name("credentials".into())
+        .spawn(move || {
+            while !commands.secrets.is_stopping() {
+                refresh(&commands, Kind::Commands);
+                std::thread::sleep(LOOK);
+            }
+        })?;
     Ok(vec![grants, keys, commands])
 }
 
@@ -377,9 +439,17 @@ fn reload(shared: &Shared, path: &Path, last: &mut String, running: &Fixed) {
             for what in advice::on(&config, &policy) {
                 tracing::warn!("{what}");
             }
-            let changed: Vec<&str> = config.fixed().into_iter().filter(|setting| !running.contains(setting)).map(|(key, _)| key).collect();
+            let changed: Vec<&str> = config
+                .fixed()
+                .into_iter()
+                .filter(|setting| !running.contains(setting))
+                .map(|(key, _)| key)
+                .collect();
             if !changed.is_empty() {
-                tracing::warn!("`{}`: changed, and used after a restart", changed.join("`, `"));
+                tracing::warn!(
+                    "`{}`: changed, and used after a restart",
+                    changed.join("`, `")
+                );
             }
             let policy = policy.limited_by(&shared.ledger);
             tracing::info!(revision = %policy.revision, grants = policy.grants.len(), "configuration taken");

@@ -10,7 +10,9 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use hyper::header::{ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use hyper::header::{
+    ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue,
+};
 use hyper::{Method, Request, Uri};
 
 use super::body::{BufferedBody, BufferedBodyStream};
@@ -61,7 +63,13 @@ const CREDENTIALS: &[&str] = &["auth", "cookie", "credential", "key", "secret", 
 
 /// # Errors
 /// `secret_missing`.
-pub fn sign(route: &Route, permit: &Permit, client: &HeaderMap, body: BufferedBody, secrets: &Store) -> Result<SignedRequest, Denial> {
+pub fn sign(
+    route: &Route,
+    permit: &Permit,
+    client: &HeaderMap,
+    body: BufferedBody,
+    secrets: &Store,
+) -> Result<SignedRequest, Denial> {
     let provider = permit.provider();
     let secret = match &provider.secret {
         None => None,
@@ -105,18 +113,27 @@ pub fn sign(route: &Route, permit: &Permit, client: &HeaderMap, body: BufferedBo
             Auth::Bearer | Auth::OptionalBearer => (AUTHORIZATION, "Bearer "),
             Auth::Header(name) => (HeaderName::from_static(name), ""),
         };
-        headers.insert(name, secret.header(prefix).ok_or_else(|| Denial::new(Code::Internal, "the key cannot stand in a header"))?);
+        headers.insert(
+            name,
+            secret
+                .header(prefix)
+                .ok_or_else(|| Denial::new(Code::Internal, "the key cannot stand in a header"))?,
+        );
     }
     Ok(SignedRequest { request, secret })
 }
 
 fn forwards(name: &HeaderName, own: &[&str]) -> bool {
     let name = name.as_str();
-    let listed = FORWARDED.iter().chain(own).find(|entry| match entry.strip_suffix('*') {
-        Some(prefix) => name.starts_with(prefix),
-        None => **entry == name,
-    });
-    listed.is_some_and(|entry| !entry.ends_with('*') || !CREDENTIALS.iter().any(|c| name.contains(c)))
+    let listed = FORWARDED
+        .iter()
+        .chain(own)
+        .find(|entry| match entry.strip_suffix('*') {
+            Some(prefix) => name.starts_with(prefix),
+            None => **entry == name,
+        });
+    listed
+        .is_some_and(|entry| !entry.ends_with('*') || !CREDENTIALS.iter().any(|c| name.contains(c)))
 }
 
 fn scrub_all(headers: &mut HeaderMap, name: &'static str, scrub: fn(&str) -> Cow<'_, str>) {
@@ -140,7 +157,9 @@ fn target(route: &Route, permit: &Permit) -> Result<Uri, Denial> {
     let path = match route.model() {
         Some(model) => {
             let encoded = route::encode_segment(model);
-            upstream.replace("{model}", &encoded).replace("{id}", &encoded)
+            upstream
+                .replace("{model}", &encoded)
+                .replace("{id}", &encoded)
         }
         None => upstream.to_owned(),
     };
@@ -150,7 +169,9 @@ fn target(route: &Route, permit: &Permit) -> Result<Uri, Denial> {
         .authority(base.authority.clone())
         .path_and_query(target)
         .build()
-        .map_err(|e| Denial::new(Code::Internal, "the upstream address could not be built").cause(e))
+        .map_err(|e| {
+            Denial::new(Code::Internal, "the upstream address could not be built").cause(e)
+        })
 }
 
 #[cfg(test)]
@@ -161,9 +182,14 @@ mod tests {
     #[test]
     fn nothing_like_a_credential_is_forwarded_to_anybody() {
         for provider in PROVIDERS {
-            let whole = FORWARDED.iter().chain(provider.forwards).filter(|e| !e.ends_with('*') && **e != "idempotency-key");
-            whole.for_each(|entry| assert!(!CREDENTIALS.iter().any(|c| entry.contains(c)), "{entry}"));
-            for name in [
+            let whole = FORWARDED
+                .iter()
+                .chain(provider.forwards)
+                .filter(|e| !e.ends_with('*') && **e != "idempotency-key");
+            whole.for_each(|entry| {
+                assert!(!CREDENTIALS.iter().any(|c| entry.contains(c)), "{entry}")
+            });
+            let cases = [
                 "x-openai-actor-authorization",
                 "x-claude-code-session-token",
                 "x-stainless-api-key",
@@ -172,11 +198,25 @@ mod tests {
                 "x-forwarded-for",
                 "anthropic-workspace-id",
                 "cookie",
-            ] {
-                assert!(!forwards(&HeaderName::from_static(name), provider.forwards), "{} {name}", provider.kind);
+            ];
+            for name in cases {
+                assert!(
+                    !forwards(&HeaderName::from_static(name), provider.forwards),
+                    "{} {name}",
+                    provider.kind
+                );
             }
-            for name in ["user-agent", "idempotency-key", "x-stainless-retry-count", "session-id"] {
-                assert!(forwards(&HeaderName::from_static(name), provider.forwards), "{} {name}", provider.kind);
+            for name in [
+                "user-agent",
+                "idempotency-key",
+                "x-stainless-retry-count",
+                "session-id",
+            ] {
+                assert!(
+                    forwards(&HeaderName::from_static(name), provider.forwards),
+                    "{} {name}",
+                    provider.kind
+                );
             }
         }
     }

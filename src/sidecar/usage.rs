@@ -141,14 +141,21 @@ impl Usage {
         match (raw.picture_input, raw.picture_output) {
             (None, None) => self.pictures = raw.pictures,
             (input, output) => {
-                self.extra.push(Extra { kind: PICTURES.into(), input, output, ..Extra::default() });
+                self.extra.push(Extra {
+                    kind: PICTURES.into(),
+                    input,
+                    output,
+                    ..Extra::default()
+                });
             }
         }
         self
     }
 
     pub fn known(self) -> Option<Usage> {
-        let any = [self.input, self.cache_read, self.cache_write, self.output].iter().any(Option::is_some);
+        let any = [self.input, self.cache_read, self.cache_write, self.output]
+            .iter()
+            .any(Option::is_some);
         any.then_some(self)
     }
 
@@ -156,7 +163,11 @@ impl Usage {
     pub fn total(&self) -> u64 {
         let sum = |parts: [Option<u64>; 4]| parts.iter().flatten().sum::<u64>();
         sum([self.input, self.cache_read, self.cache_write, self.output])
-            + self.extra.iter().map(|e| sum([e.input, e.cache_read, e.cache_write, e.output])).sum::<u64>()
+            + self
+                .extra
+                .iter()
+                .map(|e| sum([e.input, e.cache_read, e.cache_write, e.output]))
+                .sum::<u64>()
     }
 }
 
@@ -201,7 +212,12 @@ pub enum Framing {
 impl Framing {
     /// By the reply's `content-type`.
     pub fn of(content_type: &str) -> Option<Framing> {
-        let essence = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+        let essence = content_type
+            .split(';')
+            .next()
+            .unwrap_or_default()
+            .trim()
+            .to_ascii_lowercase();
         match essence.as_str() {
             "application/json" => Some(Framing::Document),
             "text/event-stream" => Some(Framing::Sse),
@@ -325,14 +341,24 @@ impl Meter {
         let walk = self.walk;
         let error = (walk.error != ReplyError::default()).then(|| walk.error.clone());
         let usage = (walk.format.normal)(&walk.raw).map(|u| u.beside(&walk.raw, &walk));
-        Report { model: walk.model, usage, tier: walk.tier, complete: walk.ended || (clean && whole), error, ids: walk.ids }
+        Report {
+            model: walk.model,
+            usage,
+            tier: walk.tier,
+            complete: walk.ended || (clean && whole),
+            error,
+            ids: walk.ids,
+        }
     }
 
     fn piece(&mut self, piece: Piece<'_>) {
         match piece {
             Piece::Data(bytes) => {
                 if usize::from(self.head_len) < self.head.len() {
-                    for &b in bytes.iter().take(self.head.len() - usize::from(self.head_len)) {
+                    for &b in bytes
+                        .iter()
+                        .take(self.head.len() - usize::from(self.head_len))
+                    {
                         self.head[usize::from(self.head_len)] = b;
                         self.head_len += 1;
                     }
@@ -376,7 +402,12 @@ impl Walk {
             Event::OpenObject => {
                 self.marks.push(self.path.len());
                 (self.doc.is_image, self.doc.count) = (false, None);
-                if self.path.strip_suffix("[]").is_some_and(|list| self.is(list, Field::Extras)) && self.raw.extras.len() < MAX_EXTRAS {
+                if self
+                    .path
+                    .strip_suffix("[]")
+                    .is_some_and(|list| self.is(list, Field::Extras))
+                    && self.raw.extras.len() < MAX_EXTRAS
+                {
                     self.raw.extras.push(Extra::default());
                 }
             }
@@ -398,30 +429,49 @@ impl Walk {
     }
 
     fn enter(&mut self, key: Text<'_>) -> Flow {
-        let Some(key) = key.as_str() else { return Flow::Skip };
+        let Some(key) = key.as_str() else {
+            return Flow::Skip;
+        };
         self.path.truncate(self.marks.last().copied().unwrap_or(0));
         if !self.path.is_empty() {
             self.path.push('.');
         }
         self.path.push_str(key);
         let path = self.path.as_str();
-        let leads = |field: &str| field.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']));
-        if self.format.fields.iter().any(|(f, _)| leads(f)) || SERVICE_TIER.contains(&path) { Flow::Visit } else { Flow::Skip }
+        let leads = |field: &str| {
+            field
+                .strip_prefix(path)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+        };
+        if self.format.fields.iter().any(|(f, _)| leads(f)) || SERVICE_TIER.contains(&path) {
+            Flow::Visit
+        } else {
+            Flow::Skip
+        }
     }
 
     fn is(&self, path: &str, field: Field) -> bool {
-        self.format.fields.iter().any(|(p, f)| *f == field && *p == path)
+        self.format
+            .fields
+            .iter()
+            .any(|(p, f)| *f == field && *p == path)
     }
 
     fn field(&self) -> Option<Field> {
         if SERVICE_TIER.contains(&self.path.as_str()) {
             return Some(Field::Tier);
         }
-        self.format.fields.iter().find(|(p, _)| *p == self.path).map(|(_, f)| *f)
+        self.format
+            .fields
+            .iter()
+            .find(|(p, _)| *p == self.path)
+            .map(|(_, f)| *f)
     }
 
     fn text(&mut self, text: Text<'_>) {
-        let (Some(field), Some(s)) = (self.field(), std::str::from_utf8(text.bytes).ok()) else { return };
+        let (Some(field), Some(s)) = (self.field(), std::str::from_utf8(text.bytes).ok()) else {
+            return;
+        };
         let set = |slot: &mut Option<String>| *slot = Some(s.to_owned());
         match field {
             Field::Model if !s.is_empty() => set(&mut self.model),
@@ -437,7 +487,9 @@ impl Walk {
                 self.doc.is_image = s == "IMAGE";
                 self.modality();
             }
-            Field::ObjectId if self.ids.len() < MAX_IDS && !self.ids.iter().any(|id| id == s) => self.ids.push(s.to_owned()),
+            Field::ObjectId if self.ids.len() < MAX_IDS && !self.ids.iter().any(|id| id == s) => {
+                self.ids.push(s.to_owned())
+            }
             Field::Type => set(&mut self.doc.kind),
             Field::Object => set(&mut self.doc.object),
             Field::Finished => self.ended |= matches!(self.format.complete, Complete::Finished),
@@ -473,11 +525,20 @@ impl Walk {
             self.ended |= matches!(self.format.complete, Complete::Finished);
         }
         if field == Field::Cost {
-            self.raw.cost_usd = s.parse().ok().filter(|c: &f64| (0.0..=MAX_COST).contains(c)).or(self.raw.cost_usd);
+            self.raw.cost_usd = s
+                .parse()
+                .ok()
+                .filter(|c: &f64| (0.0..=MAX_COST).contains(c))
+                .or(self.raw.cost_usd);
             return;
         }
         // Counts are integers; a client library of another language may print them as 12.0.
-        let Some(n) = s.parse::<u64>().ok().or_else(|| s.parse::<f64>().ok().filter(|f| (0.0..1e15).contains(f)).map(|f| f as u64)) else {
+        let Some(n) = s.parse::<u64>().ok().or_else(|| {
+            s.parse::<f64>()
+                .ok()
+                .filter(|f| (0.0..1e15).contains(f))
+                .map(|f| f as u64)
+        }) else {
             return;
         };
         let n = n.min(MAX_TOKENS);
@@ -538,4 +599,9 @@ impl Walk {
 }
 
 /// The tier that was billed stands beside the usage in every API that has tiers.
-const SERVICE_TIER: [&str; 4] = ["service_tier", "response.service_tier", "usage.service_tier", "message.usage.service_tier"];
+const SERVICE_TIER: [&str; 4] = [
+    "service_tier",
+    "response.service_tier",
+    "usage.service_tier",
+    "message.usage.service_tier",
+];

@@ -4,7 +4,12 @@
 //! The adapter is a process of its own. This process plays its CLI (a server with opencode's
 //! protocol) and its subscribers, on one thread. Each delta carries the time at
 //! which it was written to the adapter; a subscriber reads it off the socket.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout
+)]
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -28,7 +33,11 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 fn main() {
     let quick = std::env::args().any(|a| a == "quick");
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(bench(quick));
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+        .block_on(bench(quick));
 }
 
 /// The CLI's side: what is sent here goes out on `/event`.
@@ -40,15 +49,21 @@ struct Cli {
 impl Cli {
     async fn start() -> Cli {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let cli = Cli { address: listener.local_addr().unwrap(), events: Arc::default() };
+        let cli = Cli {
+            address: listener.local_addr().unwrap(),
+            events: Arc::default(),
+        };
         let events = cli.events.clone();
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 stream.set_nodelay(true).unwrap();
                 let events = events.clone();
                 tokio::spawn(async move {
-                    let service = hyper::service::service_fn(move |request| serve(events.clone(), request));
-                    let _ = hyper::server::conn::http1::Builder::new().serve_connection(hyper_util::rt::TokioIo::new(stream), service).await;
+                    let service =
+                        hyper::service::service_fn(move |request| serve(events.clone(), request));
+                    let _ = hyper::server::conn::http1::Builder::new()
+                        .serve_connection(hyper_util::rt::TokioIo::new(stream), service)
+                        .await;
                 });
             }
         });
@@ -56,11 +71,20 @@ impl Cli {
     }
 
     fn say(&self, bytes: impl Into<Bytes>) {
-        self.events.lock().unwrap().as_ref().unwrap().send(bytes.into()).unwrap();
+        self.events
+            .lock()
+            .unwrap()
+            .as_ref()
+            .unwrap()
+            .send(bytes.into())
+            .unwrap();
     }
 
     fn event(kind: &str, properties: &Value) -> String {
-        format!("data: {}\n\n", json!({ "id": "evt_000000000000", "type": kind, "properties": properties }))
+        format!(
+            "data: {}\n\n",
+            json!({ "id": "evt_000000000000", "type": kind, "properties": properties })
+        )
     }
 
     /// Begins a turn whose answer is then written delta by delta.
@@ -80,7 +104,9 @@ async fn serve(
     if request.uri().path() == "/event" {
         let (sender, heard) = mpsc::unbounded_channel();
         *events.lock().unwrap() = Some(sender);
-        let stream = futures_util::stream::unfold(heard, |mut heard| async move { Some((Ok(Frame::data(heard.recv().await?)), heard)) });
+        let stream = futures_util::stream::unfold(heard, |mut heard| async move {
+            Some((Ok(Frame::data(heard.recv().await?)), heard))
+        });
         return Ok(Response::new(BodyExt::boxed(StreamBody::new(stream))));
     }
     let answer = match (request.method(), request.uri().path()) {
@@ -88,7 +114,9 @@ async fn serve(
         (&Method::HEAD, _) => Value::Null,
         _ => json!({ "id": "s" }),
     };
-    Ok(Response::new(BodyExt::boxed(Full::new(Bytes::from(answer.to_string())))))
+    Ok(Response::new(BodyExt::boxed(Full::new(Bytes::from(
+        answer.to_string(),
+    )))))
 }
 
 struct Adapter {
@@ -102,7 +130,14 @@ impl Adapter {
     async fn start(cli: &Cli, session: Value, alone: bool) -> Adapter {
         let dir = tempfile::tempdir().unwrap();
         let script = dir.path().join("opencode");
-        std::fs::write(&script, format!("#!/bin/sh\necho 'opencode server listening on http://{}'\nexec sleep 1000000\n", cli.address)).unwrap();
+        std::fs::write(
+            &script,
+            format!(
+                "#!/bin/sh\necho 'opencode server listening on http://{}'\nexec sleep 1000000\n",
+                cli.address
+            ),
+        )
+        .unwrap();
         std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
         let (stream, input) = (free().await, free().await);
         let mut session = session;
@@ -116,12 +151,36 @@ impl Adapter {
         let file = dir.path().join("adapter.yaml");
         std::fs::write(&file, config.to_string()).unwrap();
         let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-        let cpus = if alone { (cpus - 1).to_string() } else { format!("0-{}", cpus - 1) };
+        let cpus = if alone {
+            (cpus - 1).to_string()
+        } else {
+            format!("0-{}", cpus - 1)
+        };
         let mut command = Command::new("taskset");
-        command.args(["-c", &cpus, env!("CARGO_BIN_EXE_outrigger"), "adapter", "--config"]).arg(&file).args(["--workdir", "/tmp"]);
+        command
+            .args([
+                "-c",
+                &cpus,
+                env!("CARGO_BIN_EXE_outrigger"),
+                "adapter",
+                "--config",
+            ])
+            .arg(&file)
+            .args(["--workdir", "/tmp"]);
         let log = std::fs::File::create(dir.path().join("log")).unwrap();
-        let child = command.env_clear().env("PATH", std::env::var_os("PATH").unwrap()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
-        let adapter = Adapter { child, stream, _dir: dir };
+        let child = command
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let adapter = Adapter {
+            child,
+            stream,
+            _dir: dir,
+        };
         adapter.until(|s| s["state"] == "idle").await;
         adapter
     }
@@ -130,13 +189,18 @@ impl Adapter {
     async fn until(&self, holds: impl Fn(&Value) -> bool) {
         let began = Instant::now();
         while !self.status().await.is_some_and(|s| holds(&s)) {
-            assert!(began.elapsed() < PATIENCE, "{}", std::fs::read_to_string(self._dir.path().join("log")).unwrap());
+            assert!(
+                began.elapsed() < PATIENCE,
+                "{}",
+                std::fs::read_to_string(self._dir.path().join("log")).unwrap()
+            );
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }
 
     async fn until_sequence(&self, least: u64) {
-        self.until(|s| s["sequence"].as_u64().unwrap() >= least).await;
+        self.until(|s| s["sequence"].as_u64().unwrap() >= least)
+            .await;
     }
 
     async fn sequence(&self) -> u64 {
@@ -145,14 +209,28 @@ impl Adapter {
 
     async fn status(&self) -> Option<Value> {
         let mut stream = TcpStream::connect(self.stream).await.ok()?;
-        stream.write_all(format!("GET /status HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.stream).as_bytes()).await.ok()?;
+        stream
+            .write_all(
+                format!(
+                    "GET /status HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n",
+                    self.stream
+                )
+                .as_bytes(),
+            )
+            .await
+            .ok()?;
         let mut text = String::new();
         stream.read_to_string(&mut text).await.ok()?;
         serde_json::from_str(text.split_once("\r\n\r\n")?.1).ok()
     }
 
     fn proc(&self, file: &str) -> String {
-        std::fs::read_to_string(Path::new("/proc").join(self.child.id().to_string()).join(file)).unwrap()
+        std::fs::read_to_string(
+            Path::new("/proc")
+                .join(self.child.id().to_string())
+                .join(file),
+        )
+        .unwrap()
     }
 
     /// Seconds of CPU, all threads.
@@ -163,7 +241,14 @@ impl Adapter {
     }
 
     fn kib(&self, file: &str, name: &str) -> u64 {
-        self.proc(file).lines().find_map(|l| l.strip_prefix(name)).unwrap().trim().trim_end_matches(" kB").parse().unwrap()
+        self.proc(file)
+            .lines()
+            .find_map(|l| l.strip_prefix(name))
+            .unwrap()
+            .trim()
+            .trim_end_matches(" kB")
+            .parse()
+            .unwrap()
     }
 
     fn pss(&self) -> u64 {
@@ -181,7 +266,11 @@ impl Drop for Adapter {
 }
 
 async fn free() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+    TcpListener::bind("127.0.0.1:0")
+        .await
+        .unwrap()
+        .local_addr()
+        .unwrap()
 }
 
 /// What all subscribers have seen.
@@ -193,7 +282,10 @@ struct Seen {
 
 async fn subscribe(addr: SocketAddr, since: u64, seen: Arc<Seen>, epoch: Instant) {
     let mut stream = TcpStream::connect(addr).await.unwrap();
-    stream.write_all(format!("GET /stream?since={since} HTTP/1.1\r\nHost: {addr}\r\n\r\n").as_bytes()).await.unwrap();
+    stream
+        .write_all(format!("GET /stream?since={since} HTTP/1.1\r\nHost: {addr}\r\n\r\n").as_bytes())
+        .await
+        .unwrap();
     tokio::spawn(async move {
         let (mut buffer, mut kept) = (vec![0; 64 << 10], Vec::new());
         let finder = memchr::memmem::Finder::new(b"\"text\":\"T");
@@ -206,9 +298,17 @@ async fn subscribe(addr: SocketAddr, since: u64, seen: Arc<Seen>, epoch: Instant
             let mut last = 0;
             for at in finder.find_iter(&kept) {
                 let digits = &kept[at + 9..];
-                let Some(end) = digits.iter().position(|b| !b.is_ascii_digit()) else { break };
-                let sent: u64 = std::str::from_utf8(&digits[..end]).unwrap().parse().unwrap();
-                seen.micros.lock().unwrap().push((now.saturating_sub(sent) / 1000) as u32);
+                let Some(end) = digits.iter().position(|b| !b.is_ascii_digit()) else {
+                    break;
+                };
+                let sent: u64 = std::str::from_utf8(&digits[..end])
+                    .unwrap()
+                    .parse()
+                    .unwrap();
+                seen.micros
+                    .lock()
+                    .unwrap()
+                    .push((now.saturating_sub(sent) / 1000) as u32);
                 seen.deliveries.fetch_add(1, Ordering::Relaxed);
                 last = at + 9;
             }
@@ -235,7 +335,9 @@ async fn bench(quick: bool) {
 }
 
 async fn latencies(quick: bool) {
-    println!("| events/s | subscribers | p50 µs | p99 µs | CPU µs a delivery | KiB a subscriber |\n|---|---|---|---|---|---|");
+    println!(
+        "| events/s | subscribers | p50 µs | p99 µs | CPU µs a delivery | KiB a subscriber |\n|---|---|---|---|---|---|"
+    );
     for rate in [200_u64, 1000] {
         for count in [1_u64, 100, 300, 1000] {
             let cli = Cli::start().await;
@@ -256,17 +358,27 @@ async fn latencies(quick: bool) {
                 cli.say(delta(&format!("T{} ", epoch.elapsed().as_nanos())));
             }
             let patience = Instant::now();
-            while seen.deliveries.load(Ordering::Relaxed) < events * count && patience.elapsed() < Duration::from_secs(20) {
+            while seen.deliveries.load(Ordering::Relaxed) < events * count
+                && patience.elapsed() < Duration::from_secs(20)
+            {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
             let delivered = seen.deliveries.load(Ordering::Relaxed);
-            assert_eq!(delivered, events * count, "every subscriber has every event");
+            assert_eq!(
+                delivered,
+                events * count,
+                "every subscriber has every event"
+            );
             let cost = (adapter.cpu() - cpu) * 1e6 / delivered as f64;
             let memory = adapter.pss().saturating_sub(before) as f64 / count as f64;
             let mut micros = std::mem::take(&mut *seen.micros.lock().unwrap());
             micros.sort_unstable();
             let at = |q: f64| micros[((micros.len() - 1) as f64 * q) as usize];
-            println!("| {rate} | {count} | {} | {} | {cost:.1} | {memory:.1} |", at(0.5), at(0.99));
+            println!(
+                "| {rate} | {count} | {} | {} | {cost:.1} | {memory:.1} |",
+                at(0.5),
+                at(0.99)
+            );
         }
     }
     println!();
@@ -284,7 +396,13 @@ async fn hindrance(quick: bool) {
         for i in 0..subscribers {
             if i % 3 == 0 {
                 let mut stream = TcpStream::connect(adapter.stream).await.unwrap();
-                stream.write_all(format!("GET /stream HTTP/1.1\r\nHost: {}\r\n\r\n", adapter.stream).as_bytes()).await.unwrap();
+                stream
+                    .write_all(
+                        format!("GET /stream HTTP/1.1\r\nHost: {}\r\n\r\n", adapter.stream)
+                            .as_bytes(),
+                    )
+                    .await
+                    .unwrap();
                 stuck.push(stream);
             } else {
                 subscribe(adapter.stream, 0, seen.clone(), epoch).await;
@@ -313,7 +431,9 @@ async fn hindrance(quick: bool) {
 /// As many as go, and all of them again for one who comes late.
 async fn throughput(quick: bool) {
     let events: u64 = if quick { 100_000 } else { 1_000_000 };
-    println!("| | events/s on one CPU | replay MB/s | idle PSS MiB | PSS after replay MiB |\n|---|---|---|---|---|");
+    println!(
+        "| | events/s on one CPU | replay MB/s | idle PSS MiB | PSS after replay MiB |\n|---|---|---|---|---|"
+    );
     for raw in [true, false] {
         let cli = Cli::start().await;
         let adapter = Adapter::start(&cli, json!({ "raw": raw }), true).await;
@@ -327,14 +447,22 @@ async fn throughput(quick: bool) {
             cli.say(batch.clone());
             // What is on its way stays bounded.
             if i % 50 == 49 {
-                adapter.until_sequence((first + (i + 1) * 100).saturating_sub(20_000)).await;
+                adapter
+                    .until_sequence((first + (i + 1) * 100).saturating_sub(20_000))
+                    .await;
             }
         }
         adapter.until_sequence(first + events).await;
         let rate = events as f64 / began.elapsed().as_secs_f64();
         let mut stream = TcpStream::connect(adapter.stream).await.unwrap();
-        stream.write_all(format!("GET /stream HTTP/1.1\r\nHost: {}\r\n\r\n", adapter.stream).as_bytes()).await.unwrap();
-        let (mut buffer, mut bytes, mut tail, began) = (vec![0; 1 << 20], 0_u64, Vec::new(), Instant::now());
+        stream
+            .write_all(
+                format!("GET /stream HTTP/1.1\r\nHost: {}\r\n\r\n", adapter.stream).as_bytes(),
+            )
+            .await
+            .unwrap();
+        let (mut buffer, mut bytes, mut tail, began) =
+            (vec![0; 1 << 20], 0_u64, Vec::new(), Instant::now());
         let wanted = format!("id: {}\n", first + events);
         loop {
             let n = stream.read(&mut buffer).await.unwrap();
@@ -346,8 +474,16 @@ async fn throughput(quick: bool) {
             tail.drain(..tail.len().saturating_sub(64));
         }
         let replay = bytes as f64 / 1e6 / began.elapsed().as_secs_f64();
-        let name = if raw { "the CLI's own lines kept too" } else { "events only" };
-        println!("| {name} | {rate:.0} | {replay:.0} | {:.1} | {:.1} |", idle as f64 / 1024.0, adapter.pss() as f64 / 1024.0);
+        let name = if raw {
+            "the CLI's own lines kept too"
+        } else {
+            "events only"
+        };
+        println!(
+            "| {name} | {rate:.0} | {replay:.0} | {:.1} | {:.1} |",
+            idle as f64 / 1024.0,
+            adapter.pss() as f64 / 1024.0
+        );
     }
     println!();
 }
@@ -365,5 +501,9 @@ async fn long_line() {
     }
     cli.say("\"\n\n");
     adapter.until_sequence(head + 1).await;
-    println!("A line of 100 MB: {} ms, the adapter's largest size {:.1} MiB.", began.elapsed().as_millis(), adapter.kib("status", "VmHWM:") as f64 / 1024.0);
+    println!(
+        "A line of 100 MB: {} ms, the adapter's largest size {:.1} MiB.",
+        began.elapsed().as_millis(),
+        adapter.kib("status", "VmHWM:") as f64 / 1024.0
+    );
 }

@@ -3,7 +3,12 @@
 //! One binary in several roles, each its own process: an upstream, a relay that parses
 //! nothing, the load. Requests to all targets are interleaved, so that a busy machine is busy
 //! for all of them. Run by `make bench`; prints Markdown.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout
+)]
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -30,11 +35,26 @@ use tokio::net::{TcpListener, TcpStream};
 const SIZES: [(&str, usize); 3] = [("1 KB", 1 << 10), ("128 KB", 128 << 10), ("1 MB", 1 << 20)];
 
 fn main() {
-    let args: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    match args.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
-        ["upstream", port, tls] => runtime.block_on(upstream(port.parse().unwrap(), *tls != "-", Path::new(tls))),
-        ["relay", port, upstream, scan] => runtime.block_on(relay(port.parse().unwrap(), upstream, *scan == "scan")),
+    let args: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|a| a != "--bench")
+        .collect();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    match args
+        .iter()
+        .map(String::as_str)
+        .collect::<Vec<_>>()
+        .as_slice()
+    {
+        ["upstream", port, tls] => {
+            runtime.block_on(upstream(port.parse().unwrap(), *tls != "-", Path::new(tls)))
+        }
+        ["relay", port, upstream, scan] => {
+            runtime.block_on(relay(port.parse().unwrap(), upstream, *scan == "scan"))
+        }
         rest => {
             let quick = rest.contains(&"quick");
             runtime.block_on(bench(quick));
@@ -43,7 +63,10 @@ fn main() {
 }
 
 fn nanos() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap()
+        .as_nanos() as u64
 }
 
 // --- the upstream -----------------------------------------------------------------------
@@ -55,7 +78,9 @@ async fn upstream(port: u16, tls: bool, dir: &Path) {
     let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
     let acceptor = tls.then(|| tls_acceptor(dir));
     loop {
-        let Ok((stream, _)) = listener.accept().await else { continue };
+        let Ok((stream, _)) = listener.accept().await else {
+            continue;
+        };
         stream.set_nodelay(true).unwrap();
         let acceptor = acceptor.clone();
         tokio::spawn(async move {
@@ -82,14 +107,25 @@ async fn serve_upstream(io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static
         let mut body = request.into_body();
         while let Some(Ok(_)) = body.frame().await {}
         let (body, kind) = match asked {
-            Some((chunks, ms)) => (Either::Left(Chunks { left: chunks, every: Duration::from_millis(ms), sleep: None }), "text/event-stream"),
+            Some((chunks, ms)) => (
+                Either::Left(Chunks {
+                    left: chunks,
+                    every: Duration::from_millis(ms),
+                    sleep: None,
+                }),
+                "text/event-stream",
+            ),
             None => (Either::Right(Full::from(ANSWER)), "application/json"),
         };
         let mut response = Response::new(body);
-        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+        response
+            .headers_mut()
+            .insert(CONTENT_TYPE, HeaderValue::from_static(kind));
         Ok::<_, Infallible>(response)
     });
-    let _ = http1::Builder::new().serve_connection(TokioIo::new(io), service).await;
+    let _ = http1::Builder::new()
+        .serve_connection(TokioIo::new(io), service)
+        .await;
 }
 
 struct Chunks {
@@ -101,13 +137,18 @@ struct Chunks {
 impl Body for Chunks {
     type Data = Bytes;
     type Error = Infallible;
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         if self.left == 0 {
             return Poll::Ready(None);
         }
         if !self.every.is_zero() {
             let every = self.every;
-            let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep(every)));
+            let sleep = self
+                .sleep
+                .get_or_insert_with(|| Box::pin(tokio::time::sleep(every)));
             if sleep.as_mut().poll(cx).is_pending() {
                 return Poll::Pending;
             }
@@ -126,18 +167,22 @@ fn tls_acceptor(dir: &Path) -> tokio_rustls::TlsAcceptor {
     use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
     let cert = CertificateDer::from_pem_file(dir.join("cert.pem")).unwrap();
     let key = PrivateKeyDer::from_pem_file(dir.join("key.pem")).unwrap();
-    let config = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(vec![cert], key)
-        .unwrap();
+    let config = rustls::ServerConfig::builder_with_provider(Arc::new(
+        rustls::crypto::ring::default_provider(),
+    ))
+    .with_safe_default_protocol_versions()
+    .unwrap()
+    .with_no_client_auth()
+    .with_single_cert(vec![cert], key)
+    .unwrap();
     tokio_rustls::TlsAcceptor::from(Arc::new(config))
 }
 
 fn certificate(dir: &Path) {
     let key = rcgen::KeyPair::generate().unwrap();
-    let mut params = rcgen::CertificateParams::new(vec!["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
+    let mut params =
+        rcgen::CertificateParams::new(vec!["localhost".to_owned(), "127.0.0.1".to_owned()])
+            .unwrap();
     params.is_ca = rcgen::IsCa::ExplicitNoCa;
     let cert = params.self_signed(&key).unwrap();
     std::fs::write(dir.join("cert.pem"), cert.pem()).unwrap();
@@ -150,25 +195,39 @@ fn certificate(dir: &Path) {
 /// `"model"` in it, the least that a gateway which reads models could do.
 async fn relay(port: u16, upstream: &str, scan: bool) {
     let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
-    let (base, tls) = upstream.split_once('#').map_or((upstream, None), |(u, d)| (u, Some(PathBuf::from(d))));
+    let (base, tls) = upstream
+        .split_once('#')
+        .map_or((upstream, None), |(u, d)| (u, Some(PathBuf::from(d))));
     let base: &'static str = Box::leak(base.to_owned().into_boxed_str());
     let mut http = HttpConnector::new();
     http.set_nodelay(true);
     http.enforce_http(false);
-    let connector = Connector { http, tls: tls.map(|d| tls_connector(&d)) };
-    let client: Client<Connector, Either<Incoming, Full<Bytes>>> = Client::builder(TokioExecutor::new()).build(connector);
+    let connector = Connector {
+        http,
+        tls: tls.map(|d| tls_connector(&d)),
+    };
+    let client: Client<Connector, Either<Incoming, Full<Bytes>>> =
+        Client::builder(TokioExecutor::new()).build(connector);
     loop {
-        let Ok((stream, _)) = listener.accept().await else { continue };
+        let Ok((stream, _)) = listener.accept().await else {
+            continue;
+        };
         stream.set_nodelay(true).unwrap();
         let client = client.clone();
         tokio::spawn(async move {
             let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
                 let client = client.clone();
                 async move {
-                    let path = request.uri().path().trim_start_matches("/anthropic").to_owned();
+                    let path = request
+                        .uri()
+                        .path()
+                        .trim_start_matches("/anthropic")
+                        .to_owned();
                     *request.uri_mut() = format!("{base}{path}").parse::<Uri>().unwrap();
                     request.headers_mut().remove("host");
-                    request.headers_mut().insert("x-api-key", HeaderValue::from_static("sk-bench"));
+                    request
+                        .headers_mut()
+                        .insert("x-api-key", HeaderValue::from_static("sk-bench"));
                     let request = if scan {
                         let (parts, body) = request.into_parts();
                         let bytes = body.collect().await.unwrap().to_bytes();
@@ -180,7 +239,9 @@ async fn relay(port: u16, upstream: &str, scan: bool) {
                     client.request(request).await
                 }
             });
-            let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+            let _ = http1::Builder::new()
+                .serve_connection(TokioIo::new(stream), service)
+                .await;
         });
     }
 }
@@ -205,7 +266,9 @@ impl tower_service::Service<Uri> for Connector {
         Box::pin(async move {
             let stream = this.http.call(uri).await?.into_inner();
             Ok(TokioIo::new(match this.tls {
-                Some(tls) => Wire::Tls(Box::new(tls.connect("localhost".try_into().unwrap(), stream).await?)),
+                Some(tls) => Wire::Tls(Box::new(
+                    tls.connect("localhost".try_into().unwrap(), stream).await?,
+                )),
                 None => Wire::Plain(stream),
             }))
         })
@@ -215,12 +278,16 @@ impl tower_service::Service<Uri> for Connector {
 fn tls_connector(dir: &Path) -> tokio_rustls::TlsConnector {
     use rustls::pki_types::{CertificateDer, pem::PemObject};
     let mut roots = rustls::RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_file(dir.join("cert.pem")).unwrap()).unwrap();
-    let config = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
+    roots
+        .add(CertificateDer::from_pem_file(dir.join("cert.pem")).unwrap())
+        .unwrap();
+    let config = rustls::ClientConfig::builder_with_provider(Arc::new(
+        rustls::crypto::ring::default_provider(),
+    ))
+    .with_safe_default_protocol_versions()
+    .unwrap()
+    .with_root_certificates(roots)
+    .with_no_client_auth();
     tokio_rustls::TlsConnector::from(Arc::new(config))
 }
 
@@ -236,7 +303,11 @@ impl hyper_util::client::legacy::connect::Connection for Wire {
 }
 
 impl AsyncRead for Wire {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut tokio::io::ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut tokio::io::ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
         match self.get_mut() {
             Wire::Plain(s) => Pin::new(s).poll_read(cx, buf),
             Wire::Tls(s) => Pin::new(s).poll_read(cx, buf),
@@ -245,7 +316,11 @@ impl AsyncRead for Wire {
 }
 
 impl AsyncWrite for Wire {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<std::io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
         match self.get_mut() {
             Wire::Plain(s) => Pin::new(s).poll_write(cx, buf),
             Wire::Tls(s) => Pin::new(s).poll_write(cx, buf),
@@ -263,7 +338,11 @@ impl AsyncWrite for Wire {
             Wire::Tls(s) => Pin::new(s).poll_shutdown(cx),
         }
     }
-    fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[std::io::IoSlice<'_>]) -> Poll<std::io::Result<usize>> {
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[std::io::IoSlice<'_>],
+    ) -> Poll<std::io::Result<usize>> {
         match self.get_mut() {
             Wire::Plain(s) => Pin::new(s).poll_write_vectored(cx, bufs),
             Wire::Tls(s) => Pin::new(s).poll_write_vectored(cx, bufs),
@@ -290,7 +369,11 @@ impl Drop for Process {
 }
 
 fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
 }
 
 /// Starts a process on a CPU and waits until its port answers.
@@ -307,22 +390,46 @@ fn start(cpu: usize, port: u16, program: &Path, args: &[String]) -> Process {
         .unwrap();
     let addr = SocketAddr::from(([127, 0, 0, 1], port));
     while std::net::TcpStream::connect(addr).is_err() {
-        assert!(started.elapsed() < Duration::from_secs(10), "{program:?} {args:?} does not listen");
+        assert!(
+            started.elapsed() < Duration::from_secs(10),
+            "{program:?} {args:?} does not listen"
+        );
         std::thread::sleep(Duration::from_micros(200));
     }
-    Process { child, addr, ready: started.elapsed() }
+    Process {
+        child,
+        addr,
+        ready: started.elapsed(),
+    }
 }
 
 impl Process {
     fn ids(&self) -> Vec<u32> {
         // nginx serves in a child of the process that was started.
-        let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", self.child.id())).unwrap_or_default();
-        std::iter::once(self.child.id()).chain(children.split_whitespace().filter_map(|c| c.parse().ok())).collect()
+        let children =
+            std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", self.child.id()))
+                .unwrap_or_default();
+        std::iter::once(self.child.id())
+            .chain(children.split_whitespace().filter_map(|c| c.parse().ok()))
+            .collect()
     }
 
     fn cpu(&self) -> Duration {
-        let threads = self.ids().into_iter().flat_map(|id| std::fs::read_dir(format!("/proc/{id}/task")).into_iter().flatten());
-        let ns = threads.filter_map(|t| std::fs::read_to_string(t.ok()?.path().join("schedstat")).ok()?.split(' ').next()?.parse::<u64>().ok()).sum();
+        let threads = self.ids().into_iter().flat_map(|id| {
+            std::fs::read_dir(format!("/proc/{id}/task"))
+                .into_iter()
+                .flatten()
+        });
+        let ns = threads
+            .filter_map(|t| {
+                std::fs::read_to_string(t.ok()?.path().join("schedstat"))
+                    .ok()?
+                    .split(' ')
+                    .next()?
+                    .parse::<u64>()
+                    .ok()
+            })
+            .sum();
         Duration::from_nanos(ns)
     }
 
@@ -351,7 +458,11 @@ struct Target {
 fn sidecar_binary() -> PathBuf {
     let here = std::env::current_exe().unwrap();
     let beside = here.parent().unwrap().parent().unwrap().join("outrigger");
-    assert!(beside.exists(), "build it first: cargo build --release ({})", beside.display());
+    assert!(
+        beside.exists(),
+        "build it first: cargo build --release ({})",
+        beside.display()
+    );
     beside
 }
 
@@ -359,25 +470,54 @@ fn sidecar(dir: &Path, cpu: usize, upstream: &str, binary: &Path) -> Process {
     let port = free_port();
     let d = dir.display();
     std::fs::create_dir_all(dir.join("secrets/a")).unwrap();
-    std::fs::write(dir.join("secrets/a/key"), "sk-bench-0123456789abcdef0123456789abcdef").unwrap();
-    let tls = if upstream.starts_with("https") { format!("tls: {{ caFile: {d}/cert.pem }}\n") } else { String::new() };
+    std::fs::write(
+        dir.join("secrets/a/key"),
+        "sk-bench-0123456789abcdef0123456789abcdef",
+    )
+    .unwrap();
+    let tls = if upstream.starts_with("https") {
+        format!("tls: {{ caFile: {d}/cert.pem }}\n")
+    } else {
+        String::new()
+    };
     let yaml = format!(
         "listen: 127.0.0.1:{port}\nadmin: off\nsecretsDir: {d}/secrets\naudit: {{ file: {d}/audit-{port}.jsonl }}\nconnections: 4096\nlog: {{ level: warn }}\n{tls}aiProviders: {{ anthropic: {{ baseUrl: \"{upstream}\", secretRef: {{ name: a, key: key }} }} }}\npermissionGrants: [{{ scope: \"ai.anthropic:claude-*\", limits: {{ requestsPerMinute: 1000000, concurrent: 100000, tokensPerDay: 1000000000000, usdPerSession: 1000000 }} }}]\n"
     );
     let file = dir.join(format!("sidecar-{port}.yaml"));
     std::fs::write(&file, yaml).unwrap();
-    start(cpu, port, binary, &["sidecar".into(), "--config".into(), file.display().to_string()])
+    start(
+        cpu,
+        port,
+        binary,
+        &[
+            "sidecar".into(),
+            "--config".into(),
+            file.display().to_string(),
+        ],
+    )
 }
 
 fn bare(dir: &Path, cpu: usize, upstream: &str, scan: bool) -> Process {
     let port = free_port();
-    let upstream = if upstream.starts_with("https") { format!("{upstream}#{}", dir.display()) } else { upstream.to_owned() };
+    let upstream = if upstream.starts_with("https") {
+        format!("{upstream}#{}", dir.display())
+    } else {
+        upstream.to_owned()
+    };
     let mode = if scan { "scan" } else { "-" };
-    start(cpu, port, &std::env::current_exe().unwrap(), &["relay".into(), port.to_string(), upstream, mode.into()])
+    start(
+        cpu,
+        port,
+        &std::env::current_exe().unwrap(),
+        &["relay".into(), port.to_string(), upstream, mode.into()],
+    )
 }
 
 fn nginx(dir: &Path, cpu: usize, upstream: SocketAddr) -> Option<Process> {
-    let program = ["/usr/sbin/nginx", "/usr/bin/nginx"].into_iter().map(Path::new).find(|p| p.exists())?;
+    let program = ["/usr/sbin/nginx", "/usr/bin/nginx"]
+        .into_iter()
+        .map(Path::new)
+        .find(|p| p.exists())?;
     let port = free_port();
     let d = dir.display();
     let conf = format!(
@@ -385,7 +525,12 @@ fn nginx(dir: &Path, cpu: usize, upstream: SocketAddr) -> Option<Process> {
     );
     let file = dir.join(format!("nginx-{port}.conf"));
     std::fs::write(&file, conf).unwrap();
-    Some(start(cpu, port, program, &["-c".into(), file.display().to_string()]))
+    Some(start(
+        cpu,
+        port,
+        program,
+        &["-c".into(), file.display().to_string()],
+    ))
 }
 
 // --- the load ---------------------------------------------------------------------------
@@ -397,7 +542,8 @@ fn body(size: usize) -> String {
         r#"The function above reads the file once and keeps what it needs.\n"#,
         r#"    assert_eq!(answer, 42, \"the answer is known\"); // a test\n"#,
     ];
-    let head = r#"{"model":"claude-sonnet-5","max_tokens":1,"messages":[{"role":"user","content":""#;
+    let head =
+        r#"{"model":"claude-sonnet-5","max_tokens":1,"messages":[{"role":"user","content":""#;
     let mut text = head.to_owned();
     for line in lines.iter().cycle() {
         if text.len() + line.len() + 4 >= size {
@@ -422,7 +568,10 @@ impl Connection {
     async fn new(addr: SocketAddr) -> Self {
         let stream = TcpStream::connect(addr).await.unwrap();
         stream.set_nodelay(true).unwrap();
-        Connection { stream, buffer: vec![0; 64 << 10] }
+        Connection {
+            stream,
+            buffer: vec![0; 64 << 10],
+        }
     }
 
     /// One request and its whole (small) answer.
@@ -432,7 +581,11 @@ impl Connection {
         let mut len = 0;
         loop {
             let n = self.stream.read(&mut self.buffer[len..]).await.unwrap();
-            assert!(n > 0, "closed: {}", String::from_utf8_lossy(&self.buffer[..len]));
+            assert!(
+                n > 0,
+                "closed: {}",
+                String::from_utf8_lossy(&self.buffer[..len])
+            );
             len += n;
             // Whole when the answer's last byte is there, chunked or not.
             let got = &self.buffer[..len];
@@ -440,7 +593,11 @@ impl Connection {
                 break;
             }
         }
-        assert!(self.buffer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&self.buffer[..len.min(400)]));
+        assert!(
+            self.buffer.starts_with(b"HTTP/1.1 200"),
+            "{}",
+            String::from_utf8_lossy(&self.buffer[..len.min(400)])
+        );
         start.elapsed()
     }
 
@@ -490,14 +647,24 @@ struct Row {
     cpu: f64,
 }
 
-async fn requests(targets: &[Target], size: usize, connections: usize, rounds: usize, per_round: usize) -> Vec<Row> {
+async fn requests(
+    targets: &[Target],
+    size: usize,
+    connections: usize,
+    rounds: usize,
+    per_round: usize,
+) -> Vec<Row> {
     let text = body(size);
     let mut latencies: Vec<Vec<Duration>> = targets.iter().map(|_| Vec::new()).collect();
     let mut busy = vec![Duration::ZERO; targets.len()];
     let mut cpu = vec![Duration::ZERO; targets.len()];
     let mut pools = Vec::new();
     for t in targets {
-        let path = if t.process.is_some() { "/anthropic" } else { "" };
+        let path = if t.process.is_some() {
+            "/anthropic"
+        } else {
+            ""
+        };
         let raw: Arc<[u8]> = request(t.addr.port(), path, "", &text).into();
         let mut pool = Vec::new();
         for _ in 0..connections {
@@ -512,7 +679,11 @@ async fn requests(targets: &[Target], size: usize, connections: usize, rounds: u
     for round in 0..rounds {
         for k in 0..targets.len() {
             let k = (k + round) % targets.len();
-            let before = targets[k].process.as_ref().map(Process::cpu).unwrap_or_default();
+            let before = targets[k]
+                .process
+                .as_ref()
+                .map(Process::cpu)
+                .unwrap_or_default();
             let started = Instant::now();
             let (raw, pool) = &mut pools[k];
             let each = per_round.div_ceil(connections);
@@ -533,7 +704,12 @@ async fn requests(targets: &[Target], size: usize, connections: usize, rounds: u
                 latencies[k].extend(times);
             }
             busy[k] += started.elapsed();
-            cpu[k] += targets[k].process.as_ref().map(Process::cpu).unwrap_or_default() - before;
+            cpu[k] += targets[k]
+                .process
+                .as_ref()
+                .map(Process::cpu)
+                .unwrap_or_default()
+                - before;
         }
     }
     latencies
@@ -557,7 +733,11 @@ async fn chunks(targets: &[Target], rounds: usize) -> Vec<(f64, f64, f64)> {
         for k in 0..targets.len() {
             let k = (k + round) % targets.len();
             let t = &targets[k];
-            let path = if t.process.is_some() { "/anthropic" } else { "" };
+            let path = if t.process.is_some() {
+                "/anthropic"
+            } else {
+                ""
+            };
             let raw = request(t.addr.port(), path, "x-app: 200,2\r\n", &text);
             let before = t.process.as_ref().map(Process::cpu).unwrap_or_default();
             delays[k].extend(Connection::new(t.addr).await.stream(&raw).await);
@@ -567,7 +747,13 @@ async fn chunks(targets: &[Target], rounds: usize) -> Vec<(f64, f64, f64)> {
     delays
         .iter_mut()
         .enumerate()
-        .map(|(k, d)| (quantile(d, 0.5) as f64 / 1e3, quantile(d, 0.99) as f64 / 1e3, cpu[k].as_secs_f64() * 1e6 / d.len() as f64))
+        .map(|(k, d)| {
+            (
+                quantile(d, 0.5) as f64 / 1e3,
+                quantile(d, 0.99) as f64 / 1e3,
+                cpu[k].as_secs_f64() * 1e6 / d.len() as f64,
+            )
+        })
         .collect()
 }
 
@@ -575,7 +761,12 @@ async fn chunks(targets: &[Target], rounds: usize) -> Vec<(f64, f64, f64)> {
 async fn per_stream(target: &Target, count: usize) -> (u64, f64) {
     let process = target.process.as_ref().unwrap();
     let idle = process.pss();
-    let raw = request(target.addr.port(), "/anthropic", "x-app: 100,400\r\n", &body(1 << 10));
+    let raw = request(
+        target.addr.port(),
+        "/anthropic",
+        "x-app: 100,400\r\n",
+        &body(1 << 10),
+    );
     let mut open = Vec::new();
     for _ in 0..count {
         let mut c = Connection::new(target.addr).await;
@@ -597,7 +788,14 @@ async fn per_stream(target: &Target, count: usize) -> (u64, f64) {
 
 fn set_affinity(cpu: usize) {
     let id = std::process::id().to_string();
-    assert!(Command::new("taskset").args(["-cp", &cpu.to_string(), &id]).stdout(Stdio::null()).status().unwrap().success());
+    assert!(
+        Command::new("taskset")
+            .args(["-cp", &cpu.to_string(), &id])
+            .stdout(Stdio::null())
+            .status()
+            .unwrap()
+            .success()
+    );
 }
 
 async fn bench(quick: bool) {
@@ -605,49 +803,105 @@ async fn bench(quick: bool) {
     certificate(dir.path());
     let (rounds, per_round) = if quick { (6, 50) } else { (20, 200) };
     let mut out = String::new();
-    for (label, proxy_cpu) in [("Everything on one CPU", 0), ("The proxy on a CPU of its own", 1)] {
+    for (label, proxy_cpu) in [
+        ("Everything on one CPU", 0),
+        ("The proxy on a CPU of its own", 1),
+    ] {
         set_affinity(0);
         let me = std::env::current_exe().unwrap();
         let port = free_port();
-        let up = start(0, port, &me, &["upstream".into(), port.to_string(), "-".into()]);
+        let up = start(
+            0,
+            port,
+            &me,
+            &["upstream".into(), port.to_string(), "-".into()],
+        );
         let url = format!("http://127.0.0.1:{port}");
-        let target = |name, process: Process| Target { name, addr: process.addr, process: Some(process) };
+        let target = |name, process: Process| Target {
+            name,
+            addr: process.addr,
+            process: Some(process),
+        };
         let mut targets = vec![
-            Target { name: "direct", process: None, addr: up.addr },
+            Target {
+                name: "direct",
+                process: None,
+                addr: up.addr,
+            },
             target("bare relay", bare(dir.path(), proxy_cpu, &url, false)),
             target("+ buffer and scan", bare(dir.path(), proxy_cpu, &url, true)),
         ];
         if let Some(n) = nginx(dir.path(), proxy_cpu, up.addr) {
             targets.push(target("nginx", n));
         }
-        targets.push(target("Outrigger", sidecar(dir.path(), proxy_cpu, &url, &sidecar_binary())));
+        targets.push(target(
+            "Outrigger",
+            sidecar(dir.path(), proxy_cpu, &url, &sidecar_binary()),
+        ));
         // Another build of it, to compare with.
         if let Some(before) = std::env::var_os("OUTRIGGER_BEFORE") {
-            targets.push(target("Outrigger before", sidecar(dir.path(), proxy_cpu, &url, Path::new(&before))));
+            targets.push(target(
+                "Outrigger before",
+                sidecar(dir.path(), proxy_cpu, &url, Path::new(&before)),
+            ));
         }
         writeln!(out, "\n## {label}\n").unwrap();
         table(&mut out, &targets, rounds, per_round).await;
         writeln!(out, "\nStreams of 200 chunks, 2 ms apart: delay from the upstream's write to the client's read.\n").unwrap();
-        writeln!(out, "| | p50 µs | p99 µs | CPU ms / 1,000 chunks | p99 ÷ relay |\n|---|---|---|---|---|").unwrap();
+        writeln!(
+            out,
+            "| | p50 µs | p99 µs | CPU ms / 1,000 chunks | p99 ÷ relay |\n|---|---|---|---|---|"
+        )
+        .unwrap();
         let rows = chunks(&targets, if quick { 3 } else { 15 }).await;
         for (t, r) in targets.iter().zip(&rows) {
-            writeln!(out, "| {} | {:.0} | {:.0} | {:.1} | {:.2} |", t.name, r.0, r.1, r.2, r.1 / rows[1].1).unwrap();
+            writeln!(
+                out,
+                "| {} | {:.0} | {:.0} | {:.1} | {:.2} |",
+                t.name,
+                r.0,
+                r.1,
+                r.2,
+                r.1 / rows[1].1
+            )
+            .unwrap();
         }
         if proxy_cpu == 1 {
             writeln!(out, "\n1,000 concurrent slow streams.\n\n| | idle PSS MiB | KiB a stream |\n|---|---|---|").unwrap();
             // Fresh processes: what earlier load left in an allocator is not a stream's.
             let mut fresh = vec![target("bare relay", bare(dir.path(), 1, &url, false))];
             fresh.extend(nginx(dir.path(), 1, up.addr).map(|n| target("nginx", n)));
-            fresh.push(target("Outrigger", sidecar(dir.path(), 1, &url, &sidecar_binary())));
+            fresh.push(target(
+                "Outrigger",
+                sidecar(dir.path(), 1, &url, &sidecar_binary()),
+            ));
             for t in &fresh {
                 let (idle, each) = per_stream(t, 1000).await;
-                writeln!(out, "| {} | {:.1} | {each:.1} |", t.name, idle as f64 / 1024.0).unwrap();
+                writeln!(
+                    out,
+                    "| {} | {:.1} | {each:.1} |",
+                    t.name,
+                    idle as f64 / 1024.0
+                )
+                .unwrap();
             }
             drop(targets);
             let port = free_port();
-            let up = start(0, port, &me, &["upstream".into(), port.to_string(), dir.path().display().to_string()]);
+            let up = start(
+                0,
+                port,
+                &me,
+                &[
+                    "upstream".into(),
+                    port.to_string(),
+                    dir.path().display().to_string(),
+                ],
+            );
             let url = format!("https://localhost:{port}");
-            let targets = vec![target("bare relay", bare(dir.path(), 1, &url, false)), target("Outrigger", sidecar(dir.path(), 1, &url, &sidecar_binary()))];
+            let targets = vec![
+                target("bare relay", bare(dir.path(), 1, &url, false)),
+                target("Outrigger", sidecar(dir.path(), 1, &url, &sidecar_binary())),
+            ];
             writeln!(out, "\n## TLS upstream, the proxy on a CPU of its own\n\nTotal latency (there is no direct comparison: the load speaks plain HTTP).\n")
                 .unwrap();
             table(&mut out, &targets, rounds, per_round).await;
@@ -670,8 +924,23 @@ async fn table(out: &mut String, targets: &[Target], rounds: usize, per_round: u
     .unwrap();
     for (label, size) in SIZES {
         for connections in [1, 16] {
-            let rows = requests(targets, size, connections, rounds, if size > 1 << 19 { per_round / 4 } else { per_round }).await;
-            let base: BTreeMap<&str, f64> = if direct { [("p50", rows[0].p50), ("p99", rows[0].p99)].into() } else { [("p50", 0.0), ("p99", 0.0)].into() };
+            let rows = requests(
+                targets,
+                size,
+                connections,
+                rounds,
+                if size > 1 << 19 {
+                    per_round / 4
+                } else {
+                    per_round
+                },
+            )
+            .await;
+            let base: BTreeMap<&str, f64> = if direct {
+                [("p50", rows[0].p50), ("p99", rows[0].p99)].into()
+            } else {
+                [("p50", 0.0), ("p99", 0.0)].into()
+            };
             for (t, r) in targets.iter().zip(&rows).skip(usize::from(direct)) {
                 let (p50, p99) = (r.p50 - base["p50"], r.p99 - base["p99"]);
                 let ratio = p50 / (rows[relay].p50 - base["p50"]);

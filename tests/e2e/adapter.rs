@@ -17,14 +17,23 @@ use crate::pod::{BIN, Pod, attempt, follow};
 use crate::{fake, fake_lines};
 
 /// A subscriber that comes back as often as it must, and checks every number.
-fn subscriber(addr: SocketAddr, stop: Arc<AtomicBool>, seen: Arc<Mutex<Vec<String>>>, flapping: bool) -> tokio::task::JoinHandle<()> {
+fn subscriber(
+    addr: SocketAddr,
+    stop: Arc<AtomicBool>,
+    seen: Arc<Mutex<Vec<String>>>,
+    flapping: bool,
+) -> tokio::task::JoinHandle<()> {
     tokio::spawn(async move {
         while !stop.load(Ordering::SeqCst) {
             let last = seen.lock().unwrap().len() as u64;
             let mut left = if flapping { 37 } else { u64::MAX };
             let session = follow(addr, "", (last > 0).then_some(last), |id, data| {
                 let mut seen = seen.lock().unwrap();
-                assert_eq!(id, Some(seen.len() as u64 + 1), "none lost, repeated or out of order");
+                assert_eq!(
+                    id,
+                    Some(seen.len() as u64 + 1),
+                    "none lost, repeated or out of order"
+                );
                 seen.push(data.to_owned());
                 left -= 1;
                 left > 0
@@ -41,15 +50,18 @@ async fn survive(runtime: &str, kills: usize, cli: bool) {
     pod.start();
     let stop = Arc::new(AtomicBool::new(false));
     let seen: Vec<Arc<Mutex<Vec<String>>>> = (0..3).map(|_| Arc::default()).collect();
-    let subscribers: Vec<_> = seen.iter().enumerate().map(|(i, s)| subscriber(pod.stream, stop.clone(), s.clone(), i == 2)).collect();
+    let subscribers: Vec<_> = seen
+        .iter()
+        .enumerate()
+        .map(|(i, s)| subscriber(pod.stream, stop.clone(), s.clone(), i == 2))
+        .collect();
     // Inputs, one after the other, each as often as it takes.
     let enough = Arc::new(AtomicBool::new(false));
     let (input, stop_inputs) = (pod.input, enough.clone());
     let inputs = tokio::spawn(async move {
         let mut n = 0_u64;
         loop {
-            let body =
-                json!({ "text": format!("input {n} n=30 ms=1"), "input_id": format!("in-{n}"), "mode": if n.is_multiple_of(2) { "queue" } else { "auto" } });
+            let body = json!({ "text": format!("input {n} n=30 ms=1"), "input_id": format!("in-{n}"), "mode": if n.is_multiple_of(2) { "queue" } else { "auto" } });
             // Too many wait, nobody is there, or the answer was lost: again.
             if attempt(input, &body).await != Some(202) {
                 tokio::time::sleep(Duration::from_millis(10)).await;
@@ -75,7 +87,13 @@ async fn survive(runtime: &str, kills: usize, cli: bool) {
         (false, "gemini") => 500_000,
         (false, _) => 180_000,
     };
-    let turns = |seen: &Arc<Mutex<Vec<String>>>| seen.lock().unwrap().iter().filter(|e| e.contains("\"reason\":\"end_turn\"")).count();
+    let turns = |seen: &Arc<Mutex<Vec<String>>>| {
+        seen.lock()
+            .unwrap()
+            .iter()
+            .filter(|e| e.contains("\"reason\":\"end_turn\""))
+            .count()
+    };
     for _ in 0..kills {
         if cli {
             // One that never finishes a turn is given up, and rightly.
@@ -85,7 +103,10 @@ async fn survive(runtime: &str, kills: usize, cli: bool) {
         tokio::time::sleep(Duration::from_micros(random(longest))).await;
         if cli {
             for pid in pod.agents() {
-                let _ = rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), rustix::process::Signal::KILL);
+                let _ = rustix::process::kill_process(
+                    rustix::process::Pid::from_raw(pid).unwrap(),
+                    rustix::process::Signal::KILL,
+                );
             }
         } else {
             pod.signal(rustix::process::Signal::KILL);
@@ -95,7 +116,12 @@ async fn survive(runtime: &str, kills: usize, cli: bool) {
     }
     enough.store(true, Ordering::SeqCst);
     let accepted = inputs.await.unwrap();
-    let delivered = || pod.events().iter().filter(|e| e["type"] == "user.message").count() as u64;
+    let delivered = || {
+        pod.events()
+            .iter()
+            .filter(|e| e["type"] == "user.message")
+            .count() as u64
+    };
     tokio::time::timeout(Duration::from_secs(120), async {
         while delivered() < accepted {
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -121,28 +147,55 @@ async fn survive(runtime: &str, kills: usize, cli: bool) {
     let events = pod.events();
     // Every subscriber saw the one journal.
     for seen in &seen {
-        let seen: Vec<Value> = seen.lock().unwrap().iter().map(|e| serde_json::from_str(e).unwrap()).collect();
+        let seen: Vec<Value> = seen
+            .lock()
+            .unwrap()
+            .iter()
+            .map(|e| serde_json::from_str(e).unwrap())
+            .collect();
         assert!(events.starts_with(&seen) && seen.len() >= head);
     }
     for (i, e) in events.iter().enumerate() {
         assert_eq!(e["sequence"], i as u64 + 1);
     }
     // Every accepted input: once on the stream, once in the CLI, in the order of its acceptance.
-    let said: Vec<&str> = events.iter().filter(|e| e["type"] == "user.message").filter_map(|e| e["payload"]["input_id"].as_str()).collect();
-    assert_eq!(said, (0..accepted).map(|n| format!("in-{n}")).collect::<Vec<_>>());
+    let said: Vec<&str> = events
+        .iter()
+        .filter(|e| e["type"] == "user.message")
+        .filter_map(|e| e["payload"]["input_id"].as_str())
+        .collect();
+    assert_eq!(
+        said,
+        (0..accepted).map(|n| format!("in-{n}")).collect::<Vec<_>>()
+    );
     let given: Vec<String> = match runtime {
-        "opencode" => fake::history(pod.dir.path()).into_iter().map(|(_, text)| text).collect(),
+        "opencode" => fake::history(pod.dir.path())
+            .into_iter()
+            .map(|(_, text)| text)
+            .collect(),
         _ => fake_lines::history(&pod.path("journal/home")),
     };
-    let twice: Vec<&String> = given.iter().enumerate().filter(|(i, text)| given[..*i].contains(text)).map(|(_, text)| text).collect();
+    let twice: Vec<&String> = given
+        .iter()
+        .enumerate()
+        .filter(|(i, text)| given[..*i].contains(text))
+        .map(|(_, text)| text)
+        .collect();
     assert!(twice.is_empty(), "given twice: {twice:?}");
     assert_eq!(given.len() as u64, accepted);
     for (n, text) in given.iter().enumerate() {
         assert!(text.starts_with(&format!("input {n} ")), "{text}");
     }
-    let typed: Vec<_> = events.iter().map(|e| outrigger::event::Event::read(e.to_string().as_bytes()).unwrap()).map(|e| (e.payload, e.turn_id)).collect();
+    let typed: Vec<_> = events
+        .iter()
+        .map(|e| outrigger::event::Event::read(e.to_string().as_bytes()).unwrap())
+        .map(|e| (e.payload, e.turn_id))
+        .collect();
     crate::recordings::assert_rules("what survived", &typed);
-    let resumed = events.iter().filter(|e| e["type"] == "session.start" && e["payload"]["resumed"] == true).count();
+    let resumed = events
+        .iter()
+        .filter(|e| e["type"] == "session.start" && e["payload"]["resumed"] == true)
+        .count();
     println!(
         "{runtime}, {kills} kills ({}): {} events, {accepted} inputs, {resumed} restarts that got ready",
         if cli { "CLI" } else { "adapter" },
@@ -151,13 +204,17 @@ async fn survive(runtime: &str, kills: usize, cli: bool) {
 }
 
 fn kills(otherwise: usize) -> usize {
-    std::env::var("OUTRIGGER_KILLS").ok().and_then(|k| k.parse().ok()).unwrap_or(otherwise)
+    std::env::var("OUTRIGGER_KILLS")
+        .ok()
+        .and_then(|k| k.parse().ok())
+        .unwrap_or(otherwise)
 }
 
 /// The stand-ins of all five protocols, killed one after the other, or the adapter over them.
 /// `OUTRIGGER_KILLS` is how often each is, `RUNTIMES` names some of them.
 async fn survive_each(otherwise: usize, cli: bool) {
-    let names = std::env::var("RUNTIMES").unwrap_or_else(|_| "opencode,claude,codex,gemini,pi".into());
+    let names =
+        std::env::var("RUNTIMES").unwrap_or_else(|_| "opencode,claude,codex,gemini,pi".into());
     for runtime in names.split(',') {
         survive(runtime, kills(otherwise), cli).await;
     }
@@ -186,7 +243,10 @@ async fn a_stopped_session_leaves_no_process() {
     assert!(began.elapsed() < Duration::from_secs(5));
     assert_eq!(pod.agents(), Vec::<i32>::new(), "{session}");
     let end = pod.events().pop().unwrap();
-    assert_eq!((end["type"].as_str(), end["payload"]["reason"].as_str()), (Some("session.end"), Some("terminated")));
+    assert_eq!(
+        (end["type"].as_str(), end["payload"]["reason"].as_str()),
+        (Some("session.end"), Some("terminated"))
+    );
 }
 
 /// What an adapter that was killed has left is gone when the next one starts.
@@ -209,9 +269,13 @@ async fn a_killed_adapters_cli_does_not_live_on() {
 #[tokio::test]
 async fn bad_input_gets_its_code_and_delivers_nothing() {
     let mut pod = Pod::run(json!({})).await;
-    pod.wait("a session", |e| e["type"] == "session.start").await;
+    pod.wait("a session", |e| e["type"] == "session.start")
+        .await;
     let long = "x".repeat((64 << 10) + 1);
-    let image = |media: &str, data: &str| json!({ "text": "t", "attachments": [{ "type": "image", "media_type": media, "data": data }] }).to_string();
+    let image = |media: &str, data: &str| {
+        json!({ "text": "t", "attachments": [{ "type": "image", "media_type": media, "data": data }] }).to_string()
+    };
+    #[rustfmt::skip]
     let posts: Vec<(u16, &str, String)> = vec![
         (400, "/inject", "{".into()),
         (400, "/inject", "[]".into()),
@@ -241,7 +305,8 @@ async fn bad_input_gets_its_code_and_delivers_nothing() {
         assert_eq!(got.header("content-type"), Some("application/problem+json"));
         assert!(got.json()["detail"].as_str().is_some_and(|d| !d.is_empty()));
     }
-    for (status, method, path, headers) in [
+    #[rustfmt::skip]
+    let cases = [
         (415, "POST", "/inject", &[("content-type", "text/plain")][..]),
         (405, "GET", "/inject", &[]),
         (405, "PUT", "/inject", &[]),
@@ -249,28 +314,61 @@ async fn bad_input_gets_its_code_and_delivers_nothing() {
         (403, "POST", "/inject", &[("origin", "http://evil.example")]),
         (403, "POST", "/inject", &[("origin", "null")]),
         (403, "POST", "/inject", &[("sec-fetch-site", "cross-site")]),
-    ] {
-        assert_eq!(request(pod.input, method, path, headers, br#"{"text":"no"}"#).await.status, status, "{method} {headers:?}");
+    ];
+    for (status, method, path, headers) in cases {
+        assert_eq!(
+            request(pod.input, method, path, headers, br#"{"text":"no"}"#)
+                .await
+                .status,
+            status,
+            "{method} {headers:?}"
+        );
     }
     let raw = format!(
         "POST /inject HTTP/1.1\r\nHost: evil:{}\r\nContent-Type: application/json\r\nContent-Length: 12\r\nConnection: close\r\n\r\n{{\"text\":\"a\"}}",
         pod.input.port()
     );
-    assert_eq!(Got::parse(&crate::kit::exchange(pod.input, raw.as_bytes()).await).unwrap().status, 403);
+    assert_eq!(
+        Got::parse(&crate::kit::exchange(pod.input, raw.as_bytes()).await)
+            .unwrap()
+            .status,
+        403
+    );
     // More than may wait, and the one that is running.
     pod.say("first", "hang").await;
     pod.wait("a turn", |e| e["type"] == "turn.start").await;
     let mut refused = 0;
     for n in 0..258 {
-        let got = pod.post("/inject", &json!({ "text": "waits", "input_id": format!("w{n}"), "mode": "queue" })).await;
+        let got = pod
+            .post(
+                "/inject",
+                &json!({ "text": "waits", "input_id": format!("w{n}"), "mode": "queue" }),
+            )
+            .await;
         refused += usize::from(got.status == 429);
     }
     assert_eq!(refused, 2);
-    assert_eq!(pod.post("/inject", &json!({ "text": "waits", "input_id": "w3" })).await.json()["duplicate"], true);
-    assert_eq!(pod.post("/shutdown", &json!({ "summary": "enough" })).await.status, 202);
+    assert_eq!(
+        pod.post("/inject", &json!({ "text": "waits", "input_id": "w3" }))
+            .await
+            .json()["duplicate"],
+        true
+    );
+    assert_eq!(
+        pod.post("/shutdown", &json!({ "summary": "enough" }))
+            .await
+            .status,
+        202
+    );
     assert_eq!(pod.exit().await, Some(0));
     let events = pod.events();
-    assert_eq!(events.iter().filter(|e| e["type"] == "user.message").count(), 1);
+    assert_eq!(
+        events
+            .iter()
+            .filter(|e| e["type"] == "user.message")
+            .count(),
+        1
+    );
     assert_eq!(events.last().unwrap()["payload"]["summary"], "enough");
     assert_eq!(fake::history(pod.dir.path()).len(), 1);
 }
@@ -281,7 +379,10 @@ async fn the_stream_resumes_filters_and_refuses() {
     pod.say("a", "n=400").await;
     pod.ends(1).await;
     let events = pod.events();
-    let (first, head) = (events[0]["sequence"].as_u64().unwrap(), events.len() as u64 + events[0]["sequence"].as_u64().unwrap() - 1);
+    let (first, head) = (
+        events[0]["sequence"].as_u64().unwrap(),
+        events.len() as u64 + events[0]["sequence"].as_u64().unwrap() - 1,
+    );
     assert!(first > 1, "old segments are gone");
     let read = async |query: &str, last: Option<u64>, until: u64| {
         let mut all = Vec::new();
@@ -298,15 +399,45 @@ async fn the_stream_resumes_filters_and_refuses() {
     };
     // What is gone is told, and then everything that is there.
     let all = read("", None, head).await;
-    assert_eq!((all[0].1["type"].as_str(), &all[0].1["payload"]), (Some("stream.gap"), &json!({ "from": 1, "to": first - 1 })));
-    assert_eq!(all[1..].iter().map(|e| e.1.clone()).collect::<Vec<_>>(), events);
+    assert_eq!(
+        (all[0].1["type"].as_str(), &all[0].1["payload"]),
+        (Some("stream.gap"), &json!({ "from": 1, "to": first - 1 }))
+    );
+    assert_eq!(
+        all[1..].iter().map(|e| e.1.clone()).collect::<Vec<_>>(),
+        events
+    );
     assert_eq!(read("", Some(head - 2), head).await.len(), 2);
-    assert_eq!(read(&format!("?since={}", head - 2), None, head).await.len(), 2);
-    assert_eq!(read("?since=1", Some(head - 3), head).await.len(), 3, "the header wins");
-    assert!(read("?deltas=0", Some(first), head).await.iter().all(|e| e.1["type"] != "assistant.delta"));
-    assert_eq!(read("?types=turn.end,assistant.message", Some(first), head).await.len(), 2);
+    assert_eq!(
+        read(&format!("?since={}", head - 2), None, head)
+            .await
+            .len(),
+        2
+    );
+    assert_eq!(
+        read("?since=1", Some(head - 3), head).await.len(),
+        3,
+        "the header wins"
+    );
+    assert!(
+        read("?deltas=0", Some(first), head)
+            .await
+            .iter()
+            .all(|e| e.1["type"] != "assistant.delta")
+    );
+    assert_eq!(
+        read("?types=turn.end,assistant.message", Some(first), head)
+            .await
+            .len(),
+        2
+    );
     let x1 = read("?view=x1", Some(first), head).await;
-    assert!(x1.iter().any(|e| e.1["type"] == "agent.text") && x1.last().unwrap().1["type"] == "agent.usage", "{:?}", x1.last());
+    assert!(
+        x1.iter().any(|e| e.1["type"] == "agent.text")
+            && x1.last().unwrap().1["type"] == "agent.usage",
+        "{:?}",
+        x1.last()
+    );
     let mut raw = Vec::new();
     within(
         "raw",
@@ -318,7 +449,7 @@ async fn the_stream_resumes_filters_and_refuses() {
     .await
     .unwrap();
     assert!(raw.iter().any(|l| l.contains("\"stream\":\"events\"")));
-    for (status, path, headers) in [
+    let cases = [
         (400, "/stream?since=x", &[][..]),
         (400, "/stream?since=-1", &[]),
         (400, "/stream?since=18446744073709551616", &[]),
@@ -341,8 +472,13 @@ async fn the_stream_resumes_filters_and_refuses() {
         (200, "/openapi.json", &[]),
         (200, "/schema/events.json", &[]),
         (200, "/", &[]),
-    ] {
-        assert_eq!(request(pod.stream, "GET", path, headers, b"").await.status, status, "{path} {headers:?}");
+    ];
+    for (status, path, headers) in cases {
+        assert_eq!(
+            request(pod.stream, "GET", path, headers, b"").await.status,
+            status,
+            "{path} {headers:?}"
+        );
     }
     let head_only = request(pod.stream, "HEAD", "/stream", &[], b"").await;
     assert_eq!((head_only.status, head_only.body.len()), (200, 0));
@@ -350,7 +486,9 @@ async fn the_stream_resumes_filters_and_refuses() {
     let stream = pod.stream;
     let subscribers = async || {
         let status = request(stream, "GET", "/status", &[], b"").await;
-        serde_json::from_slice::<Value>(&status.body).unwrap()["subscribers"].as_u64().unwrap()
+        serde_json::from_slice::<Value>(&status.body).unwrap()["subscribers"]
+            .as_u64()
+            .unwrap()
     };
     let before = subscribers().await;
     let last = tokio::spawn(async move {
@@ -366,21 +504,30 @@ async fn the_stream_resumes_filters_and_refuses() {
     until_async("the subscriber", async || subscribers().await > before).await;
     pod.signal(rustix::process::Signal::TERM);
     assert_eq!(pod.exit().await, Some(0));
-    assert!(within("the end of the stream", last).await.unwrap().contains("session.end"));
+    assert!(
+        within("the end of the stream", last)
+            .await
+            .unwrap()
+            .contains("session.end")
+    );
 }
 
 #[tokio::test]
 async fn tokens_open_the_ports_and_nothing_else_does() {
     let mut pod = Pod::new(json!({})).await;
-    let (read, write) = ("read-token-0123456789-0123456789-abc", "write-token-0123456789-0123456789-ab");
+    let (read, write) = (
+        "read-token-0123456789-0123456789-abc",
+        "write-token-0123456789-0123456789-ab",
+    );
     std::fs::write(pod.path("read"), read).unwrap();
     std::fs::write(pod.path("write"), write).unwrap();
     pod.config["listen"] = json!({ "readTokenFile": pod.path("read"), "writeTokenFile": pod.path("write"), "origins": ["https://ui.example"] });
     pod.start();
-    pod.wait("a session", |e| e["type"] == "session.start").await;
+    pod.wait("a session", |e| e["type"] == "session.start")
+        .await;
     let (r, w) = (format!("Bearer {read}"), format!("Bearer {write}"));
     let body = br#"{"text":"n=1","input_id":"a"}"#;
-    for (status, addr, method, path, auth) in [
+    let cases = [
         (401, pod.stream, "GET", "/stream", ""),
         (401, pod.stream, "GET", "/stream", w.as_str()),
         (401, pod.stream, "GET", "/status", ""),
@@ -392,12 +539,31 @@ async fn tokens_open_the_ports_and_nothing_else_does() {
         (401, pod.input, "POST", "/inject", r.as_str()),
         (202, pod.input, "POST", "/inject", w.as_str()),
         (202, pod.stream, "POST", "/inject", w.as_str()),
-    ] {
+    ];
+    for (status, addr, method, path, auth) in cases {
         let headers = [("authorization", auth)];
-        let got = request(addr, method, path, if auth.is_empty() { &[] } else { &headers }, if method == "POST" { body } else { b"" }).await;
+        let got = request(
+            addr,
+            method,
+            path,
+            if auth.is_empty() { &[] } else { &headers },
+            if method == "POST" { body } else { b"" },
+        )
+        .await;
         assert_eq!(got.status, status, "{method} {path} {auth}: {}", got.text());
     }
-    let ticket = request(pod.stream, "POST", "/ticket", &[("authorization", &r)], b"{}").await.json()["ticket"].as_str().unwrap().to_owned();
+    let ticket = request(
+        pod.stream,
+        "POST",
+        "/ticket",
+        &[("authorization", &r)],
+        b"{}",
+    )
+    .await
+    .json()["ticket"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     let mut count = 0;
     within(
         "a stream",
@@ -408,14 +574,58 @@ async fn tokens_open_the_ports_and_nothing_else_does() {
     )
     .await
     .unwrap();
-    assert_eq!(request(pod.stream, "GET", "/stream?ticket=00", &[], b"").await.status, 401);
-    assert_eq!(request(pod.stream, "GET", &format!("/status?ticket={ticket}"), &[], b"").await.status, 401, "a ticket is for the stream");
+    assert_eq!(
+        request(pod.stream, "GET", "/stream?ticket=00", &[], b"")
+            .await
+            .status,
+        401
+    );
+    assert_eq!(
+        request(
+            pod.stream,
+            "GET",
+            &format!("/status?ticket={ticket}"),
+            &[],
+            b""
+        )
+        .await
+        .status,
+        401,
+        "a ticket is for the stream"
+    );
     // A configured page: asked first, then served.
-    let asked = request(pod.input, "OPTIONS", "/inject", &[("origin", "https://ui.example")], b"").await;
-    assert_eq!((asked.status, asked.header("access-control-allow-origin")), (204, Some("https://ui.example")));
-    assert_eq!(request(pod.input, "OPTIONS", "/inject", &[("origin", "https://other.example")], b"").await.status, 403);
+    let asked = request(
+        pod.input,
+        "OPTIONS",
+        "/inject",
+        &[("origin", "https://ui.example")],
+        b"",
+    )
+    .await;
+    assert_eq!(
+        (asked.status, asked.header("access-control-allow-origin")),
+        (204, Some("https://ui.example"))
+    );
+    assert_eq!(
+        request(
+            pod.input,
+            "OPTIONS",
+            "/inject",
+            &[("origin", "https://other.example")],
+            b""
+        )
+        .await
+        .status,
+        403
+    );
     pod.ends(1).await;
-    assert_eq!(pod.events().iter().filter(|e| e["type"] == "user.message").count(), 1);
+    assert_eq!(
+        pod.events()
+            .iter()
+            .filter(|e| e["type"] == "user.message")
+            .count(),
+        1
+    );
     pod.signal(rustix::process::Signal::TERM);
     assert_eq!(pod.exit().await, Some(0));
 }
@@ -428,31 +638,51 @@ async fn what_cannot_start_says_why() {
         let mut command = pod.command();
         if skip_ports {
             command = Command::new(BIN);
-            command.env_clear().arg("adapter").arg("--config").arg(pod.path("adapter.yaml")).arg("--journal").arg(pod.path("journal"));
+            command
+                .env_clear()
+                .arg("adapter")
+                .arg("--config")
+                .arg(pod.path("adapter.yaml"))
+                .arg("--journal")
+                .arg(pod.path("journal"));
         }
         let out = command.output().unwrap();
-        (out.status.code(), String::from_utf8_lossy(&out.stderr).into_owned())
+        (
+            out.status.code(),
+            String::from_utf8_lossy(&out.stderr).into_owned(),
+        )
     };
     pod.command();
     let (code, said) = output(&pod, true);
-    assert!(code == Some(64) && said.contains("listen.stream") && said.contains("readTokenFile"), "{code:?} {said}");
+    assert!(
+        code == Some(64) && said.contains("listen.stream") && said.contains("readTokenFile"),
+        "{code:?} {said}"
+    );
     // Beside a key.
     pod.config["listen"] = json!({});
     pod.env = vec![("ANTHROPIC_API_KEY".into(), "sk-ant-real".into())];
     let (code, said) = output(&pod, false);
-    assert!(code == Some(64) && said.contains("ANTHROPIC_API_KEY") && !said.contains("sk-ant-real"), "{code:?} {said}");
+    assert!(
+        code == Some(64) && said.contains("ANTHROPIC_API_KEY") && !said.contains("sk-ant-real"),
+        "{code:?} {said}"
+    );
     pod.env.clear();
-    // A CLI that is missing, of another version, gone at once, or silent nonsense: each with the reason, and 69.
+    // A CLI that is missing, of another version, gone at once, or silent nonsense: each with the
+    // reason, and 69.
     let script = |name: &str, text: &str| {
         let path = pod.path(name);
         std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
-        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755))
+            .unwrap();
         path
     };
     for (program, reason) in [
         (PathBuf::from("/no/such/opencode"), "was not found"),
         (script("tea", "echo out of tea >&2; exit 3"), "out of tea"),
-        (script("nonsense", "echo nonsense; exit 0"), "ended before it was ready"),
+        (
+            script("nonsense", "echo nonsense; exit 0"),
+            "ended before it was ready",
+        ),
     ] {
         std::fs::remove_dir_all(pod.path("journal")).ok();
         pod.config["agents"]["agentRuntimes"]["opencode"]["program"] = json!(program);
@@ -461,9 +691,15 @@ async fn what_cannot_start_says_why() {
         let events = pod.events();
         let error = events.iter().find(|e| e["type"] == "error").unwrap();
         assert_eq!(error["payload"]["code"], "runtime_crashed");
-        assert!(error["payload"].to_string().contains(reason), "{reason}: {error}");
+        assert!(
+            error["payload"].to_string().contains(reason),
+            "{reason}: {error}"
+        );
         let end = events.last().unwrap();
-        assert_eq!((end["type"].as_str(), end["payload"]["reason"].as_str()), (Some("session.end"), Some("crashed")));
+        assert_eq!(
+            (end["type"].as_str(), end["payload"]["reason"].as_str()),
+            (Some("session.end"), Some("crashed"))
+        );
     }
 }
 
@@ -476,20 +712,49 @@ async fn whatever_the_cli_writes_is_said_or_survived() {
     pod.say("huge", "huge n=2").await;
     let ends = pod.ends(3).await;
     assert!(ends.iter().all(|e| e["payload"]["reason"] == "end_turn"));
-    assert_eq!(ends[0]["payload"]["usage"], json!({ "input": 7, "cache_read": 2, "cache_write": 1, "output": 3, "reasoning": 0, "cost_usd": 0.5 }));
-    let unparsed: Vec<Value> = pod.events().into_iter().filter(|e| e["type"] == "agent.unparsed").map(|e| e["payload"]["native"].clone()).collect();
+    assert_eq!(
+        ends[0]["payload"]["usage"],
+        json!({ "input": 7, "cache_read": 2, "cache_write": 1, "output": 3, "reasoning": 0, "cost_usd": 0.5 })
+    );
+    let unparsed: Vec<Value> = pod
+        .events()
+        .into_iter()
+        .filter(|e| e["type"] == "agent.unparsed")
+        .map(|e| e["payload"]["native"].clone())
+        .collect();
     assert_eq!(unparsed[0], "not json");
     assert_eq!(unparsed[1]["type"], "of.the.future");
     let huge = &unparsed[2];
-    assert_eq!((huge["bytes"].as_u64(), huge["sha256"].as_str().map(str::len)), (Some((100 << 20) + 8), Some(64)));
+    assert_eq!(
+        (
+            huge["bytes"].as_u64(),
+            huge["sha256"].as_str().map(str::len)
+        ),
+        (Some((100 << 20) + 8), Some(64))
+    );
     // It was never held: the adapter's largest size.
-    let status = std::fs::read_to_string(format!("/proc/{}/status", pod.child.as_ref().unwrap().id())).unwrap();
-    let peak: u64 = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).unwrap().trim().trim_end_matches(" kB").parse().unwrap();
+    let status =
+        std::fs::read_to_string(format!("/proc/{}/status", pod.child.as_ref().unwrap().id()))
+            .unwrap();
+    let peak: u64 = status
+        .lines()
+        .find_map(|l| l.strip_prefix("VmHWM:"))
+        .unwrap()
+        .trim()
+        .trim_end_matches(" kB")
+        .parse()
+        .unwrap();
     assert!(peak < 64 << 10, "{peak} KiB");
     // It ends by itself: told with its last words, and started again.
     pod.say("exit", "exit").await;
     let error = pod.wait("an error", |e| e["type"] == "error").await;
-    assert!(error["payload"]["native"]["stderr_tail"].as_str().unwrap().contains("out of cheese"), "{error}");
+    assert!(
+        error["payload"]["native"]["stderr_tail"]
+            .as_str()
+            .unwrap()
+            .contains("out of cheese"),
+        "{error}"
+    );
     pod.say("after", "n=1").await;
     assert_eq!(pod.ends(5).await[4]["payload"]["reason"], "end_turn");
     pod.signal(rustix::process::Signal::TERM);
@@ -514,7 +779,8 @@ async fn a_hanging_cli_is_replaced() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_session_has_one_adapter_and_one_journal() {
     let mut pod = Pod::run(json!({})).await;
-    pod.wait("a session", |e| e["type"] == "session.start").await;
+    pod.wait("a session", |e| e["type"] == "session.start")
+        .await;
     let second = pod.command().output().unwrap();
     assert_eq!(second.status.code(), Some(69));
     assert!(String::from_utf8_lossy(&second.stderr).contains("in use by another adapter"));
@@ -523,13 +789,18 @@ async fn one_session_has_one_adapter_and_one_journal() {
     pod.args = vec!["--session-id".into(), "another".into()];
     let other = pod.command().output().unwrap();
     assert_eq!(other.status.code(), Some(69));
-    assert!(String::from_utf8_lossy(&other.stderr).contains("belongs to session"), "{}", String::from_utf8_lossy(&other.stderr));
+    assert!(
+        String::from_utf8_lossy(&other.stderr).contains("belongs to session"),
+        "{}",
+        String::from_utf8_lossy(&other.stderr)
+    );
 }
 
 #[tokio::test]
 async fn an_idle_session_ends_unless_somebody_is_there() {
     let mut pod = Pod::run(json!({ "session": { "idleTimeout": "700ms" } })).await;
-    pod.wait("a session", |e| e["type"] == "session.start").await;
+    pod.wait("a session", |e| e["type"] == "session.start")
+        .await;
     let began = Instant::now();
     for _ in 0..10 {
         assert_eq!(pod.post("/keepalive", &json!({})).await.status, 202);
@@ -537,7 +808,10 @@ async fn an_idle_session_ends_unless_somebody_is_there() {
     }
     assert_eq!(pod.exit().await, Some(0));
     assert!(began.elapsed() > Duration::from_millis(1500));
-    assert_eq!(pod.events().last().unwrap()["payload"]["reason"], "idle_timeout");
+    assert_eq!(
+        pod.events().last().unwrap()["payload"]["reason"],
+        "idle_timeout"
+    );
 }
 
 /// 100 subscribers that never read: the CLI gets through its turn, and the others get every
@@ -545,20 +819,33 @@ async fn an_idle_session_ends_unless_somebody_is_there() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn subscribers_that_never_read_hold_nobody_up() {
     let mut pod = Pod::run(json!({ "session": { "raw": false } })).await;
-    pod.wait("a session", |e| e["type"] == "session.start").await;
+    pod.wait("a session", |e| e["type"] == "session.start")
+        .await;
     let mut stuck = Vec::new();
     for _ in 0..100 {
         let mut stream = TcpStream::connect(pod.stream).await.unwrap();
-        stream.write_all(format!("GET /stream HTTP/1.1\r\nHost: {}\r\n\r\n", pod.stream).as_bytes()).await.unwrap();
+        stream
+            .write_all(format!("GET /stream HTTP/1.1\r\nHost: {}\r\n\r\n", pod.stream).as_bytes())
+            .await
+            .unwrap();
         stuck.push(stream);
     }
-    let (stop, seen): (_, Vec<Arc<Mutex<Vec<String>>>>) = (Arc::new(AtomicBool::new(false)), (0..20).map(|_| Arc::default()).collect());
-    let readers: Vec<_> = seen.iter().map(|s| subscriber(pod.stream, stop.clone(), s.clone(), false)).collect();
+    let (stop, seen): (_, Vec<Arc<Mutex<Vec<String>>>>) = (
+        Arc::new(AtomicBool::new(false)),
+        (0..20).map(|_| Arc::default()).collect(),
+    );
+    let readers: Vec<_> = seen
+        .iter()
+        .map(|s| subscriber(pod.stream, stop.clone(), s.clone(), false))
+        .collect();
     // More than the sockets of those that do not read can hold.
     pod.say("a", "n=12000").await;
     pod.ends(1).await;
     let head = pod.events().len();
-    until("every event at every reader", || seen.iter().all(|s| s.lock().unwrap().len() >= head)).await;
+    until("every event at every reader", || {
+        seen.iter().all(|s| s.lock().unwrap().len() >= head)
+    })
+    .await;
     stop.store(true, Ordering::SeqCst);
     drop(stuck);
     pod.signal(rustix::process::Signal::TERM);
@@ -574,24 +861,45 @@ async fn subscribers_that_never_read_hold_nobody_up() {
 async fn a_full_disk_holds_the_cli_back_and_loses_nothing() {
     let mut pod = Pod::new(json!({ "session": { "raw": false } })).await;
     let mount = pod.path("journal");
-    let Some(_disk) = SmallDisk::mount(&mount, 640, "a full disk under the journal") else { return };
+    let Some(_disk) = SmallDisk::mount(&mount, 640, "a full disk under the journal") else {
+        return;
+    };
     pod.start();
-    pod.wait("a session", |e| e["type"] == "session.start").await;
+    pod.wait("a session", |e| e["type"] == "session.start")
+        .await;
     let ballast = mount.join("ballast");
     std::fs::write(&ballast, vec![0; 530_000]).unwrap();
     pod.say("a", "n=2000").await;
     let health = async || request(pod.stream, "GET", "/health", &[], b"").await;
     until_async("the trouble", async || health().await.status == 503).await;
     assert!(health().await.text().contains("cannot be written"));
-    assert_eq!(pod.events().iter().filter(|e| e["type"] == "turn.end").count(), 0);
+    assert_eq!(
+        pod.events()
+            .iter()
+            .filter(|e| e["type"] == "turn.end")
+            .count(),
+        0
+    );
     std::fs::remove_file(&ballast).unwrap();
     pod.ends(1).await;
     let events = pod.events();
-    assert_eq!(events.iter().filter(|e| e["type"] == "assistant.delta").count(), 2000);
+    assert_eq!(
+        events
+            .iter()
+            .filter(|e| e["type"] == "assistant.delta")
+            .count(),
+        2000
+    );
     for (i, e) in events.iter().enumerate() {
         assert_eq!(e["sequence"], i as u64 + 1);
     }
-    assert!(events.iter().any(|e| e["type"] == "warning" && e["payload"]["message"].as_str().unwrap().contains("could not be written")));
+    assert!(events.iter().any(|e| {
+        e["type"] == "warning"
+            && e["payload"]["message"]
+                .as_str()
+                .unwrap()
+                .contains("could not be written")
+    }));
     assert_eq!(health().await.status, 200);
     pod.signal(rustix::process::Signal::TERM);
     assert_eq!(pod.exit().await, Some(0));

@@ -43,23 +43,47 @@ async fn no_second_model_slips_past_the_first() {
         ("{\"model\":\"claude-sonnet-5.\"}".into(), 403),
         ("{\"model\":\"claude-sonnet-5[1m]\"}".into(), 400),
         ("{\"model\":\"claude-sonnet-5 \"}".into(), 400),
-        ("{\"model\":\"claude-sonnet-5/../claude-opus-5\"}".into(), 400),
+        (
+            "{\"model\":\"claude-sonnet-5/../claude-opus-5\"}".into(),
+            400,
+        ),
         ("{\"model\":\"*\"}".into(), 400),
         // A11, A12: further models.
         (format!("{{{good},\"fallbacks\":[{{{bad}}}]}}"), 403),
         (format!("{{{good},\"fallbacks\":[\"claude-opus-5\"]}}"), 403),
         (format!("{{{good},\"fallbacks\":\"default\"}}"), 403),
         (format!("{{{good},\"models\":[\"claude-opus-5\"]}}"), 403),
-        (format!("{{{good},\"tools\":[{{\"type\":\"advisor_20260301\",{bad}}}]}}"), 403),
-        (format!("{{{good},\"tools\":[{{\"type\":\"x\",\"config\":{{\"deep\":[{{\"model_id\":\"claude-opus-5\"}}]}}}}]}}"), 403),
-        (format!("{{{good},\"something_new\":{{\"model\":\"claude-opus-5\"}}}}"), 403),
+        (
+            format!("{{{good},\"tools\":[{{\"type\":\"advisor_20260301\",{bad}}}]}}"),
+            403,
+        ),
+        (
+            format!(
+                "{{{good},\"tools\":[{{\"type\":\"x\",\"config\":{{\"deep\":[{{\"model_id\":\"claude-opus-5\"}}]}}}}]}}"
+            ),
+            403,
+        ),
+        (
+            format!("{{{good},\"something_new\":{{\"model\":\"claude-opus-5\"}}}}"),
+            403,
+        ),
         // A13, A14: what is kept or reached elsewhere.
         (format!("{{{good},\"container\":\"c_1\"}}"), 403),
-        (format!("{{{good},\"mcp_servers\":[{{\"url\":\"https://evil.example\",\"authorization_token\":\"x\"}}]}}"), 403),
+        (
+            format!(
+                "{{{good},\"mcp_servers\":[{{\"url\":\"https://evil.example\",\"authorization_token\":\"x\"}}]}}"
+            ),
+            403,
+        ),
     ];
     let key = "model";
     for at in 0..key.len() {
-        let escaped = format!("{}\\u{:04x}{}", &key[..at], key.as_bytes()[at], &key[at + 1..]);
+        let escaped = format!(
+            "{}\\u{:04x}{}",
+            &key[..at],
+            key.as_bytes()[at],
+            &key[at + 1..]
+        );
         bodies.push((format!("{{{good},\"{escaped}\":\"claude-opus-5\"}}"), 400));
         bodies.push((format!("{{\"{escaped}\":\"claude-opus-5\"}}"), 403));
         bodies.push((format!("{{\"{escaped}\":\"claude-opus-5\",{good}}}"), 400));
@@ -67,7 +91,16 @@ async fn no_second_model_slips_past_the_first() {
         let mut upper = key.to_owned();
         upper.replace_range(at..=at, &key[at..=at].to_uppercase());
         bodies.push((format!("{{{good},\"{upper}\":\"claude-opus-5\"}}"), 400));
-        let wide: String = key.char_indices().map(|(i, c)| if i == at { char::from_u32(c as u32 + 0xfee0).unwrap() } else { c }).collect();
+        let wide: String = key
+            .char_indices()
+            .map(|(i, c)| {
+                if i == at {
+                    char::from_u32(c as u32 + 0xfee0).unwrap()
+                } else {
+                    c
+                }
+            })
+            .collect();
         bodies.push((format!("{{{good},\"{wide}\":\"claude-opus-5\"}}"), 400));
     }
     for (body, status) in bodies {
@@ -76,7 +109,8 @@ async fn no_second_model_slips_past_the_first() {
         assert!(up.untouched(), "{body}");
         assert_eq!(got.json()["type"], "error", "in the provider's shape");
     }
-    for (path, body, status) in [
+    #[rustfmt::skip]
+    let cases = [
         ("/openai/v1/responses", r#"{"model":"gpt-5","tools":[{"type":"image_generation","model":"gpt-image-2"}]}"#, 403),
         ("/openai/v1/responses", r#"{"model":"gpt-5","input":[{"type":"additional_tools","tools":[{"model":"gpt-6"}]}]}"#, 403),
         ("/openai/v1/responses", r#"{"model":"gpt-5","input":[{"Tools":[{"model":"gpt-6"}]}]}"#, 400),
@@ -90,7 +124,8 @@ async fn no_second_model_slips_past_the_first() {
         ("/google/v1beta/models/gemini-5:countTokens", r#"{"generateContentRequest":{"model":"models/gemini-6","contents":[]}}"#, 403),
         ("/google/v1beta/models/gemini-6:generateContent", r#"{"contents":[]}"#, 403),
         ("/google/v1beta/models/gemini-6:generateContent", r#"{"contents":[],"model":"models/gemini-5"}"#, 400),
-    ] {
+    ];
+    for (path, body, status) in cases {
         let got = sc.post(path, &[], body).await;
         assert_eq!(got.status, status, "{path} {body}: {}", got.text());
         assert!(up.untouched(), "{body}");
@@ -115,16 +150,43 @@ async fn the_users_words_never_refuse_a_request() {
     });
     let got = sc.post(MESSAGES, &[], body.to_string()).await;
     assert_eq!(got.status, 200, "{}", got.text());
-    assert_eq!(up.seen()[0].body, body.to_string().as_bytes(), "byte for byte");
+    assert_eq!(
+        up.seen()[0].body,
+        body.to_string().as_bytes(),
+        "byte for byte"
+    );
     let body = json!({
         "model": "gpt-5", "instructions": "model", "input": [{ "role": "user", "content": [nasty] }, { "type": "function_call_output", "output": nasty }, { "type": "function_call", "arguments": "{\"model\":1}" }],
         "tools": [{ "type": "function", "name": "f", "parameters": { "properties": nasty } }], "text": { "format": { "schema": nasty } }, "metadata": nasty, "client_metadata": nasty,
     });
-    assert_eq!(sc.post("/openai/v1/responses", &[], body.to_string()).await.status, 200);
+    assert_eq!(
+        sc.post("/openai/v1/responses", &[], body.to_string())
+            .await
+            .status,
+        200
+    );
     let body = json!({ "contents": [{ "parts": [{ "functionCall": { "args": nasty } }] }], "systemInstruction": nasty, "tools": [{ "functionDeclarations": [{ "parametersJsonSchema": nasty, "parameters": nasty, "response": nasty }] }], "generationConfig": { "responseSchema": nasty, "responseJsonSchema": nasty } });
-    assert_eq!(sc.post("/google/v1beta/models/gemini-5:generateContent", &[], body.to_string()).await.status, 200);
+    assert_eq!(
+        sc.post(
+            "/google/v1beta/models/gemini-5:generateContent",
+            &[],
+            body.to_string()
+        )
+        .await
+        .status,
+        200
+    );
     // A lone surrogate, as a CLI writes half an emoji that a tool cut.
-    assert_eq!(sc.post(MESSAGES, &[], r#"{"model":"claude-sonnet-5","messages":[{"role":"user","content":"\ud83d"}]}"#).await.status, 200);
+    assert_eq!(
+        sc.post(
+            MESSAGES,
+            &[],
+            r#"{"model":"claude-sonnet-5","messages":[{"role":"user","content":"\ud83d"}]}"#
+        )
+        .await
+        .status,
+        200
+    );
 }
 
 #[tokio::test]
@@ -133,9 +195,21 @@ async fn what_is_not_strict_json_is_refused_cheaply() {
     let sc = narrow(&up).await;
     let good = br#"{"model":"claude-sonnet-5","messages":[]}"#.to_vec();
     let with = |prefix: &[u8], suffix: &[u8]| [prefix, &good, suffix].concat();
-    let utf16: Vec<u8> = String::from_utf8(good.clone()).unwrap().encode_utf16().flat_map(u16::to_le_bytes).collect();
-    let key = |n: usize| format!("{{\"model\":\"claude-sonnet-5\",\"{}\":1}}", "k".repeat(n)).into_bytes();
-    let many = format!("{{\"model\":\"claude-sonnet-5\",{}\"z\":0}}", (0..200_000).map(|i| format!("\"k{i}\":0,")).collect::<String>());
+    let utf16: Vec<u8> = String::from_utf8(good.clone())
+        .unwrap()
+        .encode_utf16()
+        .flat_map(u16::to_le_bytes)
+        .collect();
+    let key = |n: usize| {
+        format!("{{\"model\":\"claude-sonnet-5\",\"{}\":1}}", "k".repeat(n)).into_bytes()
+    };
+    let many = format!(
+        "{{\"model\":\"claude-sonnet-5\",{}\"z\":0}}",
+        (0..200_000)
+            .map(|i| format!("\"k{i}\":0,"))
+            .collect::<String>()
+    );
+    #[rustfmt::skip]
     let cases: Vec<(&str, Vec<u8>, bool)> = vec![
         ("BOM", with(b"\xef\xbb\xbf", b""), false),
         ("UTF-16", utf16, false),
@@ -160,7 +234,12 @@ async fn what_is_not_strict_json_is_refused_cheaply() {
     let mut served = 0;
     for (what, body, serve) in cases {
         let got = sc.post(MESSAGES, &[], &body).await;
-        assert_eq!(got.status, if serve { 200 } else { 400 }, "{what}: {}", got.text());
+        assert_eq!(
+            got.status,
+            if serve { 200 } else { 400 },
+            "{what}: {}",
+            got.text()
+        );
         served += usize::from(serve);
         assert_eq!(up.seen().len(), served, "{what}");
     }
@@ -172,7 +251,7 @@ async fn what_is_not_strict_json_is_refused_cheaply() {
 async fn only_json_and_only_two_encodings() {
     let up = Upstream::always(message()).await;
     let sc = narrow(&up).await;
-    for ct in [
+    let cases = [
         "text/plain",
         "application/x-www-form-urlencoded",
         "multipart/form-data; boundary=x",
@@ -180,9 +259,14 @@ async fn only_json_and_only_two_encodings() {
         "application/json, text/plain",
         "application/jsonp",
         "application/json; x=y",
-    ] {
+    ];
+    for ct in cases {
         let got = sc.post(MESSAGES, &[("content-type", ct)], BODY).await;
-        assert_eq!((got.status, got.code()), (415, "unsupported_media_type"), "{ct}");
+        assert_eq!(
+            (got.status, got.code()),
+            (415, "unsupported_media_type"),
+            "{ct}"
+        );
     }
     let gzip = |b: &[u8]| {
         let mut e = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
@@ -190,18 +274,37 @@ async fn only_json_and_only_two_encodings() {
         e.finish().unwrap()
     };
     let zstd = |b: &[u8]| zstd::encode_all(b, 3).unwrap();
-    for (encoding, body) in [("gzip", gzip(BODY.as_bytes())), ("zstd", zstd(BODY.as_bytes())), ("identity", BODY.as_bytes().to_vec())] {
+    for (encoding, body) in [
+        ("gzip", gzip(BODY.as_bytes())),
+        ("zstd", zstd(BODY.as_bytes())),
+        ("identity", BODY.as_bytes().to_vec()),
+    ] {
         up.forget();
-        assert_eq!(sc.post(MESSAGES, &[("content-encoding", encoding)], &body).await.status, 200, "{encoding}");
+        assert_eq!(
+            sc.post(MESSAGES, &[("content-encoding", encoding)], &body)
+                .await
+                .status,
+            200,
+            "{encoding}"
+        );
         let seen = up.seen().remove(0);
-        assert_eq!(seen.body, BODY.as_bytes(), "what was checked is what goes on");
+        assert_eq!(
+            seen.body,
+            BODY.as_bytes(),
+            "what was checked is what goes on"
+        );
         assert_eq!(seen.header("content-encoding"), None);
     }
     up.forget();
     let denied = br#"{"model":"claude-opus-5","messages":[]}"#;
-    let skippable = [&[0x50, 0x2a, 0x4d, 0x18, 4, 0, 0, 0, 1, 2, 3, 4][..], &zstd(BODY.as_bytes())].concat();
+    let skippable = [
+        &[0x50, 0x2a, 0x4d, 0x18, 4, 0, 0, 0, 1, 2, 3, 4][..],
+        &zstd(BODY.as_bytes()),
+    ]
+    .concat();
     let gzip_bomb = gzip(&vec![b' '; 33 << 20]);
-    for (encoding, body, status) in [
+    #[rustfmt::skip]
+    let cases = [
         ("gzip", gzip(denied), 403),
         ("zstd", zstd(denied), 403),
         ("br", BODY.as_bytes().to_vec(), 415),
@@ -217,14 +320,35 @@ async fn only_json_and_only_two_encodings() {
         ("zstd", zstd(BODY.as_bytes())[..20].to_vec(), 400),
         ("gzip", gzip_bomb, 413),
         ("zstd", zstd::encode_all(vec![b' '; 33 << 20].as_slice(), 19).unwrap(), 413),
-    ] {
-        let got = sc.post(MESSAGES, &[("content-encoding", encoding)], &body).await;
-        assert_eq!(got.status, status, "{encoding} {} bytes: {}", body.len(), got.text());
+    ];
+    for (encoding, body, status) in cases {
+        let got = sc
+            .post(MESSAGES, &[("content-encoding", encoding)], &body)
+            .await;
+        assert_eq!(
+            got.status,
+            status,
+            "{encoding} {} bytes: {}",
+            body.len(),
+            got.text()
+        );
         assert!(up.untouched(), "{encoding}");
     }
     let fixture = fixture("providers/requests_zstd.bin");
-    let sc = sidecar(&up).grants(r#"[{scope: "ai.openai:gpt-5.6-sol"}]"#).run().await;
-    assert_eq!(sc.post("/openai/v1/responses", &[("content-encoding", "zstd")], fixture).await.status, 200);
+    let sc = sidecar(&up)
+        .grants(r#"[{scope: "ai.openai:gpt-5.6-sol"}]"#)
+        .run()
+        .await;
+    assert_eq!(
+        sc.post(
+            "/openai/v1/responses",
+            &[("content-encoding", "zstd")],
+            fixture
+        )
+        .await
+        .status,
+        200
+    );
     assert_eq!(sc.audit(1).await[0]["model_requested"], "gpt-5.6-sol");
 }
 
@@ -271,6 +395,7 @@ async fn only_listed_headers_go_upstream() {
     .into_iter()
     .map(|n| (n, "attacker"))
     .collect();
+    #[rustfmt::skip]
     let kept = [
         ("anthropic-version", "2023-06-01"),
         ("anthropic-beta", "claude-code-20250219,  context-1m-2025-08-07"),
@@ -280,18 +405,38 @@ async fn only_listed_headers_go_upstream() {
         ("x-app", "cli"),
     ];
     let all: Vec<(&str, &str)> = dropped.iter().copied().chain(kept).collect();
-    for path in [MESSAGES, "/openai/v1/responses", "/google/v1beta/models/m:generateContent"] {
+    for path in [
+        MESSAGES,
+        "/openai/v1/responses",
+        "/google/v1beta/models/m:generateContent",
+    ] {
         up.forget();
-        let body = if path.contains("google") { r#"{"contents":[]}"# } else { r#"{"model":"m","messages":[]}"# };
+        let body = if path.contains("google") {
+            r#"{"contents":[]}"#
+        } else {
+            r#"{"model":"m","messages":[]}"#
+        };
         assert_eq!(sc.post(path, &all, body).await.status, 200);
-        assert!(!String::from_utf8_lossy(&up.bytes.lock().unwrap()).contains("attacker"), "{path}");
+        assert!(
+            !String::from_utf8_lossy(&up.bytes.lock().unwrap()).contains("attacker"),
+            "{path}"
+        );
         let seen = up.seen().remove(0);
         for (n, v) in kept {
             // Each provider gets what is its own.
-            let own = path == MESSAGES || !(n.starts_with("anthropic-") || n.starts_with("x-claude-"));
-            assert_eq!(seen.header(n), own.then_some(v), "{path} {n}: byte for byte");
+            let own =
+                path == MESSAGES || !(n.starts_with("anthropic-") || n.starts_with("x-claude-"));
+            assert_eq!(
+                seen.header(n),
+                own.then_some(v),
+                "{path} {n}: byte for byte"
+            );
         }
-        let credentials: Vec<_> = seen.headers.iter().filter(|(_, v)| v.contains(CANARY)).collect();
+        let credentials: Vec<_> = seen
+            .headers
+            .iter()
+            .filter(|(_, v)| v.contains(CANARY))
+            .collect();
         assert_eq!(credentials.len(), 1, "{path}");
         let names: Vec<&str> = seen.headers.iter().map(|(n, _)| n.as_str()).collect();
         let mut sorted = names.clone();
@@ -311,13 +456,26 @@ async fn only_the_session_token_opens_a_guarded_port() {
     let token = "t0ken-of-this-session-0123456789abcdef";
     let file = dir.path().join("token");
     std::fs::write(&file, format!("{token}\n")).unwrap();
-    let sc = sidecar(&up).extra(&format!("tokenFile: {}", file.display())).run().await;
+    let sc = sidecar(&up)
+        .extra(&format!("tokenFile: {}", file.display()))
+        .run()
+        .await;
     let bearer = format!("Bearer {token}");
-    for (name, value) in [("authorization", bearer.as_str()), ("x-api-key", token), ("x-goog-api-key", token), ("api-key", token)] {
+    for (name, value) in [
+        ("authorization", bearer.as_str()),
+        ("x-api-key", token),
+        ("x-goog-api-key", token),
+        ("api-key", token),
+    ] {
         let got = sc.post(MESSAGES, &[(name, value)], BODY).await;
         assert_eq!(got.status, 200, "{name}: {}", got.text());
     }
-    assert!(up.seen().iter().all(|s| !s.headers.iter().any(|(_, v)| v.contains(token))), "the token stays here");
+    assert!(
+        up.seen()
+            .iter()
+            .all(|s| !s.headers.iter().any(|(_, v)| v.contains(token))),
+        "the token stays here"
+    );
     up.forget();
     let cut = &token[..token.len() - 1];
     let wrong: [&[(&str, &str)]; 7] = [
@@ -331,39 +489,83 @@ async fn only_the_session_token_opens_a_guarded_port() {
     ];
     for headers in wrong {
         let got = sc.post(MESSAGES, headers, BODY).await;
-        assert_eq!((got.status, got.code()), (401, "unauthorized"), "{headers:?}");
+        assert_eq!(
+            (got.status, got.code()),
+            (401, "unauthorized"),
+            "{headers:?}"
+        );
         assert!(!got.text().contains(cut));
     }
-    let twice = sc.post(MESSAGES, &[("x-api-key", token), ("x-api-key", token)], BODY).await;
+    let twice = sc
+        .post(
+            MESSAGES,
+            &[("x-api-key", token), ("x-api-key", token)],
+            BODY,
+        )
+        .await;
     assert_eq!((twice.status, twice.code()), (400, "bad_request"));
     // The same answer for what is there and what is not.
-    let (there, not) = (sc.get("/anthropic/v1/models", &[]).await, sc.get("/nothing/here", &[]).await);
-    assert_eq!((there.status, not.status, there.code(), not.code()), (401, 401, "unauthorized", "unauthorized"));
+    let (there, not) = (
+        sc.get("/anthropic/v1/models", &[]).await,
+        sc.get("/nothing/here", &[]).await,
+    );
+    assert_eq!(
+        (there.status, not.status, there.code(), not.code()),
+        (401, 401, "unauthorized", "unauthorized")
+    );
     // Guessing is slowed down; the right token is not.
     let mut told_to_wait = 0;
     for _ in 0..80 {
-        told_to_wait += usize::from(sc.post(MESSAGES, &[("x-api-key", "guess")], BODY).await.status == 429);
+        told_to_wait += usize::from(
+            sc.post(MESSAGES, &[("x-api-key", "guess")], BODY)
+                .await
+                .status
+                == 429,
+        );
     }
     assert!(told_to_wait > 0);
     assert!(up.untouched());
-    assert_eq!(sc.post(MESSAGES, &[("x-api-key", token)], BODY).await.status, 200);
+    assert_eq!(
+        sc.post(MESSAGES, &[("x-api-key", token)], BODY)
+            .await
+            .status,
+        200
+    );
 }
 
 /// A58: files that are no key make the provider unavailable, and nobody is told their content.
 #[tokio::test]
 async fn a_broken_secret_is_a_missing_one() {
     let up = Upstream::always(message()).await;
-    for content in ["", "two words here", "line\nbreak", "\u{7f}x", "ключ", &"k".repeat(5000)] {
+    for content in [
+        "",
+        "two words here",
+        "line\nbreak",
+        "\u{7f}x",
+        "ключ",
+        &"k".repeat(5000),
+    ] {
         let sc = sidecar(&up).key(Some(content)).run().await;
         let got = sc.post(MESSAGES, &[], BODY).await;
-        assert_eq!((got.status, got.code()), (403, "secret_missing"), "{content:?}");
+        assert_eq!(
+            (got.status, got.code()),
+            (403, "secret_missing"),
+            "{content:?}"
+        );
         assert_eq!(got.header("x-should-retry"), Some("false"));
-        assert!(got.text().contains("Blocked by workspace policy (not a login problem): ") && got.text().contains("`anthropic/key`"));
+        assert!(
+            got.text()
+                .contains("Blocked by workspace policy (not a login problem): ")
+                && got.text().contains("`anthropic/key`")
+        );
         assert!(content.len() < 4 || !got.text().contains(content));
         assert_eq!(sc.admin("/readyz").await.status, 503);
         // Mounted later, it serves without a restart.
         sc.rotate("anthropic", "sk-good-key");
-        until("the key", || sc.sidecar.shared.secrets.patterns().find(b"sk-good-key")).await;
+        until("the key", || {
+            sc.sidecar.shared.secrets.patterns().find(b"sk-good-key")
+        })
+        .await;
         assert_eq!(sc.post(MESSAGES, &[], BODY).await.status, 200);
     }
 }
@@ -371,16 +573,29 @@ async fn a_broken_secret_is_a_missing_one() {
 #[tokio::test]
 async fn refusals_have_the_shape_of_their_provider() {
     let up = Upstream::always(message()).await;
-    let sc = sidecar(&up).provider("openrouter", "/api/v1").provider("ollama", "").grants("[]").run().await;
+    let sc = sidecar(&up)
+        .provider("openrouter", "/api/v1")
+        .provider("ollama", "")
+        .grants("[]")
+        .run()
+        .await;
     let body = r#"{"model":"gpt-5","messages":[],"contents":[]}"#;
-    let message = |v: &Value| v["error"]["message"].as_str().or(v["error"].as_str()).unwrap().to_owned();
-    for (path, check) in [
+    let message = |v: &Value| {
+        v["error"]["message"]
+            .as_str()
+            .or(v["error"].as_str())
+            .unwrap()
+            .to_owned()
+    };
+    #[rustfmt::skip]
+    let cases = [
         (MESSAGES, json!({ "type": "error", "kind": "permission_error" })),
         ("/openai/v1/chat/completions", json!({ "kind": "permission_error", "code": "local_scope_denied" })),
         ("/google/v1beta/models/gpt-5:generateContent", json!({ "code": 403, "status": "PERMISSION_DENIED" })),
         ("/openrouter/v1/chat/completions", json!({ "code": 403 })),
         ("/ollama/api/chat", json!({})),
-    ] {
+    ];
+    for (path, check) in cases {
         let got = sc.post(path, &[], body).await;
         assert_eq!((got.status, got.code()), (403, "scope_denied"), "{path}");
         let v = got.json();
@@ -394,17 +609,40 @@ async fn refusals_have_the_shape_of_their_provider() {
         }
         let text = message(&v);
         assert!(
-            text.starts_with("Blocked by workspace policy (not a login problem): model `gpt-5`") && text.contains("\nhint: ask an operator to grant `ai."),
+            text.starts_with("Blocked by workspace policy (not a login problem): model `gpt-5`")
+                && text.contains("\nhint: ask an operator to grant `ai."),
             "{text}"
         );
-        assert!(got.header("x-request-id").is_some() && got.header("content-type") == Some("application/json"));
+        assert!(
+            got.header("x-request-id").is_some()
+                && got.header("content-type") == Some("application/json")
+        );
     }
-    let got = sc.post("/openai/v1/responses", &[("originator", "codex_exec")], body).await;
-    assert_eq!((got.status, got.code()), (400, "scope_denied"), "Codex retries a 403");
-    let got = sc.post("/openai/v1/responses", &[("x-codex-turn-metadata", "{}")], body).await;
+    let got = sc
+        .post(
+            "/openai/v1/responses",
+            &[("originator", "codex_exec")],
+            body,
+        )
+        .await;
+    assert_eq!(
+        (got.status, got.code()),
+        (400, "scope_denied"),
+        "Codex retries a 403"
+    );
+    let got = sc
+        .post(
+            "/openai/v1/responses",
+            &[("x-codex-turn-metadata", "{}")],
+            body,
+        )
+        .await;
     assert_eq!(got.status, 400, "an app server by another name");
     for record in sc.audit(7).await {
-        assert_eq!((record["decision"].as_str(), record["code"].as_str()), (Some("deny"), Some("scope_denied")));
+        assert_eq!(
+            (record["decision"].as_str(), record["code"].as_str()),
+            (Some("deny"), Some("scope_denied"))
+        );
         assert!(record["scope_needed"].as_str().unwrap().ends_with(":gpt-5"));
     }
     assert!(up.untouched());
@@ -414,7 +652,11 @@ async fn refusals_have_the_shape_of_their_provider() {
 #[tokio::test]
 async fn tools_that_run_models_need_grants_for_them() {
     let up = Upstream::always(json("{}")).await;
-    let sc = sidecar(&up).provider("openrouter", "/api/v1").grants(r#"[{scope: "ai.openrouter:openai/gpt-5"}]"#).run().await;
+    let sc = sidecar(&up)
+        .provider("openrouter", "/api/v1")
+        .grants(r#"[{scope: "ai.openrouter:openai/gpt-5"}]"#)
+        .run()
+        .await;
     let chat = |more: &str| format!(r#"{{"model":"openai/gpt-5","messages":[],{more}}}"#);
     for more in [
         r#""tools":[{"type":"openrouter:advisor","parameters":{"model":"anthropic/claude-opus-5"}}]"#,
@@ -428,8 +670,15 @@ async fn tools_that_run_models_need_grants_for_them() {
         r#""tools":[{"type":"shell","environment":{"container_id":"c"}}]"#,
         r#""models":["anthropic/claude-opus-5"]"#,
     ] {
-        let got = sc.post("/openrouter/v1/chat/completions", &[], chat(more)).await;
-        assert!(matches!(got.status, 400 | 403), "{more}: {} {}", got.status, got.text());
+        let got = sc
+            .post("/openrouter/v1/chat/completions", &[], chat(more))
+            .await;
+        assert!(
+            matches!(got.status, 400 | 403),
+            "{more}: {} {}",
+            got.status,
+            got.text()
+        );
         assert!(up.untouched(), "{more}");
     }
     for more in [
@@ -439,25 +688,59 @@ async fn tools_that_run_models_need_grants_for_them() {
         r#""tool_choice":{"type":"auto"}"#,
         r#""tools":[{"type":"code_interpreter","container":{"type":"auto"}}]"#,
     ] {
-        assert_eq!(sc.post("/openrouter/v1/chat/completions", &[], chat(more)).await.status, 200, "{more}");
+        assert_eq!(
+            sc.post("/openrouter/v1/chat/completions", &[], chat(more))
+                .await
+                .status,
+            200,
+            "{more}"
+        );
     }
-    let many = format!(r#"{{"model":"openai/gpt-5","models":[{}"x"]}}"#, (0..100_000).map(|i| format!("\"m{i}\",")).collect::<String>());
+    let many = format!(
+        r#"{{"model":"openai/gpt-5","models":[{}"x"]}}"#,
+        (0..100_000)
+            .map(|i| format!("\"m{i}\","))
+            .collect::<String>()
+    );
     let since = std::time::Instant::now();
-    assert_eq!(sc.post("/openrouter/v1/chat/completions", &[], many).await.status, 400);
-    assert!(since.elapsed() < std::time::Duration::from_secs(2), "linear");
+    assert_eq!(
+        sc.post("/openrouter/v1/chat/completions", &[], many)
+            .await
+            .status,
+        400
+    );
+    assert!(
+        since.elapsed() < std::time::Duration::from_secs(2),
+        "linear"
+    );
 }
 
 /// A feature is allowed only where every model of the request has it.
 #[tokio::test]
 async fn one_grants_allowance_is_not_anothers() {
     let up = Upstream::always(message()).await;
-    let sc = sidecar(&up).grants(r#"[{scope: "ai.anthropic:a"}, {scope: "ai.anthropic:b", allow: [mcp_servers]}]"#).run().await;
-    let ask = |model: &str, fallback: &str| format!(r#"{{"model":"{model}","fallbacks":[{fallback}],"mcp_servers":[{{"url":"https://x"}}],"messages":[]}}"#);
+    let sc = sidecar(&up)
+        .grants(r#"[{scope: "ai.anthropic:a"}, {scope: "ai.anthropic:b", allow: [mcp_servers]}]"#)
+        .run()
+        .await;
+    let ask = |model: &str, fallback: &str| {
+        format!(
+            r#"{{"model":"{model}","fallbacks":[{fallback}],"mcp_servers":[{{"url":"https://x"}}],"messages":[]}}"#
+        )
+    };
     assert_eq!(sc.post(MESSAGES, &[], ask("b", "")).await.status, 200);
     let sc2 = sidecar(&up).grants(r#"[{scope: "ai.anthropic:claude-*"}, {scope: "ai.anthropic:claude-b", allow: [mcp_servers]}]"#).run().await;
-    assert_eq!(sc2.post(MESSAGES, &[], ask("claude-b", "")).await.status, 200, "of several grants, the one that allows it");
+    assert_eq!(
+        sc2.post(MESSAGES, &[], ask("claude-b", "")).await.status,
+        200,
+        "of several grants, the one that allows it"
+    );
     for (model, fallback) in [("a", ""), ("a", "\"b\""), ("b", "\"a\"")] {
-        assert_eq!(sc.post(MESSAGES, &[], ask(model, fallback)).await.code(), "scope_denied", "{model} {fallback}");
+        assert_eq!(
+            sc.post(MESSAGES, &[], ask(model, fallback)).await.code(),
+            "scope_denied",
+            "{model} {fallback}"
+        );
     }
 }
 
@@ -467,16 +750,26 @@ async fn a_held_back_body_keeps_no_grant() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let up = Upstream::always(message()).await;
     let sc = sidecar(&up).run().await;
-    let raw = String::from_utf8(compose("POST", MESSAGES, &[], BODY.as_bytes())).unwrap().replace("{PORT}", &sc.addr.port().to_string());
+    let raw = String::from_utf8(compose("POST", MESSAGES, &[], BODY.as_bytes()))
+        .unwrap()
+        .replace("{PORT}", &sc.addr.port().to_string());
     let mut client = tokio::net::TcpStream::connect(sc.addr).await.unwrap();
     let (most, last) = raw.as_bytes().split_at(raw.len() - 5);
     client.write_all(most).await.unwrap();
-    until("the request to begin", || sc.sidecar.shared.metrics.in_flight.get() == 1).await;
+    until("the request to begin", || {
+        sc.sidecar.shared.metrics.in_flight.get() == 1
+    })
+    .await;
     sc.regrant("[]");
-    until("the revocation", || sc.sidecar.shared.policy.load().grants.is_empty()).await;
+    until("the revocation", || {
+        sc.sidecar.shared.policy.load().grants.is_empty()
+    })
+    .await;
     client.write_all(last).await.unwrap();
     let mut got = Vec::new();
-    within("an answer", client.read_to_end(&mut got)).await.unwrap();
+    within("an answer", client.read_to_end(&mut got))
+        .await
+        .unwrap();
     assert_eq!(Got::parse(&got).unwrap().code(), "scope_denied");
     assert!(up.untouched());
 }

@@ -34,7 +34,10 @@ fn script(pod: &Pod, text: &str) -> String {
 async fn a_task_that_is_over_ends_at_once_when_it_is_started_again() {
     for (prompt, code) in [("n=3", 0), ("exit", 69)] {
         let mut pod = Pod::new(json!({})).await;
-        pod.env = vec![("SESSION_MODE".into(), "oneshot".into()), ("AGENT_PROMPT".into(), prompt.into())];
+        pod.env = vec![
+            ("SESSION_MODE".into(), "oneshot".into()),
+            ("AGENT_PROMPT".into(), prompt.into()),
+        ];
         pod.start();
         assert_eq!(pod.exit().await, Some(code), "{prompt}");
         let before = pod.events();
@@ -51,7 +54,10 @@ async fn a_task_that_is_over_ends_at_once_when_it_is_started_again() {
 #[tokio::test]
 async fn a_task_that_was_killed_before_its_end_goes_on() {
     let mut pod = Pod::new(json!({})).await;
-    pod.env = vec![("SESSION_MODE".into(), "oneshot".into()), ("AGENT_PROMPT".into(), "n=1000 ms=20".into())];
+    pod.env = vec![
+        ("SESSION_MODE".into(), "oneshot".into()),
+        ("AGENT_PROMPT".into(), "n=1000 ms=20".into()),
+    ];
     pod.start();
     pod.wait("a text", |e| e["type"] == "assistant.delta").await;
     pod.signal(Signal::KILL);
@@ -59,35 +65,61 @@ async fn a_task_that_was_killed_before_its_end_goes_on() {
     pod.start();
     assert_eq!(pod.exit().await, Some(69), "its turn was cut");
     let events = pod.events();
-    assert_eq!((count(&events, "turn.end"), count(&events, "session.end")), (1, 1));
+    assert_eq!(
+        (count(&events, "turn.end"), count(&events, "session.end")),
+        (1, 1)
+    );
 }
 
 #[tokio::test]
 async fn what_was_said_in_pieces_before_a_kill_becomes_a_truncated_message() {
     let mut pod = Pod::run(json!({})).await;
     pod.say("a", "n=1000 ms=5").await;
-    pod.wait("some text", |e| e["payload"]["text"] == "20 ").await;
+    pod.wait("some text", |e| e["payload"]["text"] == "20 ")
+        .await;
     pod.signal(Signal::KILL);
     pod.exit().await;
     pod.start();
     let end = pod.ends(1).await.remove(0);
-    let said: String = pod.events().iter().filter(|e| e["type"] == "assistant.delta").map(|e| e["payload"]["text"].as_str().unwrap().to_owned()).collect();
-    let message = pod.wait("the message", |e| e["type"] == "assistant.message").await;
-    assert_eq!((message["payload"]["text"].as_str(), &message["payload"]["truncated"]), (Some(said.as_str()), &json!(true)));
+    let said: String = pod
+        .events()
+        .iter()
+        .filter(|e| e["type"] == "assistant.delta")
+        .map(|e| e["payload"]["text"].as_str().unwrap().to_owned())
+        .collect();
+    let message = pod
+        .wait("the message", |e| e["type"] == "assistant.message")
+        .await;
+    assert_eq!(
+        (
+            message["payload"]["text"].as_str(),
+            &message["payload"]["truncated"]
+        ),
+        (Some(said.as_str()), &json!(true))
+    );
     assert_eq!(end["payload"]["final_text"].as_str(), Some(said.as_str()));
 }
 
 #[tokio::test]
 async fn a_cli_that_closes_its_output_is_broken() {
     let mut pod = Pod::new(json!({})).await;
-    let program = script(&pod, "[ \"$1\" = --version ] && { echo '2.1.330 (Claude Code)'; exit; }\nexec >&-\nexec sleep 1000");
+    let program = script(
+        &pod,
+        "[ \"$1\" = --version ] && { echo '2.1.330 (Claude Code)'; exit; }\nexec >&-\nexec sleep 1000",
+    );
     pod.config["agents"] = json!({ "defaultRuntime": "claude", "agentRuntimes": { "claude": { "program": program } } });
     let since = Instant::now();
     pod.start();
     assert_eq!(pod.exit().await, Some(69));
     assert!(since.elapsed() < Duration::from_secs(20));
     let error = pod.wait("an error", |e| e["type"] == "error").await;
-    assert!(error["payload"]["message"].as_str().unwrap().contains("closed its output"), "{error}");
+    assert!(
+        error["payload"]["message"]
+            .as_str()
+            .unwrap()
+            .contains("closed its output"),
+        "{error}"
+    );
 }
 
 #[tokio::test]
@@ -97,10 +129,22 @@ async fn a_sidecar_that_comes_late_is_waited_for() {
     pod.config["sidecar"] = json!({ "url": format!("http://{late}") });
     pod.start();
     let stage = pod.wait("a stage", |e| e["type"] == "session.stage").await;
-    assert!(stage["payload"]["message"].as_str().unwrap().contains("is waited for"), "{stage}");
+    assert!(
+        stage["payload"]["message"]
+            .as_str()
+            .unwrap()
+            .contains("is waited for"),
+        "{stage}"
+    );
     let get = async |path| request(pod.stream, "GET", path, &[], b"").await;
     let (live, ready) = (get("/health").await, get("/readyz").await);
-    assert_eq!((live.status, ready.status), (200, 503), "{} {}", live.text(), ready.text());
+    assert_eq!(
+        (live.status, ready.status),
+        (200, 503),
+        "{} {}",
+        live.text(),
+        ready.text()
+    );
     assert!(ready.text().contains("the sidecar at"), "{}", ready.text());
     pod.say("a", "n=3").await;
     // All that is asked of a sidecar before the CLI asks it anything.
@@ -108,12 +152,20 @@ async fn a_sidecar_that_comes_late_is_waited_for() {
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
             let _ = stream.read(&mut [0; 1024]).await;
-            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").await;
+            let _ = stream
+                .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+                .await;
         }
     });
     pod.ends(1).await;
     assert_eq!(get("/readyz").await.status, 200);
-    assert_eq!((count(&pod.events(), "error"), count(&pod.events(), "session.end")), (0, 0));
+    assert_eq!(
+        (
+            count(&pod.events(), "error"),
+            count(&pod.events(), "session.end")
+        ),
+        (0, 0)
+    );
 }
 
 #[tokio::test]
@@ -123,12 +175,21 @@ async fn a_wrong_session_token_is_said_as_that_and_may_be_renewed() {
     std::fs::write(&ours, "o".repeat(40)).unwrap();
     std::fs::write(&theirs, "t".repeat(40)).unwrap();
     let up = Upstream::always(message()).await;
-    let guarded = sidecar(&up).extra(&format!("tokenFile: {}\n", theirs.display())).run().await;
+    let guarded = sidecar(&up)
+        .extra(&format!("tokenFile: {}\n", theirs.display()))
+        .run()
+        .await;
     pod.config["sidecar"] = json!({ "url": format!("http://{}", guarded.addr), "tokenFile": ours });
     pod.start();
     let error = pod.wait("an error", |e| e["type"] == "error").await;
     assert_eq!(error["payload"]["code"], "auth", "{error}");
-    assert!(error["payload"]["message"].as_str().unwrap().contains("refuses this session's token"), "{error}");
+    assert!(
+        error["payload"]["message"]
+            .as_str()
+            .unwrap()
+            .contains("refuses this session's token"),
+        "{error}"
+    );
     std::fs::write(&ours, "t".repeat(40)).unwrap();
     pod.say("a", "n=3").await;
     pod.ends(1).await;
@@ -144,19 +205,32 @@ async fn a_full_disk_stops_neither_the_start_nor_the_end() {
 
     let mut pod = Pod::new(json!({})).await;
     let mount = pod.path("journal");
-    let Some(_disk) = SmallDisk::mount(&mount, 640, "a start on a full disk") else { return };
+    let Some(_disk) = SmallDisk::mount(&mount, 640, "a start on a full disk") else {
+        return;
+    };
     let ballast = mount.join("ballast");
     fill(&ballast);
     let health = async |pod: &Pod| request(pod.stream, "GET", "/health", &[], b"").await;
     // Nothing was there before: the ports answer, and say why nothing happens.
     pod.start();
-    until_async("a port that says it", async || tokio::net::TcpStream::connect(pod.stream).await.is_ok() && health(&pod).await.status == 503).await;
-    assert!(health(&pod).await.text().contains("No space left"), "{}", health(&pod).await.text());
+    until_async("a port that says it", async || {
+        tokio::net::TcpStream::connect(pod.stream).await.is_ok() && health(&pod).await.status == 503
+    })
+    .await;
+    assert!(
+        health(&pod).await.text().contains("No space left"),
+        "{}",
+        health(&pod).await.text()
+    );
     // It can be stopped.
     let since = Instant::now();
     pod.signal(Signal::TERM);
     pod.exit().await;
-    assert!(since.elapsed() < Duration::from_secs(8), "{:?}", since.elapsed());
+    assert!(
+        since.elapsed() < Duration::from_secs(8),
+        "{:?}",
+        since.elapsed()
+    );
     // And it goes on as soon as there is room.
     pod.start();
     std::fs::remove_file(&ballast).unwrap();
@@ -168,14 +242,19 @@ async fn a_full_disk_stops_neither_the_start_nor_the_end() {
     fill(&ballast);
     pod.start();
     until_async("the history", async || {
-        let Ok(stream) = tokio::net::TcpStream::connect(pod.stream).await else { return false };
+        let Ok(stream) = tokio::net::TcpStream::connect(pod.stream).await else {
+            return false;
+        };
         drop(stream);
         let mut ends = 0;
         let read = crate::pod::follow(pod.stream, "", None, |_, data| {
             ends += usize::from(data.contains("\"turn.end\""));
             ends == 0
         });
-        tokio::time::timeout(Duration::from_secs(2), read).await.is_ok() && ends == 1
+        tokio::time::timeout(Duration::from_secs(2), read)
+            .await
+            .is_ok()
+            && ends == 1
     })
     .await;
 }
@@ -186,7 +265,9 @@ async fn the_clis_own_lines_stop_no_session() {
     let mut pod = Pod::new(json!({ "session": { "raw": true } })).await;
     std::fs::create_dir_all(pod.path("journal")).unwrap();
     let mount = pod.path("journal/raw");
-    let Some(_disk) = SmallDisk::mount(&mount, 64, "a full disk under the raw lines") else { return };
+    let Some(_disk) = SmallDisk::mount(&mount, 64, "a full disk under the raw lines") else {
+        return;
+    };
     pod.start();
     for id in ["a", "b", "c"] {
         pod.say(id, "n=500").await;
@@ -204,10 +285,28 @@ async fn an_input_that_kills_the_cli_is_given_up_and_those_behind_it_go_on() {
     for (id, text) in [("bad", "poison"), ("good", "n=2")] {
         pod.say(id, text).await;
     }
-    let given_up = pod.wait("the end of it", |e| e["payload"]["message"].as_str().is_some_and(|m| m.contains("was given up"))).await;
-    assert!(given_up["payload"]["message"].as_str().unwrap().contains("`bad`"), "{given_up}");
+    let given_up = pod
+        .wait("the end of it", |e| {
+            e["payload"]["message"]
+                .as_str()
+                .is_some_and(|m| m.contains("was given up"))
+        })
+        .await;
+    assert!(
+        given_up["payload"]["message"]
+            .as_str()
+            .unwrap()
+            .contains("`bad`"),
+        "{given_up}"
+    );
     pod.ends(1).await;
-    assert_eq!(fake::history(pod.dir.path()).iter().map(|h| h.1.as_str()).collect::<Vec<_>>(), ["n=2"]);
+    assert_eq!(
+        fake::history(pod.dir.path())
+            .iter()
+            .map(|h| h.1.as_str())
+            .collect::<Vec<_>>(),
+        ["n=2"]
+    );
 }
 
 #[tokio::test]
@@ -219,11 +318,21 @@ async fn inputs_that_wait_can_be_read_and_taken_back() {
         pod.say(id, "n=1").await;
     }
     let get = async || request(pod.input, "GET", "/inputs", &[], b"").await.json();
-    let ids = |v: &Value| v["inputs"].as_array().unwrap().iter().map(|i| i["input_id"].as_str().unwrap().to_owned()).collect::<Vec<_>>();
+    let ids = |v: &Value| {
+        v["inputs"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|i| i["input_id"].as_str().unwrap().to_owned())
+            .collect::<Vec<_>>()
+    };
     assert_eq!(ids(&get().await), ["first", "a/b:c%"]);
     let delete = async |path: &str| request(pod.input, "DELETE", path, &[], b"").await.status;
     assert_eq!(delete("/inputs/a%2Fb%3Ac%25").await, 200);
-    assert_eq!((delete("/inputs/now").await, delete("/inputs/none").await), (409, 404));
+    assert_eq!(
+        (delete("/inputs/now").await, delete("/inputs/none").await),
+        (409, 404)
+    );
     assert_eq!(ids(&get().await), ["first"]);
     pod.post("/interrupt", &json!({})).await;
     pod.ends(2).await;
@@ -237,29 +346,67 @@ async fn what_waits_when_the_turns_are_used_up_is_named() {
     pod.wait("its turn", |e| e["type"] == "turn.start").await;
     pod.say("two", "n=1").await;
     assert_eq!(pod.exit().await, Some(0));
-    let warning = pod.wait("a warning", |e| e["type"] == "warning" && e["payload"]["message"].as_str().unwrap().contains("had its")).await;
-    assert!(warning["payload"]["message"].as_str().unwrap().contains("`two`"), "{warning}");
+    let warning = pod
+        .wait("a warning", |e| {
+            e["type"] == "warning"
+                && e["payload"]["message"]
+                    .as_str()
+                    .unwrap()
+                    .contains("had its")
+        })
+        .await;
+    assert!(
+        warning["payload"]["message"]
+            .as_str()
+            .unwrap()
+            .contains("`two`"),
+        "{warning}"
+    );
 }
 
 #[tokio::test]
 async fn a_disk_that_refuses_an_input_has_not_accepted_it() {
     let mut pod = Pod::new(json!({})).await;
     let mount = pod.path("journal");
-    let Some(_disk) = SmallDisk::mount(&mount, 640, "an input on a full disk") else { return };
+    let Some(_disk) = SmallDisk::mount(&mount, 640, "an input on a full disk") else {
+        return;
+    };
     pod.start();
-    pod.wait("a session", |e| e["type"] == "session.start").await;
+    pod.wait("a session", |e| e["type"] == "session.start")
+        .await;
     let ballast = mount.join("ballast");
     fill(&ballast);
     let image = json!([{ "type": "image", "media_type": "image/png", "data": "A".repeat(40_000) }]);
-    let refused = pod.post("/inject", &json!({ "text": "n=1", "input_id": "a", "attachments": image })).await;
-    assert_eq!((refused.status, refused.json()["code"].as_str()), (503, Some("inbox_unavailable")), "{}", refused.text());
+    let refused = pod
+        .post(
+            "/inject",
+            &json!({ "text": "n=1", "input_id": "a", "attachments": image }),
+        )
+        .await;
+    assert_eq!(
+        (refused.status, refused.json()["code"].as_str()),
+        (503, Some("inbox_unavailable")),
+        "{}",
+        refused.text()
+    );
     pod.signal(Signal::KILL);
     pod.exit().await;
     std::fs::remove_file(ballast).unwrap();
     pod.start();
     pod.say("b", "n=2").await;
     pod.ends(1).await;
-    assert_eq!(fake::history(pod.dir.path()).iter().map(|h| h.1.as_str()).collect::<Vec<_>>(), ["n=2"]);
-    let taken = pod.post("/inject", &json!({ "text": "n=1", "input_id": "a" })).await;
-    assert_eq!((taken.status, taken.json()["duplicate"].as_bool()), (202, Some(false)));
+    assert_eq!(
+        fake::history(pod.dir.path())
+            .iter()
+            .map(|h| h.1.as_str())
+            .collect::<Vec<_>>(),
+        ["n=2"]
+    );
+    let taken = pod
+        .post("/inject", &json!({ "text": "n=1", "input_id": "a" }))
+        .await;
+    assert_eq!(
+        (taken.status, taken.json()["duplicate"].as_bool()),
+        (202, Some(false))
+    );
 }

@@ -27,7 +27,15 @@ const DIR: &str = "FAKE_DIR";
 pub fn install(dir: &Path) -> PathBuf {
     let script = dir.join("opencode");
     let own = std::env::current_exe().unwrap();
-    std::fs::write(&script, format!("#!/bin/sh\n{DIR}='{}' exec '{}' --exact --ignored --nocapture fake::serves\n", dir.display(), own.display())).unwrap();
+    std::fs::write(
+        &script,
+        format!(
+            "#!/bin/sh\n{DIR}='{}' exec '{}' --exact --ignored --nocapture fake::serves\n",
+            dir.display(),
+            own.display()
+        ),
+    )
+    .unwrap();
     std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
     script
 }
@@ -35,7 +43,10 @@ pub fn install(dir: &Path) -> PathBuf {
 /// Every message that it was ever given, by its id, in order.
 pub fn history(dir: &Path) -> Vec<(String, String)> {
     let text = std::fs::read_to_string(dir.join("history")).unwrap_or_default();
-    text.lines().filter_map(|l| l.split_once(' ')).map(|(id, text)| (id.to_owned(), text.to_owned())).collect()
+    text.lines()
+        .filter_map(|l| l.split_once(' '))
+        .map(|(id, text)| (id.to_owned(), text.to_owned()))
+        .collect()
 }
 
 #[derive(Clone)]
@@ -55,15 +66,25 @@ impl Fake {
     }
 
     fn status(&self, kind: &str) {
-        self.say("session.status", json!({ "sessionID": SESSION, "status": { "type": kind } }));
+        self.say(
+            "session.status",
+            json!({ "sessionID": SESSION, "status": { "type": kind } }),
+        );
     }
 
     fn part(&self, part: Value) {
-        self.say("message.part.updated", json!({ "sessionID": SESSION, "part": part }));
+        self.say(
+            "message.part.updated",
+            json!({ "sessionID": SESSION, "part": part }),
+        );
     }
 
     fn message(&self, id: &str, parent: Option<&str>, complete: bool, finish: Option<&str>) {
-        let role = if parent.is_some() { "assistant" } else { "user" };
+        let role = if parent.is_some() {
+            "assistant"
+        } else {
+            "user"
+        };
         let completed = complete.then_some(1);
         self.say("message.updated", json!({ "sessionID": SESSION, "info": { "id": id, "role": role, "parentID": parent, "finish": finish, "time": { "created": 1, "completed": completed } } }));
     }
@@ -72,21 +93,36 @@ impl Fake {
         if text.contains("poison") {
             std::process::exit(9);
         }
-        let mut history = std::fs::OpenOptions::new().create(true).append(true).open(self.dir.join("history")).unwrap();
+        let mut history = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.dir.join("history"))
+            .unwrap();
         // One write: a kill leaves the whole line or none of it.
-        history.write_all(format!("{id} {}\n", text.replace('\n', " ")).as_bytes()).unwrap();
+        history
+            .write_all(format!("{id} {}\n", text.replace('\n', " ")).as_bytes())
+            .unwrap();
         self.message(&id, None, false, None);
-        self.part(json!({ "type": "text", "text": text, "messageID": id, "id": format!("prt_u{id}") }));
+        self.part(
+            json!({ "type": "text", "text": text, "messageID": id, "id": format!("prt_u{id}") }),
+        );
         let _alone = self.turn.clone().lock_owned().await;
         let aborts = *self.abort.lock().unwrap();
         self.status("busy");
         let (answer, part) = (format!("{id}a"), format!("prt_{id}"));
         self.message(&answer, Some(&id), false, None);
-        let word = |name: &str| text.split(' ').find_map(|w| w.strip_prefix(name)).and_then(|v| v.parse::<u64>().ok());
+        let word = |name: &str| {
+            text.split(' ')
+                .find_map(|w| w.strip_prefix(name))
+                .and_then(|v| v.parse::<u64>().ok())
+        };
         if text.contains("fork") {
             // A daemon that left the group, and one that hides behind it.
             let sleeper = "trap '' INT TERM HUP; sleep 1000 & (setsid sh -c \"trap '' INT TERM HUP; sleep 1001\" &) ; wait";
-            let _ = std::process::Command::new("setsid").args(["sh", "-c", sleeper]).stdin(std::process::Stdio::null()).spawn();
+            let _ = std::process::Command::new("setsid")
+                .args(["sh", "-c", sleeper])
+                .stdin(std::process::Stdio::null())
+                .spawn();
         }
         if text.contains("flood") {
             let line = vec![b'e'; 1 << 16];
@@ -95,7 +131,12 @@ impl Fake {
             }
         }
         if text.contains("noise") {
-            for noise in ["data: not json\n\n", "data: {\"type\":\"of.the.future\",\"properties\":{\"x\":1}}\n\n", ": a comment\n\n", "nothing\n\n"] {
+            for noise in [
+                "data: not json\n\n",
+                "data: {\"type\":\"of.the.future\",\"properties\":{\"x\":1}}\n\n",
+                ": a comment\n\n",
+                "nothing\n\n",
+            ] {
                 let _ = self.bus.send(noise.into());
             }
         }
@@ -146,7 +187,10 @@ impl Fake {
         self.say("session.idle", json!({ "sessionID": SESSION }));
     }
 
-    async fn serve(self, request: Request<Incoming>) -> Result<Response<BoxBody<Bytes, Infallible>>, Infallible> {
+    async fn serve(
+        self,
+        request: Request<Incoming>,
+    ) -> Result<Response<BoxBody<Bytes, Infallible>>, Infallible> {
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
         if path == "/event" {
             let heard = self.bus.subscribe();
@@ -157,12 +201,25 @@ impl Fake {
             });
             return Ok(Response::new(BodyExt::boxed(StreamBody::new(stream))));
         }
-        let body = request.into_body().collect().await.map(|b| b.to_bytes()).unwrap_or_default();
+        let body = request
+            .into_body()
+            .collect()
+            .await
+            .map(|b| b.to_bytes())
+            .unwrap_or_default();
         let body: Value = serde_json::from_slice(&body).unwrap_or_default();
         let made = self.dir.join("session");
         let known = |id: &str| history(&self.dir).iter().any(|(i, _)| i == id);
-        let (status, answer) = match (method, path.trim_start_matches('/').split('/').collect::<Vec<_>>().as_slice()) {
-            (Method::GET, ["global", "health"]) => (200, json!({ "healthy": true, "version": "1.18.33" })),
+        let (status, answer) = match (
+            method,
+            path.trim_start_matches('/')
+                .split('/')
+                .collect::<Vec<_>>()
+                .as_slice(),
+        ) {
+            (Method::GET, ["global", "health"]) => {
+                (200, json!({ "healthy": true, "version": "1.18.33" }))
+            }
             (Method::POST, ["session"]) => {
                 std::fs::write(&made, "").unwrap();
                 (200, json!({ "id": SESSION }))
@@ -171,7 +228,10 @@ impl Fake {
             (Method::GET, ["session", _, "message", id]) if known(id) => (200, json!({})),
             (Method::POST, ["session", _, "prompt_async"]) => {
                 let id = body["messageID"].as_str().unwrap().to_owned();
-                tokio::spawn(self.clone().prompt(id, body["parts"][0]["text"].as_str().unwrap().to_owned()));
+                tokio::spawn(
+                    self.clone()
+                        .prompt(id, body["parts"][0]["text"].as_str().unwrap().to_owned()),
+                );
                 (204, Value::Null)
             }
             (Method::POST, ["session", _, "abort"]) => {
@@ -180,7 +240,8 @@ impl Fake {
             }
             _ => (404, json!({ "error": "not here" })),
         };
-        let mut response = Response::new(BodyExt::boxed(Full::new(Bytes::from(answer.to_string()))));
+        let mut response =
+            Response::new(BodyExt::boxed(Full::new(Bytes::from(answer.to_string()))));
         *response.status_mut() = hyper::StatusCode::from_u16(status).unwrap();
         Ok(response)
     }
@@ -190,17 +251,32 @@ impl Fake {
 #[test]
 #[ignore = "the stand-in itself, started by the tests that need it"]
 fn serves() {
-    let Some(dir) = std::env::var_os(DIR) else { return };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let Some(dir) = std::env::var_os(DIR) else {
+        return;
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     runtime.block_on(async {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        println!("opencode server listening on http://{}", listener.local_addr().unwrap());
-        let fake = Fake { dir: dir.into(), bus: broadcast::channel(65_536).0, abort: Arc::default(), turn: Arc::default() };
+        println!(
+            "opencode server listening on http://{}",
+            listener.local_addr().unwrap()
+        );
+        let fake = Fake {
+            dir: dir.into(),
+            bus: broadcast::channel(65_536).0,
+            abort: Arc::default(),
+            turn: Arc::default(),
+        };
         while let Ok((stream, _)) = listener.accept().await {
             let fake = fake.clone();
             tokio::spawn(async move {
                 let service = hyper::service::service_fn(|request| fake.clone().serve(request));
-                let _ = hyper::server::conn::http1::Builder::new().serve_connection(hyper_util::rt::TokioIo::new(stream), service).await;
+                let _ = hyper::server::conn::http1::Builder::new()
+                    .serve_connection(hyper_util::rt::TokioIo::new(stream), service)
+                    .await;
             });
         }
     });

@@ -21,7 +21,9 @@ pub const BODY: &str = r#"{"model":"claude-sonnet-5","max_tokens":1,"messages":[
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
 pub async fn within<T>(what: &str, f: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, f).await.unwrap_or_else(|_| panic!("{what} took more than {PATIENCE:?}"))
+    tokio::time::timeout(PATIENCE, f)
+        .await
+        .unwrap_or_else(|_| panic!("{what} took more than {PATIENCE:?}"))
 }
 
 /// Waits until a condition holds, looking every few milliseconds.
@@ -43,12 +45,15 @@ pub async fn until_async(what: &str, mut holds: impl AsyncFnMut() -> bool) {
 pub struct SmallDisk(PathBuf);
 
 impl SmallDisk {
-    /// Makes the directory and mounts a tmpfs of so many KiB on it, for a test of `what`. `None` only
-    /// where such tests are left out on purpose.
+    /// Makes the directory and mounts a tmpfs of so many KiB on it, for a test of `what`. `None`
+    /// only where such tests are left out on purpose.
     pub fn mount(at: &Path, kib: u32, what: &str) -> Option<SmallDisk> {
         std::fs::create_dir(at).unwrap();
         let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", &format!("size={kib}k"), "tmpfs"]).arg(at).stderr(Stdio::null());
+        mount
+            .args(["-t", "tmpfs", "-o", &format!("size={kib}k"), "tmpfs"])
+            .arg(at)
+            .stderr(Stdio::null());
         if !mount.status().is_ok_and(|s| s.success()) {
             eprintln!("SKIPPED: {what} (needs root to mount a tmpfs)");
             return None;
@@ -74,7 +79,10 @@ pub struct Seen {
 
 impl Seen {
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str())
+        self.headers
+            .iter()
+            .find(|(n, _)| n == name)
+            .map(|(_, v)| v.as_str())
     }
 
     pub fn path(&self) -> &str {
@@ -86,7 +94,11 @@ impl Seen {
 #[derive(Clone)]
 pub enum Reply {
     /// A whole reply with `Content-Length`.
-    Whole { status: u16, headers: Vec<(&'static str, String)>, body: Vec<u8> },
+    Whole {
+        status: u16,
+        headers: Vec<(&'static str, String)>,
+        body: Vec<u8>,
+    },
     /// An event stream, a chunk an item, and its end.
     Stream(Vec<Vec<u8>>),
     /// An event stream of one chunk, so many times.
@@ -104,7 +116,11 @@ pub fn json(body: &str) -> Reply {
 }
 
 pub fn status(status: u16, body: &str) -> Reply {
-    Reply::Whole { status, headers: vec![("content-type", "application/json".into())], body: body.as_bytes().to_vec() }
+    Reply::Whole {
+        status,
+        headers: vec![("content-type", "application/json".into())],
+        body: body.as_bytes().to_vec(),
+    }
 }
 
 pub fn message() -> Reply {
@@ -131,14 +147,25 @@ impl Upstream {
 
     pub async fn new(script: impl Fn(&Seen) -> Reply + Send + Sync + 'static) -> Upstream {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let up =
-            Upstream { addr: listener.local_addr().unwrap(), connections: Arc::default(), gone: Arc::default(), bytes: Arc::default(), seen: Arc::default() };
+        let up = Upstream {
+            addr: listener.local_addr().unwrap(),
+            connections: Arc::default(),
+            gone: Arc::default(),
+            bytes: Arc::default(),
+            seen: Arc::default(),
+        };
         let script: Arc<Script> = Arc::new(script);
-        let (connections, gone, bytes, seen) = (up.connections.clone(), up.gone.clone(), up.bytes.clone(), up.seen.clone());
+        let (connections, gone, bytes, seen) = (
+            up.connections.clone(),
+            up.gone.clone(),
+            up.bytes.clone(),
+            up.seen.clone(),
+        );
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 connections.fetch_add(1, Ordering::SeqCst);
-                let (script, gone, bytes, seen) = (script.clone(), gone.clone(), bytes.clone(), seen.clone());
+                let (script, gone, bytes, seen) =
+                    (script.clone(), gone.clone(), bytes.clone(), seen.clone());
                 tokio::spawn(async move {
                     let _ = serve(stream, &*script, &bytes, &seen).await;
                     gone.fetch_add(1, Ordering::SeqCst);
@@ -168,22 +195,39 @@ impl Upstream {
     }
 }
 
-async fn serve(mut stream: TcpStream, script: &Script, bytes: &Mutex<Vec<u8>>, seen: &Mutex<Vec<Seen>>) -> std::io::Result<()> {
+async fn serve(
+    mut stream: TcpStream,
+    script: &Script,
+    bytes: &Mutex<Vec<u8>>,
+    seen: &Mutex<Vec<Seen>>,
+) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
     let mut buffer = Vec::new();
     loop {
-        let Some(request) = read_request(&mut stream, &mut buffer, bytes).await? else { return Ok(()) };
+        let Some(request) = read_request(&mut stream, &mut buffer, bytes).await? else {
+            return Ok(());
+        };
         seen.lock().unwrap().push(request.clone());
         match script(&request) {
-            Reply::Whole { status, headers, body } => {
+            Reply::Whole {
+                status,
+                headers,
+                body,
+            } => {
                 let mut head = format!("HTTP/1.1 {status} X\r\ncontent-length: {}\r\n", body.len());
-                headers.iter().for_each(|(n, v)| head.push_str(&format!("{n}: {v}\r\n")));
-                stream.write_all(&[head.as_bytes(), b"\r\n", &body].concat()).await?;
+                headers
+                    .iter()
+                    .for_each(|(n, v)| head.push_str(&format!("{n}: {v}\r\n")));
+                stream
+                    .write_all(&[head.as_bytes(), b"\r\n", &body].concat())
+                    .await?;
             }
             Reply::Stream(chunks) => {
                 stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n").await?;
                 for c in chunks {
-                    stream.write_all(&[format!("{:x}\r\n", c.len()).as_bytes(), &c, b"\r\n"].concat()).await?;
+                    stream
+                        .write_all(&[format!("{:x}\r\n", c.len()).as_bytes(), &c, b"\r\n"].concat())
+                        .await?;
                 }
                 stream.write_all(b"0\r\n\r\n").await?;
             }
@@ -204,7 +248,17 @@ async fn serve(mut stream: TcpStream, script: &Script, bytes: &Mutex<Vec<u8>>, s
             }
             Reply::Open(first) => {
                 let head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
-                stream.write_all(&[head, format!("{:x}\r\n", first.len()).as_bytes(), &first, b"\r\n"].concat()).await?;
+                stream
+                    .write_all(
+                        &[
+                            head,
+                            format!("{:x}\r\n", first.len()).as_bytes(),
+                            &first,
+                            b"\r\n",
+                        ]
+                        .concat(),
+                    )
+                    .await?;
                 let mut rest = [0; 1024];
                 while stream.read(&mut rest).await? > 0 {}
                 return Ok(());
@@ -218,15 +272,31 @@ async fn serve(mut stream: TcpStream, script: &Script, bytes: &Mutex<Vec<u8>>, s
     }
 }
 
-async fn read_request(stream: &mut TcpStream, buffer: &mut Vec<u8>, bytes: &Mutex<Vec<u8>>) -> std::io::Result<Option<Seen>> {
+async fn read_request(
+    stream: &mut TcpStream,
+    buffer: &mut Vec<u8>,
+    bytes: &Mutex<Vec<u8>>,
+) -> std::io::Result<Option<Seen>> {
     loop {
         if let Some(end) = find(buffer, b"\r\n\r\n") {
             let head = String::from_utf8_lossy(&buffer[..end]).into_owned();
             let mut lines = head.split("\r\n");
-            let mut seen = Seen { line: lines.next().unwrap_or_default().to_owned(), ..Seen::default() };
-            seen.headers = lines.filter_map(|l| l.split_once(':')).map(|(n, v)| (n.to_ascii_lowercase(), v.trim().to_owned())).collect();
-            let length: usize = seen.header("content-length").and_then(|v| v.parse().ok()).unwrap_or(0);
-            assert!(seen.header("transfer-encoding").is_none(), "the sidecar knows the length of every body it sends");
+            let mut seen = Seen {
+                line: lines.next().unwrap_or_default().to_owned(),
+                ..Seen::default()
+            };
+            seen.headers = lines
+                .filter_map(|l| l.split_once(':'))
+                .map(|(n, v)| (n.to_ascii_lowercase(), v.trim().to_owned()))
+                .collect();
+            let length: usize = seen
+                .header("content-length")
+                .and_then(|v| v.parse().ok())
+                .unwrap_or(0);
+            assert!(
+                seen.header("transfer-encoding").is_none(),
+                "the sidecar knows the length of every body it sends"
+            );
             if buffer.len() >= end + 4 + length {
                 seen.body = buffer[end + 4..end + 4 + length].to_vec();
                 buffer.drain(..end + 4 + length);
@@ -259,7 +329,10 @@ pub struct Got {
 
 impl Got {
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str())
+        self.headers
+            .iter()
+            .find(|(n, _)| n == name)
+            .map(|(_, v)| v.as_str())
     }
 
     pub fn code(&self) -> &str {
@@ -280,13 +353,24 @@ impl Got {
         let head = String::from_utf8_lossy(&raw[..end]).into_owned();
         let mut lines = head.split("\r\n");
         let status: u16 = lines.next()?.split(' ').nth(1)?.parse().ok()?;
-        let headers = lines.filter_map(|l| l.split_once(':')).map(|(n, v)| (n.to_ascii_lowercase(), v.trim().to_owned())).collect();
-        let mut got = Got { status, headers, ..Got::default() };
+        let headers = lines
+            .filter_map(|l| l.split_once(':'))
+            .map(|(n, v)| (n.to_ascii_lowercase(), v.trim().to_owned()))
+            .collect();
+        let mut got = Got {
+            status,
+            headers,
+            ..Got::default()
+        };
         if status == 100 {
             return Got::parse(&raw[end + 4..]);
         }
         let rest = &raw[end + 4..];
-        match (got.header("transfer-encoding"), got.header("content-length").and_then(|v| v.parse::<usize>().ok())) {
+        match (
+            got.header("transfer-encoding"),
+            got.header("content-length")
+                .and_then(|v| v.parse::<usize>().ok()),
+        ) {
             (Some(_), _) => (got.body, got.whole) = dechunk(rest),
             (None, Some(n)) => {
                 got.whole = rest.len() >= n;
@@ -304,8 +388,15 @@ impl Got {
 fn dechunk(mut rest: &[u8]) -> (Vec<u8>, bool) {
     let mut body = Vec::new();
     loop {
-        let Some(line) = find(rest, b"\r\n") else { return (body, false) };
-        let Some(size) = std::str::from_utf8(&rest[..line]).ok().and_then(|s| usize::from_str_radix(s, 16).ok()) else { return (body, false) };
+        let Some(line) = find(rest, b"\r\n") else {
+            return (body, false);
+        };
+        let Some(size) = std::str::from_utf8(&rest[..line])
+            .ok()
+            .and_then(|s| usize::from_str_radix(s, 16).ok())
+        else {
+            return (body, false);
+        };
         rest = &rest[line + 2..];
         if size == 0 {
             return (body, rest.starts_with(b"\r\n"));
@@ -365,13 +456,24 @@ impl Setup {
 
     pub fn yaml(&self, dir: &Path) -> String {
         let d = dir.display();
-        let mut out =
-            format!("listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\nsecretsDir: {d}/secrets\naudit: {{ file: {d}/audit.jsonl }}\n{}aiProviders:\n", self.extra);
+        let mut out = format!(
+            "listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\nsecretsDir: {d}/secrets\naudit: {{ file: {d}/audit.jsonl }}\n{}aiProviders:\n",
+            self.extra
+        );
         for (name, path) in &self.providers {
             // A mount may be given another kind: `name=kind`.
-            let (name, kind) = name.split_once('=').map_or((*name, String::new()), |(n, k)| (n, format!("kind: {k}, ")));
-            let secret = if name == "ollama" { String::new() } else { format!(", secretRef: {{ name: {name}, key: key }}") };
-            out.push_str(&format!("  {name}: {{ {kind}baseUrl: \"http://{}{path}\"{secret} }}\n", self.upstream));
+            let (name, kind) = name
+                .split_once('=')
+                .map_or((*name, String::new()), |(n, k)| (n, format!("kind: {k}, ")));
+            let secret = if name == "ollama" {
+                String::new()
+            } else {
+                format!(", secretRef: {{ name: {name}, key: key }}")
+            };
+            out.push_str(&format!(
+                "  {name}: {{ {kind}baseUrl: \"http://{}{path}\"{secret} }}\n",
+                self.upstream
+            ));
         }
         out.push_str(&format!("permissionGrants: {}\n", self.grants));
         out
@@ -385,7 +487,11 @@ impl Setup {
             let name = name.split('=').next().unwrap();
             std::fs::create_dir_all(dir.path().join("secrets").join(name)).unwrap();
             if let Some(key) = &self.key {
-                std::fs::write(dir.path().join("secrets").join(name).join("key"), format!("{key}\n")).unwrap();
+                std::fs::write(
+                    dir.path().join("secrets").join(name).join("key"),
+                    format!("{key}\n"),
+                )
+                .unwrap();
             }
         }
         dir
@@ -393,8 +499,16 @@ impl Setup {
 
     pub async fn run(self) -> Running {
         let dir = self.lay_out();
-        let sidecar = Sidecar::start(&dir.path().join("sidecar.yaml"), Some("ses_test".into())).await.unwrap();
-        Running { addr: sidecar.addr, admin: sidecar.admin.unwrap(), sidecar, setup: self, dir }
+        let sidecar = Sidecar::start(&dir.path().join("sidecar.yaml"), Some("ses_test".into()))
+            .await
+            .unwrap();
+        Running {
+            addr: sidecar.addr,
+            admin: sidecar.admin.unwrap(),
+            sidecar,
+            setup: self,
+            dir,
+        }
     }
 }
 
@@ -424,7 +538,13 @@ impl Running {
         self.request("GET", path, headers, b"").await
     }
 
-    pub async fn request(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Got {
+    pub async fn request(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> Got {
         request(self.addr, method, path, headers, body).await
     }
 
@@ -456,7 +576,10 @@ impl Running {
     }
 
     pub fn rotate(&self, provider: &str, key: &str) {
-        replace(&self.path(&format!("secrets/{provider}/key")), format!("{key}\n").as_bytes());
+        replace(
+            &self.path(&format!("secrets/{provider}/key")),
+            format!("{key}\n").as_bytes(),
+        );
     }
 }
 
@@ -470,9 +593,13 @@ pub fn replace(path: &Path, bytes: &[u8]) {
 pub fn records(file: &Path) -> Vec<Value> {
     let text = std::fs::read_to_string(file).unwrap_or_default();
     let whole = &text[..text.rfind('\n').map_or(0, |i| i + 1)];
-    let lines = whole.lines().map(|l| serde_json::from_str::<Value>(l).unwrap());
+    let lines = whole
+        .lines()
+        .map(|l| serde_json::from_str::<Value>(l).unwrap());
     // Refused requests can share a record: it stands here once for each of them.
-    lines.flat_map(|r| std::iter::repeat_n(r.clone(), r["count"].as_u64().unwrap_or(1) as usize)).collect()
+    lines
+        .flat_map(|r| std::iter::repeat_n(r.clone(), r["count"].as_u64().unwrap_or(1) as usize))
+        .collect()
 }
 
 pub async fn exchange(addr: SocketAddr, bytes: &[u8]) -> Vec<u8> {
@@ -512,9 +639,13 @@ fn substitute(bytes: &[u8], port: u16) -> Vec<u8> {
 }
 
 pub fn compose(method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
-    let mut head = format!("{method} {path} HTTP/1.1\r\nHost: localhost:{{PORT}}\r\nConnection: close\r\n");
+    let mut head =
+        format!("{method} {path} HTTP/1.1\r\nHost: localhost:{{PORT}}\r\nConnection: close\r\n");
     if method == "POST" {
-        if !headers.iter().any(|(n, _)| n.eq_ignore_ascii_case("content-type")) {
+        if !headers
+            .iter()
+            .any(|(n, _)| n.eq_ignore_ascii_case("content-type"))
+        {
             head.push_str("Content-Type: application/json\r\n");
         }
         head.push_str(&format!("Content-Length: {}\r\n", body.len()));
@@ -525,12 +656,20 @@ pub fn compose(method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) 
     [head.as_bytes(), b"\r\n", body].concat()
 }
 
-pub async fn request(addr: SocketAddr, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Got {
+pub async fn request(
+    addr: SocketAddr,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+) -> Got {
     let raw = exchange(addr, &compose(method, path, headers, body)).await;
     Got::parse(&raw).unwrap_or_default()
 }
 
 pub fn fixture(path: &str) -> Vec<u8> {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(path);
+    let file = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/fixtures")
+        .join(path);
     std::fs::read(&file).unwrap_or_else(|e| panic!("{}: {e}", file.display()))
 }

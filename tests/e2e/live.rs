@@ -19,28 +19,62 @@ async fn a_grant_holds_within_a_second_and_a_broken_file_changes_nothing() {
     assert_eq!(sc.post(MESSAGES, &[], BODY).await.code(), "scope_denied");
     sc.regrant("[{scope: ai.anthropic}]");
     let since = Instant::now();
-    until("the grant", || !sc.sidecar.shared.policy.load().grants.is_empty()).await;
-    assert!(since.elapsed() < Duration::from_secs(1), "{:?}", since.elapsed());
+    until("the grant", || {
+        !sc.sidecar.shared.policy.load().grants.is_empty()
+    })
+    .await;
+    assert!(
+        since.elapsed() < Duration::from_secs(1),
+        "{:?}",
+        since.elapsed()
+    );
     assert_eq!(sc.post(MESSAGES, &[], BODY).await.status, 200);
     let good = std::fs::read_to_string(sc.path("sidecar.yaml")).unwrap();
-    for broken in ["", "{", "nope: 1\n", "permissionGrants: [{scope: ai.*}]\n", &good[..good.len() / 2], "a: 1\na: 2\n", "\0\0\0"] {
+    for broken in [
+        "",
+        "{",
+        "nope: 1\n",
+        "permissionGrants: [{scope: ai.*}]\n",
+        &good[..good.len() / 2],
+        "a: 1\na: 2\n",
+        "\0\0\0",
+    ] {
         sc.reconfigure(broken);
-        until("the broken file to be noticed", || sc.sidecar.shared.metrics.policy_ok.get() == 0).await;
+        until("the broken file to be noticed", || {
+            sc.sidecar.shared.metrics.policy_ok.get() == 0
+        })
+        .await;
         let ready = sc.admin("/readyz").await;
         assert_eq!(ready.status, 503);
         assert!(ready.text().contains("configuration file is broken"));
-        assert_eq!(sc.post(MESSAGES, &[], BODY).await.status, 200, "the last good one serves");
+        assert_eq!(
+            sc.post(MESSAGES, &[], BODY).await.status,
+            200,
+            "the last good one serves"
+        );
         sc.reconfigure(&good);
-        until("the good file to be noticed", || sc.sidecar.shared.metrics.policy_ok.get() == 1).await;
+        until("the good file to be noticed", || {
+            sc.sidecar.shared.metrics.policy_ok.get() == 1
+        })
+        .await;
     }
     std::fs::remove_file(sc.path("sidecar.yaml")).unwrap();
-    until("the missing file to be noticed", || sc.sidecar.shared.metrics.policy_ok.get() == 0).await;
+    until("the missing file to be noticed", || {
+        sc.sidecar.shared.metrics.policy_ok.get() == 0
+    })
+    .await;
     assert_eq!(sc.post(MESSAGES, &[], BODY).await.status, 200);
     sc.regrant("[]");
-    until("the revocation", || sc.sidecar.shared.policy.load().grants.is_empty()).await;
+    until("the revocation", || {
+        sc.sidecar.shared.policy.load().grants.is_empty()
+    })
+    .await;
     assert_eq!(sc.post(MESSAGES, &[], BODY).await.code(), "scope_denied");
     let metrics = sc.admin("/metrics").await.text();
-    assert!(metrics.contains("outrigger_policy_reloads_total{result=\"broken\"} 8"), "{metrics}");
+    assert!(
+        metrics.contains("outrigger_policy_reloads_total{result=\"broken\"} 8"),
+        "{metrics}"
+    );
 }
 
 #[tokio::test]
@@ -65,10 +99,16 @@ async fn a_rotation_is_seen_within_two_seconds_also_as_kubernetes_does_it() {
             version(&format!("..{n}"), &key);
         }
         let since = Instant::now();
-        until("the key", || sc.sidecar.shared.secrets.patterns().find(key.as_bytes())).await;
+        until("the key", || {
+            sc.sidecar.shared.secrets.patterns().find(key.as_bytes())
+        })
+        .await;
         assert!(since.elapsed() < Duration::from_secs(2));
         assert_eq!(sc.post(MESSAGES, &[], BODY).await.status, 200);
-        assert_eq!(up.seen().last().unwrap().header("x-api-key"), Some(key.as_str()));
+        assert_eq!(
+            up.seen().last().unwrap().header("x-api-key"),
+            Some(key.as_str())
+        );
     }
 }
 
@@ -80,11 +120,17 @@ struct Client {
 
 impl Client {
     async fn new(sc: &Running) -> Client {
-        Client { stream: TcpStream::connect(sc.addr).await.unwrap(), buffer: Vec::new() }
+        Client {
+            stream: TcpStream::connect(sc.addr).await.unwrap(),
+            buffer: Vec::new(),
+        }
     }
 
     async fn post(&mut self, port: u16, path: &str, body: &str) -> u16 {
-        let raw = format!("POST {path} HTTP/1.1\r\nHost: localhost:{port}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+        let raw = format!(
+            "POST {path} HTTP/1.1\r\nHost: localhost:{port}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
         self.stream.write_all(raw.as_bytes()).await.unwrap();
         let mut piece = vec![0; 8192];
         loop {
@@ -92,7 +138,9 @@ impl Client {
                 self.buffer.clear();
                 return got.status;
             }
-            let n = within("a reply", self.stream.read(&mut piece)).await.unwrap();
+            let n = within("a reply", self.stream.read(&mut piece))
+                .await
+                .unwrap();
             assert!(n > 0, "the connection was closed under a request");
             self.buffer.extend_from_slice(&piece[..n]);
         }
@@ -115,7 +163,10 @@ async fn grants_and_secrets_change_under_load() {
         let sent = seen.header("x-api-key").unwrap_or_default();
         let position = keys.iter().rposition(|(_, k)| k == sent);
         // Its successor must not be older than the time a rotation may take.
-        let stale = position.is_none_or(|i| keys.get(i + 1).is_some_and(|(since, _)| since.elapsed() > Duration::from_secs(2)));
+        let stale = position.is_none_or(|i| {
+            keys.get(i + 1)
+                .is_some_and(|(since, _)| since.elapsed() > Duration::from_secs(2))
+        });
         bad.fetch_add(usize::from(stale), Ordering::Relaxed);
         message()
     })
@@ -125,10 +176,12 @@ async fn grants_and_secrets_change_under_load() {
     let without = r#"[{scope: "ai.anthropic:always"}]"#;
     let sc = Arc::new(sidecar(&up).grants(with).run().await);
     // When `sometimes` was last written in, and out.
-    let toggles: Arc<Mutex<Vec<(Instant, bool)>>> = Arc::new(Mutex::new(vec![(Instant::now() - GRACE * 2, true)]));
+    let toggles: Arc<Mutex<Vec<(Instant, bool)>>> =
+        Arc::new(Mutex::new(vec![(Instant::now() - GRACE * 2, true)]));
     let running = Arc::new(AtomicBool::new(true));
     let writer = {
-        let (sc, keys, toggles, running) = (sc.clone(), keys.clone(), toggles.clone(), running.clone());
+        let (sc, keys, toggles, running) =
+            (sc.clone(), keys.clone(), toggles.clone(), running.clone());
         tokio::spawn(async move {
             let mut tick = tokio::time::interval(Duration::from_millis(100));
             let mut n = 0;
@@ -163,13 +216,26 @@ async fn grants_and_secrets_change_under_load() {
                 }
                 let model = ["always", "sometimes", "never"][i % 3];
                 let asked = Instant::now();
-                let status = client.post(sc.addr.port(), MESSAGES, &format!(r#"{{"model":"{model}","messages":[]}}"#)).await;
+                let status = client
+                    .post(
+                        sc.addr.port(),
+                        MESSAGES,
+                        &format!(r#"{{"model":"{model}","messages":[]}}"#),
+                    )
+                    .await;
                 let answered = Instant::now();
                 // What `sometimes` was within the grace time before the answer.
                 let states: BTreeSet<bool> = {
                     let log = toggles.lock().unwrap();
-                    let from = log.iter().rposition(|(at, _)| *at + GRACE < asked).unwrap_or(0);
-                    log[from..].iter().filter(|(at, _)| *at <= answered).map(|(_, g)| *g).collect()
+                    let from = log
+                        .iter()
+                        .rposition(|(at, _)| *at + GRACE < asked)
+                        .unwrap_or(0);
+                    log[from..]
+                        .iter()
+                        .filter(|(at, _)| *at <= answered)
+                        .map(|(_, g)| *g)
+                        .collect()
                 };
                 let right = match (model, status) {
                     ("always", 200) | ("never", 403) => true,
@@ -188,30 +254,58 @@ async fn grants_and_secrets_change_under_load() {
     }
     running.store(false, Ordering::Relaxed);
     let rewrites = writer.await.unwrap();
-    assert_eq!(bad_keys.load(Ordering::Relaxed), 0, "every request went out with a key that was valid");
+    assert_eq!(
+        bad_keys.load(Ordering::Relaxed),
+        0,
+        "every request went out with a key that was valid"
+    );
     let all = sc.audit(TOTAL).await;
     // Refused requests may be counted together; what was served has a record each.
-    let alone: Vec<&str> = all.iter().filter(|r| r["count"].is_null()).map(|r| r["request_id"].as_str().unwrap()).collect();
+    let alone: Vec<&str> = all
+        .iter()
+        .filter(|r| r["count"].is_null())
+        .map(|r| r["request_id"].as_str().unwrap())
+        .collect();
     let ids: BTreeSet<&str> = alone.iter().copied().collect();
     assert_eq!(ids.len(), alone.len(), "each record is of another request");
     let allowed = all.iter().filter(|r| r["decision"] == "allow").count();
-    assert_eq!(allowed, up.seen().len(), "what was allowed is what went out");
+    assert_eq!(
+        allowed,
+        up.seen().len(),
+        "what was allowed is what went out"
+    );
     println!("{TOTAL} requests over {rewrites} rewrites: {allowed} allowed; {seen:?}");
 }
 
 #[tokio::test]
 async fn drain_finishes_open_streams_and_takes_no_new_ones() {
-    let up = Upstream::new(|seen| if seen.body.is_empty() { Reply::Silence } else { Reply::Open(b"data: {\"type\":\"ping\"}\n\n".to_vec()) }).await;
+    let up = Upstream::new(|seen| {
+        if seen.body.is_empty() {
+            Reply::Silence
+        } else {
+            Reply::Open(b"data: {\"type\":\"ping\"}\n\n".to_vec())
+        }
+    })
+    .await;
     let sc = sidecar(&up).extra("timeouts: { drain: 10s }").run().await;
     let mut client = TcpStream::connect(sc.addr).await.unwrap();
-    let raw = String::from_utf8(compose("POST", MESSAGES, &[], BODY.as_bytes())).unwrap().replace("{PORT}", &sc.addr.port().to_string());
+    let raw = String::from_utf8(compose("POST", MESSAGES, &[], BODY.as_bytes()))
+        .unwrap()
+        .replace("{PORT}", &sc.addr.port().to_string());
     client.write_all(raw.as_bytes()).await.unwrap();
     client.read_exact(&mut [0; 20]).await.unwrap();
     let (addr, admin, shared) = (sc.addr, sc.admin, sc.sidecar.shared.clone());
-    let Running { sidecar: running, dir, .. } = sc;
+    let Running {
+        sidecar: running,
+        dir,
+        ..
+    } = sc;
     let stopping = tokio::spawn(running.stop(std::future::pending()));
     until("the drain", || shared.draining.load(Ordering::Acquire)).await;
-    until("the port to close", || std::net::TcpStream::connect(addr).is_err()).await;
+    until("the port to close", || {
+        std::net::TcpStream::connect(addr).is_err()
+    })
+    .await;
     let _ = admin;
     assert!(!stopping.is_finished(), "the open stream is waited for");
     drop(client);
@@ -226,7 +320,9 @@ async fn drain_finishes_open_streams_and_takes_no_new_ones() {
 async fn what_the_drain_cuts_is_recorded() {
     let up = Upstream::always(Reply::Open(b"data: {}\n\n".to_vec())).await;
     let sc = sidecar(&up).extra("timeouts: { drain: 200ms }").run().await;
-    let raw = String::from_utf8(compose("POST", MESSAGES, &[], BODY.as_bytes())).unwrap().replace("{PORT}", &sc.addr.port().to_string());
+    let raw = String::from_utf8(compose("POST", MESSAGES, &[], BODY.as_bytes()))
+        .unwrap()
+        .replace("{PORT}", &sc.addr.port().to_string());
     let mut open = Vec::new();
     for _ in 0..200 {
         let mut client = TcpStream::connect(sc.addr).await.unwrap();
@@ -235,10 +331,18 @@ async fn what_the_drain_cuts_is_recorded() {
         open.push(client);
     }
     let admin = sc.admin;
-    let Running { sidecar: running, dir, .. } = sc;
+    let Running {
+        sidecar: running,
+        dir,
+        ..
+    } = sc;
     let stopping = tokio::spawn(running.stop(std::future::pending()));
     let ready = request(admin, "GET", "/readyz", &[], b"").await;
-    assert!(ready.status == 503 && ready.text().contains("shutting down"), "readiness is seen to go: {}", ready.text());
+    assert!(
+        ready.status == 503 && ready.text().contains("shutting down"),
+        "readiness is seen to go: {}",
+        ready.text()
+    );
     within("the end", stopping).await.unwrap();
     assert_eq!(records(&dir.path().join("audit.jsonl")).len(), 200);
 }

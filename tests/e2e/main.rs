@@ -1,6 +1,11 @@
 //! Sidecar and adapter, end to end: builders in `kit`, a file a subject.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout
+)]
 
 mod kit;
 

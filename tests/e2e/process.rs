@@ -17,7 +17,13 @@ pub struct Process(pub Child);
 
 impl Process {
     pub fn signal(&self, name: &str) {
-        assert!(Command::new("kill").args([&format!("-{name}"), &self.0.id().to_string()]).status().unwrap().success());
+        assert!(
+            Command::new("kill")
+                .args([&format!("-{name}"), &self.0.id().to_string()])
+                .status()
+                .unwrap()
+                .success()
+        );
     }
 
     pub fn end(&mut self) -> (i32, String) {
@@ -30,7 +36,12 @@ impl Process {
             std::thread::sleep(Duration::from_millis(5));
         };
         let mut err = String::new();
-        self.0.stderr.take().unwrap().read_to_string(&mut err).unwrap();
+        self.0
+            .stderr
+            .take()
+            .unwrap()
+            .read_to_string(&mut err)
+            .unwrap();
         (status.code().unwrap_or(-1), err)
     }
 }
@@ -49,7 +60,13 @@ pub fn spawn(args: &[&str]) -> Process {
 /// A process with names looked up as this `resolv.conf` says, in a mount namespace of its own.
 pub fn spawn_with_names(args: &[&str], resolv: &Path) -> Process {
     let mount = "mount --bind \"$0\" /etc/resolv.conf && exec \"$@\"";
-    spawn_as(Command::new("unshare").args(["--mount", "sh", "-c", mount]).arg(resolv).arg(binary()).args(args))
+    spawn_as(
+        Command::new("unshare")
+            .args(["--mount", "sh", "-c", mount])
+            .arg(resolv)
+            .arg(binary())
+            .args(args),
+    )
 }
 
 fn spawn_as(command: &mut Command) -> Process {
@@ -107,7 +124,11 @@ pub fn start_as(dir: &Path, spawn: impl Fn(&[&str]) -> Process) -> Sidecar {
     // Ports are chosen by the first start, and kept by the next ones.
     let (mut yaml, mut ports) = (yaml, [0; 2]);
     for (slot, key) in ports.iter_mut().zip(["listen", "admin"]) {
-        let line = yaml.lines().find(|l| l.starts_with(&format!("{key}: "))).unwrap().to_owned();
+        let line = yaml
+            .lines()
+            .find(|l| l.starts_with(&format!("{key}: ")))
+            .unwrap()
+            .to_owned();
         *slot = line.rsplit(':').next().unwrap().parse().unwrap();
         if *slot == 0 {
             *slot = port();
@@ -116,11 +137,21 @@ pub fn start_as(dir: &Path, spawn: impl Fn(&[&str]) -> Process) -> Sidecar {
     }
     std::fs::write(&file, yaml).unwrap();
     let [port, admin] = ports;
-    let process = spawn(&["sidecar", "--config", file.to_str().unwrap(), "--session-id", "ses_bin"]);
+    let process = spawn(&[
+        "sidecar",
+        "--config",
+        file.to_str().unwrap(),
+        "--session-id",
+        "ses_bin",
+    ]);
     let until = Instant::now() + PATIENCE;
     while run(&["healthcheck", "--address", &format!("127.0.0.1:{admin}")]).0 != 0 {
         assert!(Instant::now() < until, "the sidecar does not become ready");
         std::thread::sleep(Duration::from_millis(5));
     }
-    Sidecar { process, port, admin }
+    Sidecar {
+        process,
+        port,
+        admin,
+    }
 }

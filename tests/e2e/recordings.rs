@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use outrigger::adapter::balance::{Admitted, Balance};
 use outrigger::adapter::inbox::Input;
-use outrigger::adapter::runtime::{Action, Decision, Mcp, Permissions, Reply, Setting, Translator, registry};
+use outrigger::adapter::runtime::{
+    Action, Decision, Mcp, Permissions, Reply, Setting, Translator, registry,
+};
 use outrigger::event::{InputSource, Payload};
 use serde_json::Value;
 
@@ -18,7 +20,10 @@ fn root() -> PathBuf {
 }
 
 pub fn setting() -> Setting {
-    let echo = Mcp::Local { command: vec!["echo".into()], env: BTreeMap::new() };
+    let echo = Mcp::Local {
+        command: vec!["echo".into()],
+        env: BTreeMap::new(),
+    };
     Setting {
         session_id: "s".into(),
         model: "anthropic/claude-sonnet-4-5".into(),
@@ -50,18 +55,27 @@ enum Line {
 /// (`{dir, msg}`).
 fn lines(name: &str, bytes: &[u8]) -> Vec<Line> {
     let lines = bytes.split(|b| *b == b'\n').filter(|l| !l.is_empty());
-    let both = [".io.jsonl", ".acp.jsonl", ".jsonrpc.jsonl"].iter().any(|end| name.ends_with(end));
+    let both = [".io.jsonl", ".acp.jsonl", ".jsonrpc.jsonl"]
+        .iter()
+        .any(|end| name.ends_with(end));
     let direction = |line: &[u8]| {
         let mut line: Value = serde_json::from_slice(line).unwrap();
         let message = line["msg"].take();
         match line["dir"].as_str().unwrap() {
-            "out" | "server->client" => Line::Heard(message.as_str().map_or_else(|| message.to_string(), str::to_owned).into_bytes()),
+            "out" | "server->client" => Line::Heard(
+                message
+                    .as_str()
+                    .map_or_else(|| message.to_string(), str::to_owned)
+                    .into_bytes(),
+            ),
             _ => Line::Said(message),
         }
     };
     match () {
         () if both => lines.map(direction).collect(),
-        () if name.ends_with(".sse") => lines.map(|l| Line::Heard(l.strip_prefix(b"data: ").unwrap_or(l).to_vec())).collect(),
+        () if name.ends_with(".sse") => lines
+            .map(|l| Line::Heard(l.strip_prefix(b"data: ").unwrap_or(l).to_vec()))
+            .collect(),
         () => lines.map(|l| Line::Heard(l.to_vec())).collect(),
     }
 }
@@ -89,13 +103,26 @@ impl Player {
         let translator = (registry::find(runtime).unwrap().translator)(&setting());
         let file = std::fs::read(root().join("fixtures/sessions").join(runtime).join(name)).ok();
         let resumed = |line: &Line| match line {
-            Line::Said(m) if m["method"] == "session/load" => m["params"]["sessionId"].as_str().map(str::to_owned),
-            Line::Said(m) if m["method"] == "thread/resume" => m["params"]["threadId"].as_str().map(str::to_owned),
+            Line::Said(m) if m["method"] == "session/load" => {
+                m["params"]["sessionId"].as_str().map(str::to_owned)
+            }
+            Line::Said(m) if m["method"] == "thread/resume" => {
+                m["params"]["threadId"].as_str().map(str::to_owned)
+            }
             _ => None,
         };
         let resume = lines.iter().find_map(resumed);
         let (balance, out) = (Balance::new("s"), Vec::new());
-        Player { translator, balance, out, requests: Vec::new(), numbers: HashMap::new(), inputs: 0, resume, file }
+        Player {
+            translator,
+            balance,
+            out,
+            requests: Vec::new(),
+            numbers: HashMap::new(),
+            inputs: 0,
+            resume,
+            file,
+        }
     }
 
     fn take(&mut self, actions: &mut Vec<Action>) {
@@ -105,15 +132,35 @@ impl Player {
             match action {
                 Action::Event(payload) => self.balance.admit(0, payload, &mut self.out),
                 Action::Send(m) => {
-                    let method = m["method"].as_str().or(m["request"]["subtype"].as_str()).or(m["type"].as_str()).unwrap_or_default();
-                    let number = [&m["id"], &m["request_id"]].into_iter().find(|n| !n.is_null()).cloned().unwrap_or_default();
+                    let method = m["method"]
+                        .as_str()
+                        .or(m["request"]["subtype"].as_str())
+                        .or(m["type"].as_str())
+                        .unwrap_or_default();
+                    let number = [&m["id"], &m["request_id"]]
+                        .into_iter()
+                        .find(|n| !n.is_null())
+                        .cloned()
+                        .unwrap_or_default();
                     self.requests.push((method.to_owned(), number));
                 }
                 Action::Find { tag, .. } => {
-                    let found = self.file.clone().map_or((404, Vec::new()), |body| (200, body));
-                    self.translator.reply(tag, Reply::Answer { status: found.0, body: found.1 }, &mut more);
+                    let found = self
+                        .file
+                        .clone()
+                        .map_or((404, Vec::new()), |body| (200, body));
+                    self.translator.reply(
+                        tag,
+                        Reply::Answer {
+                            status: found.0,
+                            body: found.1,
+                        },
+                        &mut more,
+                    );
                 }
-                Action::Wake(soon) if soon < Duration::from_millis(100) => self.translator.wake(&mut more),
+                Action::Wake(soon) if soon < Duration::from_millis(100) => {
+                    self.translator.wake(&mut more)
+                }
                 _ => {}
             }
             todo.extend(more);
@@ -121,7 +168,11 @@ impl Player {
     }
 
     fn say(&mut self, m: &Value, actions: &mut Vec<Action>) {
-        let method = m["method"].as_str().or(m["request"]["subtype"].as_str()).or(m["type"].as_str()).unwrap_or_default();
+        let method = m["method"]
+            .as_str()
+            .or(m["request"]["subtype"].as_str())
+            .or(m["type"].as_str())
+            .unwrap_or_default();
         let p = &m["params"];
         // Whoever made the recording has waited.
         self.translator.wake(actions);
@@ -129,29 +180,77 @@ impl Player {
         let mut same: &[&str] = &[];
         match method {
             "session/prompt" | "turn/start" | "turn/steer" | "user" | "prompt" => {
-                let texts = [&p["prompt"][0]["text"], &p["input"][0]["text"], &m["message"]["content"][0]["text"], &m["message"]["content"], &m["message"]];
-                let text = texts.into_iter().find_map(Value::as_str).unwrap_or_default().to_owned();
+                let texts = [
+                    &p["prompt"][0]["text"],
+                    &p["input"][0]["text"],
+                    &m["message"]["content"][0]["text"],
+                    &m["message"]["content"],
+                    &m["message"],
+                ];
+                let text = texts
+                    .into_iter()
+                    .find_map(Value::as_str)
+                    .unwrap_or_default()
+                    .to_owned();
                 self.inputs += 1;
-                let source = if self.inputs == 1 { InputSource::Initial } else { InputSource::Inject };
-                let input = Input { source, ..Input::new(format!("input-{}", self.inputs), text) };
-                let native = m["uuid"].as_str().map_or_else(|| format!("native-{}", self.inputs), str::to_owned);
+                let source = if self.inputs == 1 {
+                    InputSource::Initial
+                } else {
+                    InputSource::Inject
+                };
+                let input = Input {
+                    source,
+                    ..Input::new(format!("input-{}", self.inputs), text)
+                };
+                let native = m["uuid"]
+                    .as_str()
+                    .map_or_else(|| format!("native-{}", self.inputs), str::to_owned);
                 self.translator.deliver(&input, &native, actions);
                 same = &["turn/start", "turn/steer"];
             }
-            "turn/interrupt" | "session/cancel" | "interrupt" | "abort" => self.translator.interrupt(actions),
-            "initialize" if self.requests.is_empty() => self.translator.open(self.resume.as_deref(), self.resume.is_some(), actions),
+            "turn/interrupt" | "session/cancel" | "interrupt" | "abort" => {
+                self.translator.interrupt(actions)
+            }
+            "initialize" if self.requests.is_empty() => {
+                self.translator
+                    .open(self.resume.as_deref(), self.resume.is_some(), actions)
+            }
             "control_response" | "" => {
-                let answer = [&m["response"]["response"]["behavior"], &m["result"]["decision"], &m["result"]["outcome"]["optionId"]];
-                let allow = answer.into_iter().find_map(Value::as_str).is_some_and(|a| ["allow", "accept", "proceed_once"].contains(&a));
-                let decision = if allow { Decision::Allow } else { Decision::Deny { message: None } };
-                let open = self.balance.permissions.first().cloned().unwrap_or_default();
-                assert!(self.translator.answer(&open, &decision, "user", actions), "a request is open: {m}");
+                let answer = [
+                    &m["response"]["response"]["behavior"],
+                    &m["result"]["decision"],
+                    &m["result"]["outcome"]["optionId"],
+                ];
+                let allow = answer
+                    .into_iter()
+                    .find_map(Value::as_str)
+                    .is_some_and(|a| ["allow", "accept", "proceed_once"].contains(&a));
+                let decision = if allow {
+                    Decision::Allow
+                } else {
+                    Decision::Deny { message: None }
+                };
+                let open = self
+                    .balance
+                    .permissions
+                    .first()
+                    .cloned()
+                    .unwrap_or_default();
+                assert!(
+                    self.translator.answer(&open, &decision, "user", actions),
+                    "a request is open: {m}"
+                );
             }
             _ => {}
         }
         self.take(actions);
-        let number = [&m["id"], &m["request_id"]].into_iter().find(|n| !n.is_null());
-        let ours = self.requests.iter().position(|(ours, _)| ours == method || same.contains(&ours.as_str()));
+        let number = [&m["id"], &m["request_id"]]
+            .into_iter()
+            .find(|n| !n.is_null());
+        let ours = self
+            .requests
+            .iter()
+            .position(|(ours, _)| ours == method || same.contains(&ours.as_str()));
         if let (Some(number), Some(at)) = (number, ours) {
             let (_, ours) = self.requests.remove(at);
             self.numbers.insert(number.to_string(), ours);
@@ -166,11 +265,18 @@ impl Player {
             // An answer: to a request of ours, or to one that only the recording's client made.
             let number = match m["type"].as_str() {
                 Some("control_response") => &mut m["response"]["request_id"],
-                _ if m.get("method").is_none() && m.get("id").is_some() && (m.get("result").is_some() || m.get("error").is_some()) => &mut m["id"],
+                _ if m.get("method").is_none()
+                    && m.get("id").is_some()
+                    && (m.get("result").is_some() || m.get("error").is_some()) =>
+                {
+                    &mut m["id"]
+                }
                 _ => &mut Value::Null,
             };
             if !number.is_null() {
-                let Some(ours) = self.numbers.remove(&number.to_string()) else { return };
+                let Some(ours) = self.numbers.remove(&number.to_string()) else {
+                    return;
+                };
                 *number = ours;
                 bytes = m.to_string().into_bytes();
             }
@@ -201,34 +307,62 @@ pub fn assert_rules(what: &str, events: &[(Payload, Option<String>)]) {
     for (payload, turn_id) in events {
         match payload {
             Payload::TurnStart(start) => {
-                assert_eq!(turn.replace(start.turn), None, "{what}: a turn within a turn");
+                assert_eq!(
+                    turn.replace(start.turn),
+                    None,
+                    "{what}: a turn within a turn"
+                );
             }
             Payload::TurnEnd(end) => {
-                assert_eq!(turn.take(), Some(end.turn), "{what}: an end without its start");
+                assert_eq!(
+                    turn.take(),
+                    Some(end.turn),
+                    "{what}: an end without its start"
+                );
                 assert!(tools.is_empty(), "{what}: {tools:?} have no result");
             }
             Payload::ToolUse(tool) => {
-                assert!(used.insert(tool.tool_use_id.clone()), "{what}: {} twice", tool.tool_use_id);
+                assert!(
+                    used.insert(tool.tool_use_id.clone()),
+                    "{what}: {} twice",
+                    tool.tool_use_id
+                );
                 tools.insert(tool.tool_use_id.clone());
             }
-            Payload::ToolResult(result) => assert!(tools.remove(&result.tool_use_id), "{what}: a result without its use"),
+            Payload::ToolResult(result) => assert!(
+                tools.remove(&result.tool_use_id),
+                "{what}: a result without its use"
+            ),
             _ => {}
         }
         if let (Some(turn), Some(id)) = (turn, turn_id) {
             assert_eq!(*id, format!("turn_{turn}"), "{what}");
         }
     }
-    assert_eq!((turn, tools.len()), (None, 0), "{what}: something is open at the end");
+    assert_eq!(
+        (turn, tools.len()),
+        (None, 0),
+        "{what}: something is open at the end"
+    );
 }
 
 fn recordings() -> Vec<(String, String, Vec<u8>)> {
     let mut all = Vec::new();
     for runtime in registry::ALL {
         let dir = root().join("fixtures/native").join(runtime.id);
-        let mut files: Vec<PathBuf> = std::fs::read_dir(&dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display())).map(|e| e.unwrap().path()).collect();
+        let mut files: Vec<PathBuf> = std::fs::read_dir(&dir)
+            .unwrap_or_else(|e| panic!("{}: {e}", dir.display()))
+            .map(|e| e.unwrap().path())
+            .collect();
         files.sort();
         assert!(!files.is_empty());
-        all.extend(files.into_iter().map(|f| (runtime.id.to_owned(), f.file_name().unwrap().to_str().unwrap().to_owned(), std::fs::read(&f).unwrap())));
+        all.extend(files.into_iter().map(|f| {
+            (
+                runtime.id.to_owned(),
+                f.file_name().unwrap().to_str().unwrap().to_owned(),
+                std::fs::read(&f).unwrap(),
+            )
+        }));
     }
     all
 }
@@ -239,8 +373,21 @@ fn every_recording_keeps_the_rules_and_its_golden_output() {
     for (runtime, name, bytes) in recordings() {
         let events = translate(&runtime, &name, &lines(&name, &bytes));
         assert_rules(&name, &events);
-        let text: String = events.iter().map(|(p, turn)| format!("{} {} {}\n", turn.as_deref().unwrap_or("-"), p.name(), p.to_value())).collect();
-        let golden = root().join("golden").join(&runtime).join(format!("{name}.txt"));
+        let text: String = events
+            .iter()
+            .map(|(p, turn)| {
+                format!(
+                    "{} {} {}\n",
+                    turn.as_deref().unwrap_or("-"),
+                    p.name(),
+                    p.to_value()
+                )
+            })
+            .collect();
+        let golden = root()
+            .join("golden")
+            .join(&runtime)
+            .join(format!("{name}.txt"));
         if std::env::var_os("UPDATE_GOLDEN").is_some() {
             std::fs::create_dir_all(golden.parent().unwrap()).unwrap();
             std::fs::write(&golden, &text).unwrap();
@@ -248,12 +395,19 @@ fn every_recording_keeps_the_rules_and_its_golden_output() {
             wrong.push(golden);
         }
     }
-    assert!(wrong.is_empty(), "not as committed (UPDATE_GOLDEN=1 shows how, as a diff): {wrong:#?}");
+    assert!(
+        wrong.is_empty(),
+        "not as committed (UPDATE_GOLDEN=1 shows how, as a diff): {wrong:#?}"
+    );
 }
 
 /// Without what the client said: what it answered may not stand where it did.
 fn heard(lines: &[Line]) -> Vec<Line> {
-    lines.iter().filter(|l| matches!(l, Line::Heard(_))).cloned().collect()
+    lines
+        .iter()
+        .filter(|l| matches!(l, Line::Heard(_)))
+        .cloned()
+        .collect()
 }
 
 /// Cut anywhere, with bytes changed, with messages lost or out of order: no panic, and the
@@ -264,7 +418,11 @@ fn a_damaged_recording_keeps_the_rules() {
         let all = lines(&name, &bytes);
         let translate = |lines: &[Line]| translate(&runtime, &name, lines);
         let step = (all.len() / 40).max(1);
-        let few: Vec<Line> = all.iter().filter(|l| !matches!(l, Line::Heard(m) if m.len() >= 20_000)).cloned().collect();
+        let few: Vec<Line> = all
+            .iter()
+            .filter(|l| !matches!(l, Line::Heard(m) if m.len() >= 20_000))
+            .cloned()
+            .collect();
         for n in (0..all.len()).step_by(step) {
             assert_rules(&name, &translate(&all[..n]));
             let mut cut = all[..n].to_vec();
@@ -278,7 +436,9 @@ fn a_damaged_recording_keeps_the_rules() {
             let mut damaged = few.clone();
             let mut seed = round as u64 * 7919 + 1;
             let mut random = |below: usize| {
-                seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                seed = seed
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1_442_695_040_888_963_407);
                 (seed >> 33) as usize % below.max(1)
             };
             for _ in 0..damaged.len().min(10) {
@@ -305,11 +465,22 @@ fn a_damaged_recording_keeps_the_rules() {
 #[test]
 fn nothing_is_lost_but_said_as_unparsed() {
     for runtime in registry::ALL {
-        for noise in
-            [&b"not json"[..], b"{}", b"[1]", b"{\"type\":\"new.thing\",\"properties\":{\"a\":1}}", b"\xff\xfe", b"{\"type\":5}", b"{\"method\":\"new/thing\"}"]
-        {
+        for noise in [
+            &b"not json"[..],
+            b"{}",
+            b"[1]",
+            b"{\"type\":\"new.thing\",\"properties\":{\"a\":1}}",
+            b"\xff\xfe",
+            b"{\"type\":5}",
+            b"{\"method\":\"new/thing\"}",
+        ] {
             let events = translate(runtime.id, "", &[Line::Heard(noise.to_vec())]);
-            assert!(matches!(events.as_slice(), [(Payload::Unparsed(_), None)]), "{} {}: {events:?}", runtime.id, noise.escape_ascii());
+            assert!(
+                matches!(events.as_slice(), [(Payload::Unparsed(_), None)]),
+                "{} {}: {events:?}",
+                runtime.id,
+                noise.escape_ascii()
+            );
         }
     }
 }

@@ -14,8 +14,14 @@ const LATER: [&str; 3] = ["bedrock", "vertex", "azure"];
 
 #[tokio::test]
 async fn every_request_vector_is_decided_as_listed() {
-    let up =
-        Upstream::new(|seen| if seen.line.contains("/models") && seen.line.starts_with("GET") { json(r#"{"data":[],"models":[]}"#) } else { json("{}") }).await;
+    let up = Upstream::new(|seen| {
+        if seen.line.contains("/models") && seen.line.starts_with("GET") {
+            json(r#"{"data":[],"models":[]}"#)
+        } else {
+            json("{}")
+        }
+    })
+    .await;
     // A cached content is a stored object: its vector is served where the grant allows that.
     let sc = sidecar(&up)
         .provider("openrouter", "/api/v1")
@@ -28,19 +34,38 @@ async fn every_request_vector_is_decided_as_listed() {
     for v in vectors() {
         let name = v["name"].as_str().unwrap();
         let expect = &v["expect"];
-        if expect["provider"].as_str().is_some_and(|p| LATER.contains(&p)) {
+        if expect["provider"]
+            .as_str()
+            .is_some_and(|p| LATER.contains(&p))
+        {
             continue;
         }
         count += 1;
         up.forget();
-        let headers: Vec<(&str, &str)> = v["headers"].as_object().unwrap().iter().map(|(k, v)| (k.as_str(), v.as_str().unwrap())).collect();
+        let headers: Vec<(&str, &str)> = v["headers"]
+            .as_object()
+            .unwrap()
+            .iter()
+            .map(|(k, v)| (k.as_str(), v.as_str().unwrap()))
+            .collect();
         let body = match (v.get("body"), v["body_raw"].as_str()) {
             (_, Some(raw)) => raw.to_owned(),
             (Some(body), _) => body.to_string(),
             _ => String::new(),
         };
-        let body = if v["method"] == "POST" && body.is_empty() { "{}".to_owned() } else { body };
-        let got = sc.request(v["method"].as_str().unwrap(), v["path"].as_str().unwrap(), &headers, body.as_bytes()).await;
+        let body = if v["method"] == "POST" && body.is_empty() {
+            "{}".to_owned()
+        } else {
+            body
+        };
+        let got = sc
+            .request(
+                v["method"].as_str().unwrap(),
+                v["path"].as_str().unwrap(),
+                &headers,
+                body.as_bytes(),
+            )
+            .await;
         let class = expect["class"].as_str().unwrap();
         let off = expect["default"] == "deny";
         match class {
@@ -59,16 +84,38 @@ async fn every_request_vector_is_decided_as_listed() {
                 if v["method"] == "POST" {
                     assert_eq!(seen.body, body.as_bytes(), "{name}: the client's own bytes");
                 }
-                for h in expect["strip_headers"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+                for h in expect["strip_headers"]
+                    .as_array()
+                    .into_iter()
+                    .flatten()
+                    .filter_map(Value::as_str)
+                {
                     let value = seen.header(h).unwrap_or_default();
-                    assert!(value.is_empty() || value.contains(CANARY), "{name}: {h}: {value}");
+                    assert!(
+                        value.is_empty() || value.contains(CANARY),
+                        "{name}: {h}: {value}"
+                    );
                 }
-                for beta in expect["edit_beta_remove"].as_array().into_iter().flatten().filter_map(Value::as_str) {
-                    assert_eq!(seen.header("anthropic-beta"), Some("claude-code-20250219"), "{name} {beta}");
+                for beta in expect["edit_beta_remove"]
+                    .as_array()
+                    .into_iter()
+                    .flatten()
+                    .filter_map(Value::as_str)
+                {
+                    assert_eq!(
+                        seen.header("anthropic-beta"),
+                        Some("claude-code-20250219"),
+                        "{name} {beta}"
+                    );
                 }
             }
             "inference" | "free" | "deny" | "bad_request" => {
-                assert!((400..500).contains(&got.status), "{name}: {} {}", got.status, got.text());
+                assert!(
+                    (400..500).contains(&got.status),
+                    "{name}: {} {}",
+                    got.status,
+                    got.text()
+                );
                 assert!(!got.code().is_empty(), "{name}");
                 assert!(up.untouched(), "{name}: something reached the upstream");
                 if name.contains("content-encoding") {
@@ -76,7 +123,11 @@ async fn every_request_vector_is_decided_as_listed() {
                 }
             }
             "websocket" => {
-                assert_eq!((got.status, got.code()), (426, "websocket_unsupported"), "{name}");
+                assert_eq!(
+                    (got.status, got.code()),
+                    (426, "websocket_unsupported"),
+                    "{name}"
+                );
                 assert!(up.untouched(), "{name}");
             }
             other => panic!("{name}: class {other}"),
@@ -88,11 +139,15 @@ async fn every_request_vector_is_decided_as_listed() {
     let mut records = records.into_iter();
     for v in vectors() {
         let expect = &v["expect"];
-        if expect["provider"].as_str().is_some_and(|p| LATER.contains(&p)) {
+        if expect["provider"]
+            .as_str()
+            .is_some_and(|p| LATER.contains(&p))
+        {
             continue;
         }
         let record = records.next().unwrap();
-        let served = matches!(expect["class"].as_str(), Some("inference" | "free")) && expect["default"] != "deny";
+        let served = matches!(expect["class"].as_str(), Some("inference" | "free"))
+            && expect["default"] != "deny";
         if served && expect["model"].is_string() {
             assert_eq!(record["model_requested"], expect["model"], "{}", v["name"]);
             assert_eq!(record["provider"], expect["provider"], "{}", v["name"]);
@@ -109,9 +164,11 @@ async fn every_extra_model_of_a_vector_needs_a_grant_of_its_own() {
     let up = Upstream::always(json("{}")).await;
     let mut checked = 0;
     for v in vectors() {
-        let (Some(extra), Some(model), Some(provider)) =
-            (v["expect"]["extra_models"].as_array(), v["expect"]["model"].as_str(), v["expect"]["provider"].as_str())
-        else {
+        let (Some(extra), Some(model), Some(provider)) = (
+            v["expect"]["extra_models"].as_array(),
+            v["expect"]["model"].as_str(),
+            v["expect"]["provider"].as_str(),
+        ) else {
             continue;
         };
         if LATER.contains(&provider) {
@@ -119,20 +176,49 @@ async fn every_extra_model_of_a_vector_needs_a_grant_of_its_own() {
         }
         checked += 1;
         // Only a pattern that covers the main model, not the others and not every model.
-        let only = format!("[{{scope: \"ai.{provider}\", models: [\"{}*\"]}}]", &model[..model.len() - 1]);
-        let base = if provider == "openrouter" { sidecar(&up).provider("openrouter", "/api/v1") } else { sidecar(&up) };
+        let only = format!(
+            "[{{scope: \"ai.{provider}\", models: [\"{}*\"]}}]",
+            &model[..model.len() - 1]
+        );
+        let base = if provider == "openrouter" {
+            sidecar(&up).provider("openrouter", "/api/v1")
+        } else {
+            sidecar(&up)
+        };
         let sc = base.clone().grants(&only).run().await;
         up.forget();
-        let got = sc.post(v["path"].as_str().unwrap(), &[], v["body"].to_string()).await;
-        assert_eq!((got.status, got.code()), (403, "scope_denied"), "{} beside {extra:?}", v["name"]);
+        let got = sc
+            .post(v["path"].as_str().unwrap(), &[], v["body"].to_string())
+            .await;
+        assert_eq!(
+            (got.status, got.code()),
+            (403, "scope_denied"),
+            "{} beside {extra:?}",
+            v["name"]
+        );
         assert!(up.untouched());
-        let named: Vec<String> = extra.iter().filter_map(Value::as_str).filter(|m| *m != "*").map(|m| format!("\"{m}\"")).collect();
+        let named: Vec<String> = extra
+            .iter()
+            .filter_map(Value::as_str)
+            .filter(|m| *m != "*")
+            .map(|m| format!("\"{m}\""))
+            .collect();
         let all = match named.is_empty() {
             true => format!("[{{scope: ai.{provider}}}]"),
-            false => format!("[{{scope: \"ai.{provider}\", models: [\"{model}\", {}]}}]", named.join(", ")),
+            false => format!(
+                "[{{scope: \"ai.{provider}\", models: [\"{model}\", {}]}}]",
+                named.join(", ")
+            ),
         };
         let sc = base.grants(&all).run().await;
-        assert_eq!(sc.post(v["path"].as_str().unwrap(), &[], v["body"].to_string()).await.status, 200, "{}", v["name"]);
+        assert_eq!(
+            sc.post(v["path"].as_str().unwrap(), &[], v["body"].to_string())
+                .await
+                .status,
+            200,
+            "{}",
+            v["name"]
+        );
     }
     assert_eq!(checked, 4);
 }
@@ -146,35 +232,67 @@ async fn optional_endpoints_are_there_when_the_operator_says_so() {
     let yaml = setup
         .yaml(dir.path())
         .replace("key: key }, ", "")
-        .replace("google: { ", "google: { endpoints: [interactions, embedContent], ")
+        .replace(
+            "google: { ",
+            "google: { endpoints: [interactions, embedContent], ",
+        )
         .replace("openai: { ", "openai: { endpoints: [embeddings], ");
     let sc = setup.run().await;
     let ask = |path: &'static str, body: &'static str| sc.post(path, &[], body);
     let calls = [
-        ("/google/v1beta/interactions", r#"{"model":"gemini-x","input":"x"}"#),
-        ("/google/v1beta/models/gemini-x:embedContent", r#"{"content":{}}"#),
+        (
+            "/google/v1beta/interactions",
+            r#"{"model":"gemini-x","input":"x"}"#,
+        ),
+        (
+            "/google/v1beta/models/gemini-x:embedContent",
+            r#"{"content":{}}"#,
+        ),
         ("/openai/v1/embeddings", r#"{"model":"e","input":"x"}"#),
     ];
     for (path, body) in calls {
         assert_eq!(ask(path, body).await.status, 404, "{path}");
     }
-    sc.reconfigure(&yaml.replace(&dir.path().display().to_string(), &sc.dir.path().display().to_string()));
+    sc.reconfigure(&yaml.replace(
+        &dir.path().display().to_string(),
+        &sc.dir.path().display().to_string(),
+    ));
     let revision = sc.sidecar.shared.policy.load().revision.clone();
-    until("the reload", || sc.sidecar.shared.policy.load().revision != revision).await;
+    until("the reload", || {
+        sc.sidecar.shared.policy.load().revision != revision
+    })
+    .await;
     for (path, body) in calls {
         let got = ask(path, body).await;
         assert_eq!(got.status, 200, "{path} {}", got.text());
     }
-    assert_eq!(ask("/google/v1beta/interactions", r#"{"model":"gemini-x","agent":"deep","input":"x"}"#).await.status, 403);
+    assert_eq!(
+        ask(
+            "/google/v1beta/interactions",
+            r#"{"model":"gemini-x","agent":"deep","input":"x"}"#
+        )
+        .await
+        .status,
+        403
+    );
 }
 
 /// Heads as the real CLIs sent them, with a body of their API.
 #[tokio::test]
 async fn every_recorded_head_of_a_real_cli_is_served() {
-    let up = Upstream::new(|seen| if seen.line.starts_with("GET") { json(r#"{"data":[]}"#) } else { json("{}") }).await;
+    let up = Upstream::new(|seen| {
+        if seen.line.starts_with("GET") {
+            json(r#"{"data":[]}"#)
+        } else {
+            json("{}")
+        }
+    })
+    .await;
     let sc = sidecar(&up)
         .provider("mymock=openai-compatible", "/v1")
-        .grants("[{scope: ai.anthropic}, {scope: ai.openai}, {scope: ai.google}, {scope: ai.mymock}]")
+        .grants(
+            "[{scope: ai.anthropic}, {scope: ai.openai}, {scope: ai.google}, {scope: ai.mymock}]",
+        )
         .run()
         .await;
     let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/requests");
@@ -191,7 +309,9 @@ async fn every_recorded_head_of_a_real_cli_is_served() {
         let target = line.split(' ').nth(1).unwrap();
         // The recordings were made at several mounts; ours are /anthropic, /openai, /google.
         let target = match name.split(['-', '.']).next().unwrap() {
-            _ if target.starts_with("/mymock") || target.contains("/chat/completions") => "/mymock/v1/chat/completions".to_owned(),
+            _ if target.starts_with("/mymock") || target.contains("/chat/completions") => {
+                "/mymock/v1/chat/completions".to_owned()
+            }
             _ => target.replace("/envbase/", "/anthropic/"),
         };
         let method = line.split(' ').next().unwrap();
@@ -204,16 +324,29 @@ async fn every_recorded_head_of_a_real_cli_is_served() {
                 _ => head.push_str(&format!("{n}:{v}\r\n")),
             }
         }
-        let body = if target.contains("/models/") { json!({ "contents": [] }) } else { json!({ "model": "m", "messages": [], "input": [] }) }.to_string();
+        let body = if target.contains("/models/") {
+            json!({ "contents": [] })
+        } else {
+            json!({ "model": "m", "messages": [], "input": [] })
+        }
+        .to_string();
         if method == "POST" {
-            head.push_str(&format!("Content-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len()));
+            head.push_str(&format!(
+                "Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
+                body.len()
+            ));
         } else {
             head.push_str("Connection: close\r\n\r\n");
         }
         up.forget();
         let got = Got::parse(&sc.raw(head.as_bytes()).await).unwrap();
         assert_eq!(got.status, 200, "{name} {target}: {}", got.text());
-        let leaked: Vec<_> = up.seen().iter().flat_map(|s| s.headers.clone()).filter(|(_, v)| v.contains("dummy")).collect();
+        let leaked: Vec<_> = up
+            .seen()
+            .iter()
+            .flat_map(|s| s.headers.clone())
+            .filter(|(_, v)| v.contains("dummy"))
+            .collect();
         assert!(leaked.is_empty(), "{name}: {leaked:?}");
         served += 1;
     }
@@ -222,10 +355,18 @@ async fn every_recorded_head_of_a_real_cli_is_served() {
 
 #[tokio::test]
 async fn bare_paths_need_no_mount() {
-    let up = Upstream::new(|seen| if seen.line.starts_with("GET") { json(r#"{"data":[{"id":"a"}]}"#) } else { json("{}") }).await;
+    let up = Upstream::new(|seen| {
+        if seen.line.starts_with("GET") {
+            json(r#"{"data":[{"id":"a"}]}"#)
+        } else {
+            json("{}")
+        }
+    })
+    .await;
     let sc = sidecar(&up).run().await;
     let body = r#"{"model":"m","messages":[],"input":"x","contents":[]}"#;
-    for (path, upstream) in [
+    #[rustfmt::skip]
+    let cases = [
         ("/v1/messages?beta=true", "/v1/messages?beta=true"),
         ("/messages", "/v1/messages"),
         ("/v1/responses", "/v1/responses"),
@@ -233,13 +374,17 @@ async fn bare_paths_need_no_mount() {
         ("/v1/chat/completions", "/v1/chat/completions"),
         ("/v1beta/models/m:generateContent", "/v1beta/models/m:generateContent"),
         ("/v1beta/models/m%3AstreamGenerateContent?alt=sse&key=dummy", "/v1beta/models/m:streamGenerateContent?alt=sse"),
-    ] {
+    ];
+    for (path, upstream) in cases {
         up.forget();
         let got = sc.post(path, &[], body).await;
         assert_eq!(got.status, 200, "{path}: {}", got.text());
         assert_eq!(up.seen()[0].path(), upstream);
     }
-    for (headers, key) in [(vec![("anthropic-version", "2023-06-01")], "x-api-key"), (vec![], "authorization")] {
+    for (headers, key) in [
+        (vec![("anthropic-version", "2023-06-01")], "x-api-key"),
+        (vec![], "authorization"),
+    ] {
         up.forget();
         assert_eq!(sc.get("/v1/models", &headers).await.status, 200);
         assert!(up.seen()[0].header(key).unwrap().contains(CANARY));
@@ -255,16 +400,36 @@ async fn bare_paths_need_no_mount() {
 async fn a_list_of_models_shows_what_is_granted() {
     let list = r#"{"object":"list","data":[{"id":"gpt-5.5"},{"id":"ft:gpt-4:secret-org"},{"id":"gpt-4.1"}]}"#;
     let up = Upstream::new(move |seen| {
-        if seen.path().starts_with("/v1beta") { json(r#"{"models":[{"name":"models/gemini-2.5-pro"},{"name":"models/other"}]}"#) } else { json(list) }
+        if seen.path().starts_with("/v1beta") {
+            json(r#"{"models":[{"name":"models/gemini-2.5-pro"},{"name":"models/other"}]}"#)
+        } else {
+            json(list)
+        }
     })
     .await;
     let sc = sidecar(&up).grants(r#"[{scope: "ai.openai:gpt-5*"}, {scope: ai.openai, models: [gpt-4.1]}, {scope: "ai.google:gemini-*"}]"#).run().await;
     let got = sc.get("/openai/v1/models", &[]).await.json();
-    assert_eq!(got, json!({ "object": "list", "data": [{ "id": "gpt-5.5" }, { "id": "gpt-4.1" }] }));
-    assert_eq!(sc.get("/google/v1beta/models?pageSize=50", &[]).await.json(), json!({ "models": [{ "name": "models/gemini-2.5-pro" }] }));
+    assert_eq!(
+        got,
+        json!({ "object": "list", "data": [{ "id": "gpt-5.5" }, { "id": "gpt-4.1" }] })
+    );
+    assert_eq!(
+        sc.get("/google/v1beta/models?pageSize=50", &[])
+            .await
+            .json(),
+        json!({ "models": [{ "name": "models/gemini-2.5-pro" }] })
+    );
     assert_eq!(sc.get("/openai/v1/models/gpt-5.5", &[]).await.status, 200);
-    assert_eq!(sc.get("/openai/v1/models/ft:gpt-4:secret-org", &[]).await.code(), "scope_denied");
-    assert_eq!(sc.get("/anthropic/v1/models", &[]).await.code(), "scope_denied");
+    assert_eq!(
+        sc.get("/openai/v1/models/ft:gpt-4:secret-org", &[])
+            .await
+            .code(),
+        "scope_denied"
+    );
+    assert_eq!(
+        sc.get("/anthropic/v1/models", &[]).await.code(),
+        "scope_denied"
+    );
 }
 
 #[tokio::test]
@@ -273,7 +438,13 @@ async fn a_list_of_models_holds_no_key() {
     let up = Upstream::always(json(&list)).await;
     let sc = sidecar(&up).run().await;
     let got = sc.get("/openai/v1/models", &[]).await;
-    assert!(got.text().contains("gpt-5.5") && got.text().contains("[REDACTED]") && !got.text().contains(CANARY), "{}", got.text());
+    assert!(
+        got.text().contains("gpt-5.5")
+            && got.text().contains("[REDACTED]")
+            && !got.text().contains(CANARY),
+        "{}",
+        got.text()
+    );
     assert_eq!(sc.audit(1).await[0]["key_echoed"], true);
 }
 
@@ -286,7 +457,7 @@ async fn nothing_but_the_listed_endpoints_exists() {
     let anthropic = "messages/batches files skills organizations/me organizations/api_keys organizations/invites organizations/usage_report/messages agents sessions environments deployments vaults memory_stores tunnels user_profiles dreams complete oauth/token experimental/generate_prompt";
     let google = "files cachedContents batches tunedModels operations fileSearchStores auth_tokens models/m:predict models/m:batchGenerateContent models/m:asyncBatchEmbedContent corpora dynamic/d:generateContent tunedModels/t:generateContent openai/chat/completions";
     let mut count = 0;
-    for (mount, paths) in [
+    let cases = [
         ("/openai/v1/", openai),
         ("/v1/", openai),
         ("/anthropic/v1/", anthropic),
@@ -294,13 +465,28 @@ async fn nothing_but_the_listed_endpoints_exists() {
         ("/google/v1beta/", google),
         ("/v1beta/", google),
         ("/google/upload/v1beta/", "files"),
-    ] {
+    ];
+    for (mount, paths) in cases {
         for path in paths.split(' ') {
             for method in ["GET", "POST"] {
                 let got = sc
-                    .request(method, &format!("{mount}{path}"), &[("anthropic-version", "2023-06-01")], if method == "POST" { BODY.as_bytes() } else { b"" })
+                    .request(
+                        method,
+                        &format!("{mount}{path}"),
+                        &[("anthropic-version", "2023-06-01")],
+                        if method == "POST" {
+                            BODY.as_bytes()
+                        } else {
+                            b""
+                        },
+                    )
                     .await;
-                assert!(matches!(got.code(), "route_denied" | "unknown_provider"), "{method} {mount}{path}: {} {}", got.status, got.code());
+                assert!(
+                    matches!(got.code(), "route_denied" | "unknown_provider"),
+                    "{method} {mount}{path}: {} {}",
+                    got.status,
+                    got.code()
+                );
                 count += 1;
             }
         }

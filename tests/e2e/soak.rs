@@ -18,7 +18,11 @@ use crate::process::{Sidecar, spawn, spawn_with_names, start, start_as};
 
 /// How much of a campaign: the long one, or what every test run has time for.
 fn size(short: usize, long: usize) -> usize {
-    if std::env::var_os("OUTRIGGER_SOAK").is_some() { long } else { short }
+    if std::env::var_os("OUTRIGGER_SOAK").is_some() {
+        long
+    } else {
+        short
+    }
 }
 
 /// Chance with a seed, which is printed, so that a campaign can be played again.
@@ -26,7 +30,10 @@ struct Chance(u64);
 
 impl Chance {
     fn new(name: &str) -> Chance {
-        let seed = std::env::var("OUTRIGGER_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or_else(|| getrandom::u64().unwrap() >> 1);
+        let seed = std::env::var("OUTRIGGER_SEED")
+            .ok()
+            .and_then(|s| s.parse().ok())
+            .unwrap_or_else(|| getrandom::u64().unwrap() >> 1);
         println!("{name}: OUTRIGGER_SEED={seed}");
         Chance(seed | 1)
     }
@@ -81,7 +88,9 @@ impl Client {
 
 /// The records of a file and of those that were rotated away.
 fn rotated(file: &std::path::Path) -> Vec<Value> {
-    let numbered = (1..).map(|n| std::path::PathBuf::from(format!("{}.{n}", file.display()))).take_while(|f| f.exists());
+    let numbered = (1..)
+        .map(|n| std::path::PathBuf::from(format!("{}.{n}", file.display())))
+        .take_while(|f| f.exists());
     let mut files: Vec<_> = numbered.collect();
     files.reverse();
     files.push(file.to_owned());
@@ -96,11 +105,17 @@ async fn kills_lose_no_request_that_was_let_in() {
     let reached: Arc<Mutex<HashSet<String>>> = Arc::default();
     let seen = reached.clone();
     let up = Upstream::new(move |request| {
-        seen.lock().unwrap().insert(request.header("x-session-id").unwrap_or_default().to_owned());
+        seen.lock().unwrap().insert(
+            request
+                .header("x-session-id")
+                .unwrap_or_default()
+                .to_owned(),
+        );
         message() // 8 tokens
     })
     .await;
-    let setup = sidecar(&up).grants("[{scope: ai.anthropic, limits: {tokensPerDay: 1000000000000}}]");
+    let setup =
+        sidecar(&up).grants("[{scope: ai.anthropic, limits: {tokensPerDay: 1000000000000}}]");
     let dir = setup.lay_out();
     let mut chance = Chance::new("kills");
     let sent = Arc::new(AtomicU64::new(0));
@@ -114,7 +129,11 @@ async fn kills_lose_no_request_that_was_let_in() {
                 let mut client = Client::new(port);
                 loop {
                     let id = sent.fetch_add(1, Ordering::Relaxed);
-                    if client.post("/anthropic/v1/messages", &format!("n{id}"), BODY).await.is_err() {
+                    if client
+                        .post("/anthropic/v1/messages", &format!("n{id}"), BODY)
+                        .await
+                        .is_err()
+                    {
                         return;
                     }
                 }
@@ -128,14 +147,41 @@ async fn kills_lose_no_request_that_was_let_in() {
     let last = start(dir.path());
     let reached = reached.lock().unwrap().clone();
     let all = rotated(&dir.path().join("audit.jsonl"));
-    let recorded: HashSet<&str> = all.iter().filter_map(|r| r["client_session"].as_str()).collect();
-    let missing: Vec<_> = reached.iter().filter(|id| !recorded.contains(id.as_str())).collect();
+    let recorded: HashSet<&str> = all
+        .iter()
+        .filter_map(|r| r["client_session"].as_str())
+        .collect();
+    let missing: Vec<_> = reached
+        .iter()
+        .filter(|id| !recorded.contains(id.as_str()))
+        .collect();
     let unknown = all.iter().filter(|r| r["code"] == "unknown").count();
-    println!("{kills} kills: {} requests reached the provider, {} records, {unknown} of them unknown, {:?}", reached.len(), all.len(), begun.elapsed());
-    assert!(missing.is_empty(), "{} of {} are not in the audit", missing.len(), reached.len());
-    let state: Value = serde_json::from_slice(&std::fs::read(dir.path().join("audit.state.json")).unwrap()).unwrap();
-    let spent: u64 = state["grants"].as_object().unwrap().values().map(|g| g["tokens"].as_u64().unwrap()).sum();
-    assert!(spent >= 8 * reached.len() as u64, "{spent} tokens for {} requests", reached.len());
+    println!(
+        "{kills} kills: {} requests reached the provider, {} records, {unknown} of them unknown, {:?}",
+        reached.len(),
+        all.len(),
+        begun.elapsed()
+    );
+    assert!(
+        missing.is_empty(),
+        "{} of {} are not in the audit",
+        missing.len(),
+        reached.len()
+    );
+    let state: Value =
+        serde_json::from_slice(&std::fs::read(dir.path().join("audit.state.json")).unwrap())
+            .unwrap();
+    let spent: u64 = state["grants"]
+        .as_object()
+        .unwrap()
+        .values()
+        .map(|g| g["tokens"].as_u64().unwrap())
+        .sum();
+    assert!(
+        spent >= 8 * reached.len() as u64,
+        "{spent} tokens for {} requests",
+        reached.len()
+    );
     let verified = outrigger::sidecar::audit::verify::verify(&dir.path().join("audit.jsonl"), None);
     assert_eq!(verified.unwrap().records as usize, all.len());
     drop(last);
@@ -167,7 +213,10 @@ fn billing_provider(bills: &Arc<Bills>) -> impl Fn(&Seen) -> Reply + Send + Sync
     move |seen| {
         let mount = seen.path().split('/').nth(1).unwrap_or_default();
         let body: Value = serde_json::from_slice(&seen.body).unwrap();
-        let (input, output) = (seen.body.len() as u64 / 4, body["max_tokens"].as_u64().unwrap());
+        let (input, output) = (
+            seen.body.len() as u64 / 4,
+            body["max_tokens"].as_u64().unwrap(),
+        );
         bills.add(mount, input + output);
         let text = "word ".repeat(output as usize);
         let usage = json!({ "prompt_tokens": input, "completion_tokens": output });
@@ -195,7 +244,8 @@ async fn spend(port: u16, mount: String, mut chance: Chance) {
             let (mount, patience) = (mount.clone(), Duration::from_millis(5 + chance.below(60)));
             burst.spawn(async move {
                 let path = format!("/{mount}/chat/completions");
-                let _ = tokio::time::timeout(patience, Client::new(port).post(&path, "s", &body)).await;
+                let _ =
+                    tokio::time::timeout(patience, Client::new(port).post(&path, "s", &body)).await;
             });
         }
         while burst.join_next().await.is_some() {}
@@ -214,18 +264,28 @@ async fn budgets_hold_through_bursts_cuts_lies_and_kills() {
         let bills = Arc::new(Bills::default());
         let up = Upstream::new(billing_provider(&bills)).await;
         let mut setup = sidecar(&up);
-        let names: Vec<&'static str> = (0..MOUNTS).map(|i| &*format!("m{i}=openai-compatible").leak()).collect();
+        let names: Vec<&'static str> = (0..MOUNTS)
+            .map(|i| &*format!("m{i}=openai-compatible").leak())
+            .collect();
         let paths: Vec<&'static str> = (0..MOUNTS).map(|i| &*format!("/m{i}").leak()).collect();
         setup.providers = names.iter().copied().zip(paths).collect();
         let budgets: Vec<u64> = (0..MOUNTS).map(|_| 1 + chance.below(4000)).collect();
-        let grants = budgets.iter().enumerate().map(|(i, b)| format!("{{scope: ai.m{i}, limits: {{tokensPerDay: {b}}}}}")).collect::<Vec<_>>();
+        let grants = budgets
+            .iter()
+            .enumerate()
+            .map(|(i, b)| format!("{{scope: ai.m{i}, limits: {{tokensPerDay: {b}}}}}"))
+            .collect::<Vec<_>>();
         let dir = setup.grants(&format!("[{}]", grants.join(", "))).lay_out();
         // Two lives: the first is killed in the middle, the second ends as it should.
         for killed in [true, false] {
             let mut sidecar = start(dir.path());
             let mut all = JoinSet::new();
             for i in 0..MOUNTS {
-                all.spawn(spend(sidecar.port, format!("m{i}"), Chance(chance.below(u64::MAX) | 1)));
+                all.spawn(spend(
+                    sidecar.port,
+                    format!("m{i}"),
+                    Chance(chance.below(u64::MAX) | 1),
+                ));
             }
             if killed {
                 tokio::time::sleep(Duration::from_millis(chance.below(150))).await;
@@ -247,13 +307,20 @@ async fn budgets_hold_through_bursts_cuts_lies_and_kills() {
             }
         }
     }
-    println!("{sessions} sessions in {processes} processes and as many kills: {} beyond their budget and one request, {:?}", exceeded.len(), begun.elapsed());
+    println!(
+        "{sessions} sessions in {processes} processes and as many kills: {} beyond their budget and one request, {:?}",
+        exceeded.len(),
+        begun.elapsed()
+    );
     assert!(exceeded.is_empty(), "(mount, budget, billed): {exceeded:?}");
 }
 
 fn percentile(times: &mut [Duration], p: f64) -> Duration {
     times.sort_unstable();
-    times.get(((times.len() as f64 * p) as usize).min(times.len().saturating_sub(1))).copied().unwrap_or_default()
+    times
+        .get(((times.len() as f64 * p) as usize).min(times.len().saturating_sub(1)))
+        .copied()
+        .unwrap_or_default()
 }
 
 /// Honest requests one after the other, and how long each took.
@@ -277,7 +344,12 @@ async fn probes(admin: u16, on: Arc<AtomicBool>) -> Vec<Duration> {
     let mut times = Vec::new();
     while on.load(Ordering::Relaxed) {
         let since = Instant::now();
-        assert_eq!(request(([127, 0, 0, 1], admin).into(), "GET", "/healthz", &[], b"").await.status, 200);
+        assert_eq!(
+            request(([127, 0, 0, 1], admin).into(), "GET", "/healthz", &[], b"")
+                .await
+                .status,
+            200
+        );
         times.push(since.elapsed());
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -303,7 +375,10 @@ fn repeat<F: Future<Output = ()> + Send + 'static>(
 
 async fn send(port: u16, head: &str, body: &[u8]) -> Option<TcpStream> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).await.ok()?;
-    stream.write_all(head.replace("{PORT}", &port.to_string()).as_bytes()).await.ok()?;
+    stream
+        .write_all(head.replace("{PORT}", &port.to_string()).as_bytes())
+        .await
+        .ok()?;
     stream.write_all(body).await.ok()?;
     Some(stream)
 }
@@ -318,7 +393,10 @@ async fn drain(stream: Option<TcpStream>) {
     let (mut piece, mut kept) = (vec![0; 64 << 10], 0);
     while let Ok(n @ 1..) = stream.read(&mut piece[kept..]).await {
         let seen = &piece[..kept + n];
-        ANSWERS.fetch_add(memchr::memmem::find_iter(seen, HEAD).count() as u64, Ordering::Relaxed);
+        ANSWERS.fetch_add(
+            memchr::memmem::find_iter(seen, HEAD).count() as u64,
+            Ordering::Relaxed,
+        );
         // What may be the beginning of a further head.
         let tail = seen.len().saturating_sub(HEAD.len() - 1);
         kept = seen.len() - tail;
@@ -327,7 +405,9 @@ async fn drain(stream: Option<TcpStream>) {
 }
 
 fn post_head(path: &str, length: usize) -> String {
-    format!("POST {path} HTTP/1.1\r\nHost: localhost:{{PORT}}\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n")
+    format!(
+        "POST {path} HTTP/1.1\r\nHost: localhost:{{PORT}}\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n"
+    )
 }
 
 fn begin_attacks(port: u16, on: &Arc<AtomicBool>) -> JoinSet<()> {
@@ -335,7 +415,12 @@ fn begin_attacks(port: u16, on: &Arc<AtomicBool>) -> JoinSet<()> {
     let long = r#"{"model":"long","max_tokens":1,"messages":[]}"#;
     // Readers that do not read.
     repeat(&mut attacks, on, 64, move || async move {
-        let stream = send(port, &post_head("/anthropic/v1/messages", long.len()), long.as_bytes()).await;
+        let stream = send(
+            port,
+            &post_head("/anthropic/v1/messages", long.len()),
+            long.as_bytes(),
+        )
+        .await;
         tokio::time::sleep(Duration::from_secs(8)).await;
         drop(stream);
     });
@@ -350,7 +435,10 @@ fn begin_attacks(port: u16, on: &Arc<AtomicBool>) -> JoinSet<()> {
     });
     // 512 slow bodies.
     repeat(&mut attacks, on, 512, move || async move {
-        let Some(mut stream) = send(port, &post_head("/anthropic/v1/messages", 1000), b"{").await else { return };
+        let Some(mut stream) = send(port, &post_head("/anthropic/v1/messages", 1000), b"{").await
+        else {
+            return;
+        };
         for _ in 0..900 {
             tokio::time::sleep(Duration::from_millis(500)).await;
             if stream.write_all(b" ").await.is_err() {
@@ -359,22 +447,49 @@ fn begin_attacks(port: u16, on: &Arc<AtomicBool>) -> JoinSet<()> {
         }
     });
     // Keys that are dear to look at.
-    let keys = Arc::new(format!("{{\"model\":\"claude-sonnet-5\",{}\"z\":0}}", "\"İİ\":0,".repeat(4 << 20)).into_bytes());
+    let keys = Arc::new(
+        format!(
+            "{{\"model\":\"claude-sonnet-5\",{}\"z\":0}}",
+            "\"İİ\":0,".repeat(4 << 20)
+        )
+        .into_bytes(),
+    );
     repeat(&mut attacks, on, 3, move || {
         let keys = keys.clone();
-        async move { drain(send(port, &post_head("/anthropic/v1/messages", keys.len()), &keys).await).await }
+        async move {
+            drain(
+                send(
+                    port,
+                    &post_head("/anthropic/v1/messages", keys.len()),
+                    &keys,
+                )
+                .await,
+            )
+            .await
+        }
     });
     // Names that take two seconds to look up.
     repeat(&mut attacks, on, 8, move || async move {
         let body = r#"{"model":"m","messages":[]}"#;
-        drain(send(port, &post_head("/slow/v1/chat/completions", body.len()), body.as_bytes()).await).await;
+        drain(
+            send(
+                port,
+                &post_head("/slow/v1/chat/completions", body.len()),
+                body.as_bytes(),
+            )
+            .await,
+        )
+        .await;
     });
     // Lists of models, and refusals at full speed.
     repeat(&mut attacks, on, 16, move || async move {
         drain(send(port, "GET /openai/v1/models HTTP/1.1\r\nHost: localhost:{PORT}\r\nConnection: close\r\n\r\n", b"").await).await;
     });
     repeat(&mut attacks, on, 4, move || async move {
-        let one = format!("GET /openai/v1/files/{} HTTP/1.1\r\nHost: localhost:{port}\r\n\r\n", "a".repeat(200));
+        let one = format!(
+            "GET /openai/v1/files/{} HTTP/1.1\r\nHost: localhost:{port}\r\n\r\n",
+            "a".repeat(200)
+        );
         drain(send(port, &one.repeat(100), b"").await).await;
     });
     attacks
@@ -404,31 +519,55 @@ async fn slow_name_server(address: &str) -> std::io::Result<JoinSet<()>> {
 
 /// The peak of the process's memory, in MiB.
 fn peak(sidecar: &Sidecar) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", sidecar.process.0.id())).unwrap();
+    let status =
+        std::fs::read_to_string(format!("/proc/{}/status", sidecar.process.0.id())).unwrap();
     let line = status.lines().find(|l| l.starts_with("VmHWM")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
+    line.split_whitespace()
+        .nth(1)
+        .unwrap()
+        .parse::<u64>()
+        .unwrap()
+        / 1024
 }
 
 /// All attacks on availability at once: honest requests go on, health answers, memory is bounded.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn honest_requests_go_on_under_all_attacks_at_once() {
     let seconds = size(4, 60) as u64;
-    let list =
-        format!("{{\"data\":[{}]}}", (0..8000).map(|i| format!("{{\"id\":\"model-{i}\",\"pad\":\"{}\"}}", "x".repeat(100))).collect::<Vec<_>>().join(","));
+    let list = format!(
+        "{{\"data\":[{}]}}",
+        (0..8000)
+            .map(|i| format!("{{\"id\":\"model-{i}\",\"pad\":\"{}\"}}", "x".repeat(100)))
+            .collect::<Vec<_>>()
+            .join(",")
+    );
     let up = Upstream::new(move |seen| match seen.path() {
         "/v1/models" => json(&list),
         _ if find(&seen.body, b"\"long\"").is_some() => Reply::Repeat(vec![b'x'; 64 << 10], 1000),
         _ => message(),
     })
     .await;
-    let dir = sidecar(&up).grants("[{scope: ai.anthropic}, {scope: ai.openai}, {scope: ai.google}, {scope: ai.slow}]").lay_out();
+    let dir = sidecar(&up)
+        .grants("[{scope: ai.anthropic}, {scope: ai.openai}, {scope: ai.google}, {scope: ai.slow}]")
+        .lay_out();
     let file = dir.path().join("sidecar.yaml");
     let slow = "aiProviders:\n  slow: { kind: openai-compatible, baseUrl: \"https://slow.test/v1\", secretRef: { name: openai, key: key } }\n";
-    std::fs::write(&file, std::fs::read_to_string(&file).unwrap().replace("aiProviders:\n", slow)).unwrap();
-    // The long campaign needs root, and says so by failing; the short one goes without the name server.
+    std::fs::write(
+        &file,
+        std::fs::read_to_string(&file)
+            .unwrap()
+            .replace("aiProviders:\n", slow),
+    )
+    .unwrap();
+    // The long campaign needs root, and says so by failing; the short one goes without the name
+    // server.
     let names = slow_name_server("127.0.0.77:53").await;
     let resolv = dir.path().join("resolv.conf");
-    std::fs::write(&resolv, "nameserver 127.0.0.77\noptions timeout:5 attempts:1\n").unwrap();
+    std::fs::write(
+        &resolv,
+        "nameserver 127.0.0.77\noptions timeout:5 attempts:1\n",
+    )
+    .unwrap();
     let sidecar = match (&names, size(0, 1)) {
         (Ok(_), _) => start_as(dir.path(), |args| spawn_with_names(args, &resolv)),
         (Err(e), 1) => panic!("the name server cannot be started: {e}"),
@@ -453,7 +592,11 @@ async fn honest_requests_go_on_under_all_attacks_at_once() {
     let (mut under, mut health) = phase(Duration::from_secs(seconds)).await;
     on.store(false, Ordering::Relaxed);
     attacks.shutdown().await;
-    let (quiet99, under50, under99) = (percentile(&mut quiet, 0.99), percentile(&mut under, 0.5), percentile(&mut under, 0.99));
+    let (quiet99, under50, under99) = (
+        percentile(&mut quiet, 0.99),
+        percentile(&mut under, 0.5),
+        percentile(&mut under, 0.99),
+    );
     let (health99, peak) = (percentile(&mut health, 0.99), peak(&sidecar));
     println!(
         "quiet p99 {quiet99:?} of {}; under attack p50 {under50:?}, p99 {under99:?} of {}; /healthz p99 {health99:?} of {}; VmHWM {peak} MiB",
@@ -461,19 +604,45 @@ async fn honest_requests_go_on_under_all_attacks_at_once() {
         under.len(),
         health.len()
     );
-    assert!(under.len() > 20 * seconds as usize, "honest requests go on: {}", under.len());
+    assert!(
+        under.len() > 20 * seconds as usize,
+        "honest requests go on: {}",
+        under.len()
+    );
     assert!(peak <= 256, "{peak} MiB");
     if size(0, 1) == 1 {
-        assert!(under99 <= quiet99 + Duration::from_millis(50), "honest requests: {under99:?} against {quiet99:?}");
-        assert!(health99 <= Duration::from_millis(100), "/healthz: {health99:?}");
+        assert!(
+            under99 <= quiet99 + Duration::from_millis(50),
+            "honest requests: {under99:?} against {quiet99:?}"
+        );
+        assert!(
+            health99 <= Duration::from_millis(100),
+            "/healthz: {health99:?}"
+        );
     }
     let mut sidecar = sidecar;
     sidecar.process.signal("TERM");
     assert_eq!(sidecar.process.end().0, 0);
     let all = rotated(&dir.path().join("audit.jsonl"));
-    let (answered, answered_honestly) = (ANSWERS.load(Ordering::Relaxed) as usize, under.len() + quiet.len());
-    println!("{} requests in the audit; {answered_honestly} honest answers and {answered} of the attackers'", all.len());
-    assert!(all.len() >= answered + answered_honestly, "each answer has a record, or is counted in one");
-    let served = all.iter().filter(|r| r["client_session"] == "honest" && r["status"] == 200).count();
-    assert!(served >= under.len() + quiet.len() - 64, "{served} records of {} honest requests", under.len() + quiet.len());
+    let (answered, answered_honestly) = (
+        ANSWERS.load(Ordering::Relaxed) as usize,
+        under.len() + quiet.len(),
+    );
+    println!(
+        "{} requests in the audit; {answered_honestly} honest answers and {answered} of the attackers'",
+        all.len()
+    );
+    assert!(
+        all.len() >= answered + answered_honestly,
+        "each answer has a record, or is counted in one"
+    );
+    let served = all
+        .iter()
+        .filter(|r| r["client_session"] == "honest" && r["status"] == 200)
+        .count();
+    assert!(
+        served >= under.len() + quiet.len() - 64,
+        "{served} records of {} honest requests",
+        under.len() + quiet.len()
+    );
 }

@@ -9,12 +9,22 @@ use serde_json::{Value, json};
 
 use crate::kit::*;
 
-const FAMILIES: [&str; 6] = ["anthropic", "openai", "google", "compat", "openrouter", "ollama"];
+const FAMILIES: [&str; 6] = [
+    "anthropic",
+    "openai",
+    "google",
+    "compat",
+    "openrouter",
+    "ollama",
+];
 
 /// Which endpoint a recording is of: by its request, else by its name.
 fn endpoint(family: &str, name: &str, spec: &Value) -> &'static Endpoint {
     let kind = match family {
-        "compat" => spec["provider"].as_str().filter(|p| registry::find(p).is_some()).unwrap_or("openai-compatible"),
+        "compat" => spec["provider"]
+            .as_str()
+            .filter(|p| registry::find(p).is_some())
+            .unwrap_or("openai-compatible"),
         family => family,
     };
     let provider = registry::find(kind).unwrap();
@@ -31,11 +41,20 @@ fn endpoint(family: &str, name: &str, spec: &Value) -> &'static Endpoint {
         ("ollama", n) if n.starts_with("api_") || n.starts_with("error") => "ollama.chat",
         _ => "chat",
     };
-    provider.endpoints.iter().find(|e| e.name == wanted).unwrap_or_else(|| panic!("{kind} {wanted}"))
+    provider
+        .endpoints
+        .iter()
+        .find(|e| e.name == wanted)
+        .unwrap_or_else(|| panic!("{kind} {wanted}"))
 }
 
 fn report(endpoint: &Endpoint, content_type: &str, pieces: &[&[u8]]) -> Report {
-    let (Some(format), Some(framing)) = (endpoint.usage, Framing::of(content_type)) else { return Report { complete: true, ..Report::default() } };
+    let (Some(format), Some(framing)) = (endpoint.usage, Framing::of(content_type)) else {
+        return Report {
+            complete: true,
+            ..Report::default()
+        };
+    };
     let mut meter = Meter::new(format, framing);
     pieces.iter().for_each(|p| meter.feed(p));
     meter.finish(true)
@@ -46,7 +65,9 @@ fn check(label: &str, spec: &Value, report: &Report) {
     let usage = report.usage.as_ref().filter(|_| ok);
     let got = match usage {
         None => Value::Null,
-        Some(u) => json!({ "input": u.input, "cache_read": u.cache_read, "cache_write": u.cache_write, "output": u.output, "reasoning": u.reasoning }),
+        Some(u) => {
+            json!({ "input": u.input, "cache_read": u.cache_read, "cache_write": u.cache_write, "output": u.output, "reasoning": u.reasoning })
+        }
     };
     let want = &spec["usage"];
     if want.is_null() {
@@ -67,13 +88,29 @@ fn check(label: &str, spec: &Value, report: &Report) {
         }
     }
     if ok {
-        assert_eq!(report.model.as_deref(), spec["model"].as_str(), "{label}: model");
+        assert_eq!(
+            report.model.as_deref(),
+            spec["model"].as_str(),
+            "{label}: model"
+        );
     }
-    assert_eq!(report.complete, spec["complete"].as_bool().unwrap() && (usage.is_some() || report.complete), "{label}: complete");
+    assert_eq!(
+        report.complete,
+        spec["complete"].as_bool().unwrap() && (usage.is_some() || report.complete),
+        "{label}: complete"
+    );
     let error = report.error.clone().unwrap_or_default();
     if spec["error"].is_object() {
-        assert_eq!(error.kind.as_deref(), spec["error"]["type"].as_str(), "{label}: error type");
-        assert_eq!(error.message.as_deref(), spec["error"]["message"].as_str(), "{label}: error message");
+        assert_eq!(
+            error.kind.as_deref(),
+            spec["error"]["type"].as_str(),
+            "{label}: error type"
+        );
+        assert_eq!(
+            error.message.as_deref(),
+            spec["error"]["message"].as_str(),
+            "{label}: error message"
+        );
     } else {
         assert_eq!(report.error, None, "{label}");
     }
@@ -94,7 +131,8 @@ fn check(label: &str, spec: &Value, report: &Report) {
 fn every_recorded_reply_gives_its_numbers_however_it_is_cut() {
     let mut checked = BTreeSet::new();
     for family in FAMILIES {
-        let expected: Value = serde_json::from_slice(&fixture(&format!("providers/{family}/expected.json"))).unwrap();
+        let expected: Value =
+            serde_json::from_slice(&fixture(&format!("providers/{family}/expected.json"))).unwrap();
         let plain = expected["files"].as_object().unwrap().iter();
         let encoded = expected["encoded_files"].as_object().into_iter().flatten();
         for (name, spec) in plain.chain(encoded) {
@@ -103,10 +141,17 @@ fn every_recorded_reply_gives_its_numbers_however_it_is_cut() {
             }
             let label = format!("{family}/{name}");
             let mut bytes = fixture(&format!("providers/{label}"));
-            let mut splits: Vec<usize> = spec["splits"].as_array().into_iter().flatten().map(|n| n.as_u64().unwrap() as usize).collect();
+            let mut splits: Vec<usize> = spec["splits"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .map(|n| n.as_u64().unwrap() as usize)
+                .collect();
             if spec["content_encoding"] == "gzip" {
                 let mut out = Vec::new();
-                flate2::read::GzDecoder::new(bytes.as_slice()).read_to_end(&mut out).unwrap();
+                flate2::read::GzDecoder::new(bytes.as_slice())
+                    .read_to_end(&mut out)
+                    .unwrap();
                 bytes = out;
                 splits.clear();
             }
@@ -120,12 +165,24 @@ fn every_recorded_reply_gives_its_numbers_however_it_is_cut() {
                 at_splits.push(&bytes[from..s]);
                 from = s;
             }
-            assert_eq!(report(endpoint, content_type, &at_splits), whole, "{label} at its splits");
+            assert_eq!(
+                report(endpoint, content_type, &at_splits),
+                whole,
+                "{label} at its splits"
+            );
             let each: Vec<&[u8]> = bytes.chunks(1).collect();
-            assert_eq!(report(endpoint, content_type, &each), whole, "{label} byte by byte");
+            assert_eq!(
+                report(endpoint, content_type, &each),
+                whole,
+                "{label} byte by byte"
+            );
             for at in 0..bytes.len() {
                 let (a, b) = bytes.split_at(at);
-                assert_eq!(report(endpoint, content_type, &[a, b]), whole, "{label} cut at {at}");
+                assert_eq!(
+                    report(endpoint, content_type, &[a, b]),
+                    whole,
+                    "{label} cut at {at}"
+                );
             }
             checked.insert(label);
         }
@@ -139,16 +196,28 @@ async fn a_compressed_reply_is_relayed_plain_with_its_usage() {
     let plain = fixture("providers/anthropic/stream_basic.sse");
     let up = Upstream::always(Reply::Whole {
         status: 200,
-        headers: vec![("content-type", "text/event-stream".into()), ("content-encoding", "gzip".into())],
+        headers: vec![
+            ("content-type", "text/event-stream".into()),
+            ("content-encoding", "gzip".into()),
+        ],
         body: gz,
     })
     .await;
     let sc = sidecar(&up).run().await;
-    let got = sc.post("/anthropic/v1/messages", &[("accept-encoding", "gzip, br")], BODY).await;
+    let got = sc
+        .post(
+            "/anthropic/v1/messages",
+            &[("accept-encoding", "gzip, br")],
+            BODY,
+        )
+        .await;
     assert_eq!(up.seen()[0].header("accept-encoding"), Some("identity"));
     assert_eq!((got.body, got.whole), (plain, true));
     let record = &sc.audit(1).await[0];
-    assert_eq!(record["tokens"], json!({ "input": 25, "cache_read": 7168, "cache_write": 301, "output": 42, "reasoning": null }));
+    assert_eq!(
+        record["tokens"],
+        json!({ "input": 25, "cache_read": 7168, "cache_write": 301, "output": 42, "reasoning": null })
+    );
     assert_eq!(record["usage_complete"], true);
 }
 
@@ -159,26 +228,41 @@ async fn every_successful_recording_passes_through_untouched_and_is_audited() {
         ("openai", "openai", "/openai/v1/responses"),
         ("openai", "openai", "/openai/v1/chat/completions"),
     ] {
-        let expected: Value = serde_json::from_slice(&fixture(&format!("providers/{family}/expected.json"))).unwrap();
+        let expected: Value =
+            serde_json::from_slice(&fixture(&format!("providers/{family}/expected.json"))).unwrap();
         for (name, spec) in expected["files"].as_object().unwrap() {
             let is_responses = name.starts_with("responses");
             let fits = spec["http"]["status"] == 200
                 && spec["usage"].is_object()
-                && (family == "anthropic" || (path.ends_with("responses") && is_responses) || (path.ends_with("completions") && name.starts_with("chat")));
+                && (family == "anthropic"
+                    || (path.ends_with("responses") && is_responses)
+                    || (path.ends_with("completions") && name.starts_with("chat")));
             if !fits {
                 continue;
             }
             let bytes = fixture(&format!("providers/{family}/{name}"));
-            let content_type = spec["http"]["headers"]["content-type"].as_str().unwrap().to_owned();
-            let reply = Reply::Whole { status: 200, headers: vec![("content-type", content_type), ("set-cookie", "x=1".into())], body: bytes.clone() };
+            let content_type = spec["http"]["headers"]["content-type"]
+                .as_str()
+                .unwrap()
+                .to_owned();
+            let reply = Reply::Whole {
+                status: 200,
+                headers: vec![("content-type", content_type), ("set-cookie", "x=1".into())],
+                body: bytes.clone(),
+            };
             let up = Upstream::always(reply).await;
             let sc = sidecar(&up).run().await;
-            let got = sc.post(path, &[], r#"{"model":"m","messages":[],"input":"x"}"#).await;
+            let got = sc
+                .post(path, &[], r#"{"model":"m","messages":[],"input":"x"}"#)
+                .await;
             assert_eq!(got.body, bytes, "{name}");
             assert_eq!(got.header("set-cookie"), None);
             let record = sc.audit(1).await.remove(0);
             for key in ["input", "cache_read", "cache_write", "output", "reasoning"] {
-                assert_eq!(record["tokens"][key], spec["usage"][key], "{provider} {name} {key}");
+                assert_eq!(
+                    record["tokens"][key], spec["usage"][key],
+                    "{provider} {name} {key}"
+                );
             }
             assert_eq!(record["model_reported"], spec["model"], "{name}");
             assert_eq!(record["usage_complete"], spec["complete"], "{name}");

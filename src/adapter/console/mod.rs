@@ -23,6 +23,12 @@ pub fn policy() -> HeaderValue {
 
 /// Of what stands between an element's tags.
 fn hash(element: &str) -> String {
-    let inside = PAGE.split_once(&format!("<{element}>")).and_then(|(_, rest)| rest.split_once(&format!("</{element}>"))).map_or("", |(text, _)| text);
-    base64::engine::general_purpose::STANDARD.encode(ring::digest::digest(&ring::digest::SHA256, inside.as_bytes()))
+    let inside = PAGE
+        .split_once(&format!("<{element}>"))
+        .and_then(|(_, rest)| rest.split_once(&format!("</{element}>")))
+        .map_or("", |(text, _)| text);
+    base64::engine::general_purpose::STANDARD.encode(ring::digest::digest(
+        &ring::digest::SHA256,
+        inside.as_bytes(),
+    ))
 }

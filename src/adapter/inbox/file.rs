@@ -65,12 +65,24 @@ impl Log {
     /// # Errors
     /// The file cannot be opened or read. A full disk is no reason.
     pub fn open(path: &Path) -> io::Result<(Log, Found)> {
-        let mut found = Found { fresh: !path.exists(), ..Found::default() };
-        let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).mode(0o600).open(path)?;
+        let mut found = Found {
+            fresh: !path.exists(),
+            ..Found::default()
+        };
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .mode(0o600)
+            .open(path)?;
         let (mut reader, mut line, mut len) = (BufReader::new(&file), Vec::new(), 0);
         loop {
             line.clear();
-            let read = reader.by_ref().take(MAX_LINE).read_until(b'\n', &mut line)? as u64;
+            let read = reader
+                .by_ref()
+                .take(MAX_LINE)
+                .read_until(b'\n', &mut line)? as u64;
             if read == 0 || (!line.ends_with(b"\n") && read < MAX_LINE) {
                 break;
             }
@@ -83,7 +95,14 @@ impl Log {
         if file.metadata()?.len() > len {
             file.set_len(len)?;
         }
-        Ok((Log { path: path.to_owned(), file: Arc::new(file), len }, found))
+        Ok((
+            Log {
+                path: path.to_owned(),
+                file: Arc::new(file),
+                len,
+            },
+            found,
+        ))
     }
 
     pub fn len(&self) -> u64 {
@@ -125,10 +144,20 @@ impl Log {
             text.push(b'\n');
         }
         let new = path.with_extension("new");
-        let mut file = OpenOptions::new().create(true).truncate(true).read(true).write(true).mode(0o600).open(&new)?;
+        let mut file = OpenOptions::new()
+            .create(true)
+            .truncate(true)
+            .read(true)
+            .write(true)
+            .mode(0o600)
+            .open(&new)?;
         file.write_all(&text)?;
         file.sync_all()?;
-        Ok(NewLog { path: new, file, len: text.len() as u64 })
+        Ok(NewLog {
+            path: new,
+            file,
+            len: text.len() as u64,
+        })
     }
 
     pub fn path(&self) -> &Path {
@@ -162,12 +191,15 @@ pub struct Payloads {
 
 impl Payloads {
     pub fn beside(log: &Path) -> Payloads {
-        Payloads { dir: log.with_extension("payloads") }
+        Payloads {
+            dir: log.with_extension("payloads"),
+        }
     }
 
     fn path(&self, input_id: &str) -> PathBuf {
         let digest = ring::digest::digest(&ring::digest::SHA256, input_id.as_bytes());
-        self.dir.join(format!("{}.json", hex(&digest.as_ref()[..16])))
+        self.dir
+            .join(format!("{}.json", hex(&digest.as_ref()[..16])))
     }
 
     /// Puts them on stable storage.
@@ -175,10 +207,18 @@ impl Payloads {
     /// # Errors
     /// The disk takes no more.
     pub fn put(&self, input_id: &str, attachments: &[Attachment]) -> io::Result<()> {
-        DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.dir)?;
         let path = self.path(input_id);
         let written = || {
-            let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&path)?;
+            let mut file = OpenOptions::new()
+                .create(true)
+                .truncate(true)
+                .write(true)
+                .mode(0o600)
+                .open(&path)?;
             file.write_all(&serde_json::to_vec(attachments)?)?;
             file.sync_all()?;
             sync_dir(&path)
@@ -189,7 +229,9 @@ impl Payloads {
     /// # Errors
     /// They cannot be read.
     pub fn get(&self, input_id: &str) -> io::Result<Vec<Attachment>> {
-        Ok(serde_json::from_slice(&std::fs::read(self.path(input_id))?)?)
+        Ok(serde_json::from_slice(&std::fs::read(
+            self.path(input_id),
+        )?)?)
     }
 
     pub fn remove(&self, input_id: &str) {
@@ -208,5 +250,6 @@ impl Payloads {
 }
 
 fn sync_dir(path: &Path) -> io::Result<()> {
-    path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
+    path.parent()
+        .map_or(Ok(()), |dir| File::open(dir)?.sync_all())
 }

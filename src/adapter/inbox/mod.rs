@@ -53,7 +53,15 @@ pub struct Input {
 impl Input {
     /// A text by a user.
     pub fn new(input_id: String, text: String) -> Input {
-        Input { input_id, text, mode: InputMode::default(), source: InputSource::Inject, sender_id: None, attachments: Vec::new(), attachment_bytes: 0 }
+        Input {
+            input_id,
+            text,
+            mode: InputMode::default(),
+            source: InputSource::Inject,
+            sender_id: None,
+            attachments: Vec::new(),
+            attachment_bytes: 0,
+        }
     }
 }
 
@@ -104,7 +112,13 @@ struct Open {
 
 impl Open {
     fn new(input: Input, since: u64) -> Open {
-        Open { input, sent: None, since, was_sent: false, deaths: 0 }
+        Open {
+            input,
+            sent: None,
+            since,
+            was_sent: false,
+            deaths: 0,
+        }
     }
 }
 
@@ -179,11 +193,20 @@ impl Inbox {
     /// The file cannot be opened or read. A full disk is no reason.
     pub fn open(path: &Path, troubles: Troubles) -> io::Result<(Inbox, Opened)> {
         let (log, found) = Log::open(path)?;
-        let opened = Opened { fresh: found.fresh, damaged: found.damaged };
+        let opened = Opened {
+            fresh: found.fresh,
+            damaged: found.damaged,
+        };
         let queue = Queue::rebuild(log, found);
         let payloads = Payloads::beside(path);
         payloads.keep_only(queue.open.iter().map(|o| o.input.input_id.as_str()));
-        let inbox = Inbox { queue: Mutex::new(queue), writing: Mutex::default(), payloads, troubles, changed: Notify::new() };
+        let inbox = Inbox {
+            queue: Mutex::new(queue),
+            writing: Mutex::default(),
+            payloads,
+            troubles,
+            changed: Notify::new(),
+        };
         if let Err(e) = inbox.compact() {
             tracing::warn!(error = %e, "the inbox cannot be rewritten; it is used as it is");
         }
@@ -206,7 +229,8 @@ impl Inbox {
         let written = self.write(&input, &attachments, position, sequence);
         if let Err(e) = written {
             self.payloads.remove(&input.input_id);
-            self.troubles.set(Part::Inbox, format!("the inbox cannot be written: {e}"));
+            self.troubles
+                .set(Part::Inbox, format!("the inbox cannot be written: {e}"));
             return Err(e.into());
         }
         self.troubles.clear(Part::Inbox);
@@ -218,16 +242,29 @@ impl Inbox {
         if let Err(e) = self.compact() {
             tracing::warn!(error = %e, "the inbox cannot be rewritten; it is used as it is");
         }
-        Ok(Accepted { position, duplicate: false })
+        Ok(Accepted {
+            position,
+            duplicate: false,
+        })
     }
 
-    fn write(&self, input: &Input, attachments: &[Attachment], position: u64, sequence: u64) -> io::Result<()> {
+    fn write(
+        &self,
+        input: &Input,
+        attachments: &[Attachment],
+        position: u64,
+        sequence: u64,
+    ) -> io::Result<()> {
         if !attachments.is_empty() {
             self.payloads.put(&input.input_id, attachments)?;
         }
         let mut queue = self.lock();
         let before = queue.log.len();
-        queue.log.append(&Record::Accepted { input: input.clone(), position, sequence })?;
+        queue.log.append(&Record::Accepted {
+            input: input.clone(),
+            position,
+            sequence,
+        })?;
         let (file, after) = (queue.log.file(), queue.log.len());
         drop(queue);
         file.sync_data().inspect_err(|_| {
@@ -276,7 +313,12 @@ impl Inbox {
 
     /// Those whose fate is not known.
     pub fn in_flight(&self) -> Vec<(Input, Sent)> {
-        let sent: Vec<_> = self.lock().open.iter().filter_map(|o| Some((o.input.clone(), o.sent.clone()?))).collect();
+        let sent: Vec<_> = self
+            .lock()
+            .open
+            .iter()
+            .filter_map(|o| Some((o.input.clone(), o.sent.clone()?)))
+            .collect();
         sent.into_iter()
             .map(|(mut input, sent)| {
                 // Only their number matters to what is told of it.
@@ -291,7 +333,15 @@ impl Inbox {
     /// All that are not over.
     pub fn undecided(&self) -> Vec<Undecided> {
         let queue = self.lock();
-        queue.open.iter().map(|o| Undecided { input_id: o.input.input_id.clone(), since: o.since + 1, was_sent: o.was_sent }).collect()
+        queue
+            .open
+            .iter()
+            .map(|o| Undecided {
+                input_id: o.input.input_id.clone(),
+                since: o.since + 1,
+                was_sent: o.was_sent,
+            })
+            .collect()
     }
 
     pub fn waiting(&self) -> usize {
@@ -350,7 +400,9 @@ impl Inbox {
     /// The disk takes no more; it is counted for this process all the same.
     pub fn died(&self, input_id: &str) -> io::Result<u32> {
         let mut queue = self.lock();
-        let Some(open) = queue.find(input_id) else { return Ok(0) };
+        let Some(open) = queue.find(input_id) else {
+            return Ok(0);
+        };
         let record = Record::Died(input_id.to_owned(), open.deaths + 1);
         let deaths = open.deaths + 1;
         queue.apply(&record);
@@ -363,7 +415,10 @@ impl Inbox {
     /// The disk takes no more; it is over for this process all the same.
     pub fn over(&self, input_id: &str) -> io::Result<()> {
         let mut queue = self.lock();
-        let record = Record::Over(input_id.to_owned(), queue.positions.get(input_id).copied().unwrap_or(1));
+        let record = Record::Over(
+            input_id.to_owned(),
+            queue.positions.get(input_id).copied().unwrap_or(1),
+        );
         queue.apply(&record);
         let written = queue.log.append(&record);
         drop(queue);
@@ -378,12 +433,19 @@ impl Inbox {
     pub fn take_back(&self, input_id: &str) -> io::Result<TakenBack> {
         let mut queue = self.lock();
         let Some(open) = queue.find(input_id) else {
-            return Ok(if queue.positions.contains_key(input_id) { TakenBack::TooLate } else { TakenBack::Unknown });
+            return Ok(if queue.positions.contains_key(input_id) {
+                TakenBack::TooLate
+            } else {
+                TakenBack::Unknown
+            });
         };
         if open.sent.is_some() {
             return Ok(TakenBack::TooLate);
         }
-        let record = Record::Over(input_id.to_owned(), queue.positions.get(input_id).copied().unwrap_or(1));
+        let record = Record::Over(
+            input_id.to_owned(),
+            queue.positions.get(input_id).copied().unwrap_or(1),
+        );
         queue.log.append(&record)?;
         queue.apply(&record);
         drop(queue);
@@ -400,7 +462,10 @@ impl Inbox {
                 return Ok(());
             }
             let records = queue.records();
-            let needed: u64 = records.iter().map(|r| serde_json::to_vec(r).map_or(0, |line| line.len() as u64 + 1)).sum();
+            let needed: u64 = records
+                .iter()
+                .map(|r| serde_json::to_vec(r).map_or(0, |line| line.len() as u64 + 1))
+                .sum();
             if queue.log.len() < 4 * needed {
                 return Ok(());
             }
@@ -409,7 +474,11 @@ impl Inbox {
         let new = Log::write_new(&path, &records)?;
         let mut queue = self.lock();
         // Something was noted meanwhile: the next time will do.
-        if queue.log.len() == len { queue.log.replace(new) } else { Ok(()) }
+        if queue.log.len() == len {
+            queue.log.replace(new)
+        } else {
+            Ok(())
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
@@ -428,14 +497,24 @@ pub struct Opened {
 
 impl Queue {
     fn rebuild(log: Log, found: Found) -> Queue {
-        let mut queue = Queue { log, open: VecDeque::new(), positions: HashMap::new(), order: VecDeque::new(), closed: false };
+        let mut queue = Queue {
+            log,
+            open: VecDeque::new(),
+            positions: HashMap::new(),
+            order: VecDeque::new(),
+            closed: false,
+        };
         found.records.iter().for_each(|record| queue.apply(record));
         queue
     }
 
     fn apply(&mut self, record: &Record) {
         match record {
-            Record::Accepted { input, position, sequence } => {
+            Record::Accepted {
+                input,
+                position,
+                sequence,
+            } => {
                 if !self.positions.contains_key(&input.input_id) {
                     self.remember(&input.input_id, *position);
                     self.open.push_back(Open::new(input.clone(), *sequence));
@@ -482,13 +561,20 @@ impl Queue {
     /// The position that an input would have; or the answer to one that cannot be taken.
     fn has_room(&self, input: &Input) -> Result<u64, Result<Accepted, InboxError>> {
         if let Some(&position) = self.positions.get(&input.input_id) {
-            return Err(Ok(Accepted { position, duplicate: true }));
+            return Err(Ok(Accepted {
+                position,
+                duplicate: true,
+            }));
         }
         let bytes = |i: &Input| i.text.len() as u64 + i.attachment_bytes;
         match () {
             () if self.closed => Err(Err(InboxError::Closed)),
             () if self.open.len() >= CAPACITY => Err(Err(InboxError::Full)),
-            () if self.open.iter().map(|o| bytes(&o.input)).sum::<u64>() + bytes(input) > CAPACITY_BYTES => Err(Err(InboxError::TooLarge)),
+            () if self.open.iter().map(|o| bytes(&o.input)).sum::<u64>() + bytes(input)
+                > CAPACITY_BYTES =>
+            {
+                Err(Err(InboxError::TooLarge))
+            }
             () => Ok(self.open.len() as u64 + 1),
         }
     }
@@ -505,10 +591,19 @@ impl Queue {
     fn records(&self) -> Vec<Record> {
         let position = |id: &str| self.positions.get(id).copied().unwrap_or(1);
         let is_open = |id: &&String| self.open.iter().any(|o| o.input.input_id == **id);
-        let mut records: Vec<Record> = self.order.iter().filter(|id| !is_open(id)).map(|id| Record::Over(id.clone(), position(id))).collect();
+        let mut records: Vec<Record> = self
+            .order
+            .iter()
+            .filter(|id| !is_open(id))
+            .map(|id| Record::Over(id.clone(), position(id)))
+            .collect();
         for open in &self.open {
             let id = &open.input.input_id;
-            records.push(Record::Accepted { input: open.input.clone(), position: position(id), sequence: open.since });
+            records.push(Record::Accepted {
+                input: open.input.clone(),
+                position: position(id),
+                sequence: open.since,
+            });
             match &open.sent {
                 Some(sent) => records.push(Record::Sent(sent.clone())),
                 None => records.extend(open.was_sent.then(|| Record::Unsent(id.clone()))),

@@ -52,7 +52,12 @@ enum Found {
 
 impl Cursor {
     pub(super) fn new(journal: Arc<Journal>, slot: Arc<Slot>, next: u64) -> Cursor {
-        Cursor { journal, slot, next, place: None }
+        Cursor {
+            journal,
+            slot,
+            next,
+            place: None,
+        }
     }
 
     /// The next part; waits for one. `None`: the journal is closed, and this was all of it.
@@ -114,7 +119,11 @@ impl Cursor {
         }
         let at = view.recent.partition_point(|c| c.last < self.next);
         let chunk = view.recent.get(at)?;
-        let skip = if chunk.first == self.next { 0 } else { start_of(&chunk.frames, self.next)? };
+        let skip = if chunk.first == self.next {
+            0
+        } else {
+            start_of(&chunk.frames, self.next)?
+        };
         self.next = chunk.last + 1;
         Some(chunk.frames.slice(skip..))
     }
@@ -127,23 +136,41 @@ impl Cursor {
             let at = s.blocks.partition_point(|b| b.last < self.next);
             s.blocks.get(at).map(|block| (s, block))
         });
-        let Some((segment, block)) = block else { return Found::Gap(self.journal.head()) };
+        let Some((segment, block)) = block else {
+            return Found::Gap(self.journal.head());
+        };
         if block.first > self.next {
             return Found::Gap(block.first - 1);
         }
         if block.unchecked.is_some() {
-            return Found::Unchecked(segment.first, segment.file.clone(), segment.path.clone(), block.clone());
+            return Found::Unchecked(
+                segment.first,
+                segment.file.clone(),
+                segment.path.clone(),
+                block.clone(),
+            );
         }
         let (file, block) = (segment.file.clone(), block.clone());
         drop(view);
-        let skip = if block.first == self.next { Ok(0) } else { segment::offset_of(&file, &block, self.next) };
+        let skip = if block.first == self.next {
+            Ok(0)
+        } else {
+            segment::offset_of(&file, &block, self.next)
+        };
         // One that has become unreadable since is shown as far as it can be read.
         let offset = block.start + skip.unwrap_or(0);
-        Found::Run(Place { file, offset, end: block.end, last: block.last })
+        Found::Run(Place {
+            file,
+            offset,
+            end: block.end,
+            last: block.last,
+        })
     }
 
     fn read_file(&mut self) -> io::Result<Option<Part>> {
-        let Some(place) = &mut self.place else { return Ok(None) };
+        let Some(place) = &mut self.place else {
+            return Ok(None);
+        };
         let wanted = (place.end - place.offset).min(READ_BYTES as u64) as usize;
         let mut bytes = BytesMut::zeroed(wanted);
         place.file.read_exact_at(&mut bytes, place.offset)?;
@@ -160,7 +187,9 @@ impl Journal {
     /// Puts what is whole of a block in its place.
     fn replace(&self, segment: u64, block: &Block, good: Vec<Block>) {
         let mut view = lock(&self.view);
-        let Some(segment) = view.segments.iter_mut().find(|s| s.first == segment) else { return };
+        let Some(segment) = view.segments.iter_mut().find(|s| s.first == segment) else {
+            return;
+        };
         if let Some(at) = segment.blocks.iter().position(|b| b == block) {
             segment.blocks.splice(at..=at, good);
         }

@@ -34,10 +34,26 @@ struct Kernel {
 
 impl Kernel {
     fn of(dir: &Path) -> Kernel {
-        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
-        let namespace = std::fs::read_link("/proc/self/ns/mnt").unwrap_or_default().display().to_string();
-        let status = statx(CWD, dir, AtFlags::empty(), StatxFlags::from_bits_retain(MNT_ID_UNIQUE));
-        Kernel { boot, device: std::fs::metadata(dir).map_or(0, |m| m.dev()), mount: status.map_or(0, |s| s.stx_mnt_id), namespace }
+        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+            .unwrap_or_default()
+            .trim()
+            .to_owned();
+        let namespace = std::fs::read_link("/proc/self/ns/mnt")
+            .unwrap_or_default()
+            .display()
+            .to_string();
+        let status = statx(
+            CWD,
+            dir,
+            AtFlags::empty(),
+            StatxFlags::from_bits_retain(MNT_ID_UNIQUE),
+        );
+        Kernel {
+            boot,
+            device: std::fs::metadata(dir).map_or(0, |m| m.dev()),
+            mount: status.map_or(0, |s| s.stx_mnt_id),
+            namespace,
+        }
     }
 
     fn is_the_same(&self, other: &Kernel) -> bool {
@@ -60,7 +76,12 @@ struct Mark {
 
 impl Mark {
     fn sum(&self) -> u32 {
-        let Mark { kernel, closed, shown, crc32: _ } = self;
+        let Mark {
+            kernel,
+            closed,
+            shown,
+            crc32: _,
+        } = self;
         crc32fast::hash(format!("{kernel:?} {closed:?} {shown}").as_bytes())
     }
 }
@@ -94,19 +115,41 @@ impl Life {
     pub fn begin(dir: &Path) -> (Life, Last) {
         let kernel = Kernel::of(dir);
         let path = dir.join("life");
-        let before: Option<Mark> = std::fs::read(&path).ok().and_then(|bytes| serde_json::from_slice(bytes.trim_ascii_end()).ok());
+        let before: Option<Mark> = std::fs::read(&path)
+            .ok()
+            .and_then(|bytes| serde_json::from_slice(bytes.trim_ascii_end()).ok());
         let before = before.filter(|mark| mark.crc32 == mark.sum());
         let last = match &before {
             None => Last::Unknown,
-            Some(Mark { closed: Some(head), .. }) => Last::Closed { head: *head },
+            Some(Mark {
+                closed: Some(head), ..
+            }) => Last::Closed { head: *head },
             Some(mark) if mark.kernel.is_the_same(&kernel) => Last::Killed { shown: mark.shown },
             Some(mark) => Last::Cut { shown: mark.shown },
         };
-        let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path).ok().map(Arc::new);
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(path)
+            .ok()
+            .map(Arc::new);
         // Whatever stood there before.
         let _ = file.as_ref().map(|file| file.set_len(BYTES as u64));
         let shown = before.map_or(0, |mark| mark.shown);
-        (Life { file, mark: Mark { kernel, closed: None, shown, crc32: 0 } }, last)
+        (
+            Life {
+                file,
+                mark: Mark {
+                    kernel,
+                    closed: None,
+                    shown,
+                    crc32: 0,
+                },
+            },
+            last,
+        )
     }
 
     /// Everything below `shown` may have been shown from now on.
@@ -122,7 +165,10 @@ impl Life {
 
     /// Not being able to is no reason to stop: then the next one knows less.
     fn write(&self, syncer: &Syncer) {
-        let mark = Mark { crc32: self.mark.sum(), ..self.mark.clone() };
+        let mark = Mark {
+            crc32: self.mark.sum(),
+            ..self.mark.clone()
+        };
         let mut text = serde_json::to_vec(&mark).unwrap_or_default();
         text.resize(BYTES, b' ');
         if let Some(file) = &self.file {

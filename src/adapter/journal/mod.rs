@@ -56,7 +56,11 @@ pub struct Retention {
 
 impl Default for Retention {
     fn default() -> Self {
-        Retention { segment_bytes: 64 << 20, segments: 16, durable: true }
+        Retention {
+            segment_bytes: 64 << 20,
+            segments: 16,
+            durable: true,
+        }
     }
 }
 
@@ -93,7 +97,11 @@ struct Block {
 /// Adds frames to the last block, if they follow it and it is not full, or begins another.
 fn extend(blocks: &mut Vec<Block>, frames: Block) {
     match blocks.last_mut() {
-        Some(block) if block.end == frames.start && block.last + 1 == frames.first && block.end - block.start < BLOCK_BYTES => {
+        Some(block)
+            if block.end == frames.start
+                && block.last + 1 == frames.first
+                && block.end - block.start < BLOCK_BYTES =>
+        {
             (block.last, block.end) = (frames.last, frames.end);
         }
         _ => blocks.push(frames),
@@ -145,7 +153,10 @@ struct Slot(Mutex<Option<Waker>>);
 impl Journal {
     fn new(segments: VecDeque<Segment>, head: u64) -> Arc<Journal> {
         Arc::new(Journal {
-            view: Mutex::new(View { segments, ..View::default() }),
+            view: Mutex::new(View {
+                segments,
+                ..View::default()
+            }),
             head: AtomicU64::new(head),
             more: Notify::new(),
             cursors: Mutex::default(),
@@ -182,7 +193,9 @@ impl Journal {
     pub fn quiet_before(&self, number: u64) -> u64 {
         let quiet = lock(&self.quiet);
         let at = quiet.partition_point(|n| *n <= number);
-        at.checked_sub(1).and_then(|i| quiet.get(i).copied()).unwrap_or_else(|| self.first())
+        at.checked_sub(1)
+            .and_then(|i| quiet.get(i).copied())
+            .unwrap_or_else(|| self.first())
     }
 
     /// Wakes the cursors when the writer has published. Runs once, where the cursors run, so

@@ -36,7 +36,16 @@ impl Scanned {
     fn add(&mut self, sequence: u64, start: u64, end: u64, sum: u32) {
         self.sums.push(sum);
         (self.end, self.damaged_tail) = (end, false);
-        extend(&mut self.blocks, Block { first: sequence, last: sequence, start, end, unchecked: None });
+        extend(
+            &mut self.blocks,
+            Block {
+                first: sequence,
+                last: sequence,
+                start,
+                end,
+                unchecked: None,
+            },
+        );
     }
 }
 
@@ -46,15 +55,27 @@ pub fn list(dir: &Path) -> io::Result<VecDeque<Segment>> {
     let mut segments = Vec::new();
     for entry in std::fs::read_dir(dir)? {
         let path = entry?.path();
-        let first = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.strip_suffix(".sse")).and_then(|n| n.parse().ok());
+        let first = path
+            .file_name()
+            .and_then(|n| n.to_str())
+            .and_then(|n| n.strip_suffix(".sse"))
+            .and_then(|n| n.parse().ok());
         let Some(first) = first else { continue };
         match OpenOptions::new().read(true).write(true).open(&path) {
             Ok(file) if is_only_begun(&file, &path) => std::fs::remove_file(&path)?,
             Ok(file) => {
                 let frames_at = read_head(&file).map_or(0, |(_, at)| at);
-                segments.push(Segment { first, path, file: Arc::new(file), frames_at, blocks: Vec::new() });
+                segments.push(Segment {
+                    first,
+                    path,
+                    file: Arc::new(file),
+                    frames_at,
+                    blocks: Vec::new(),
+                });
             }
-            Err(e) => tracing::error!(error = %e, file = %path.display(), "a segment of the journal cannot be opened"),
+            Err(e) => {
+                tracing::error!(error = %e, file = %path.display(), "a segment of the journal cannot be opened")
+            }
         }
     }
     segments.sort_by_cached_key(|s| (first_number(s).unwrap_or(s.first), s.first));
@@ -64,13 +85,18 @@ pub fn list(dir: &Path) -> io::Result<VecDeque<Segment>> {
 /// Not even its head was written whole.
 fn is_only_begun(file: &File, path: &Path) -> bool {
     let empty = file.metadata().is_ok_and(|m| m.len() == 0);
-    let begun = |bytes: Vec<u8>| begins(&bytes, HEADER.as_bytes()) && memchr::memmem::find(&bytes, b"\n\n").is_none();
+    let begun = |bytes: Vec<u8>| {
+        begins(&bytes, HEADER.as_bytes()) && memchr::memmem::find(&bytes, b"\n\n").is_none()
+    };
     empty || read_head(file).is_none() && std::fs::read(path).is_ok_and(begun)
 }
 
 /// The number of the first frame that begins near the start of a segment.
 pub fn first_number(segment: &Segment) -> Option<u64> {
-    let mut lines = LinesAt::new(&segment.file, segment.frames_at..segment.frames_at + READ_BYTES as u64);
+    let mut lines = LinesAt::new(
+        &segment.file,
+        segment.frames_at..segment.frames_at + READ_BYTES as u64,
+    );
     while lines.advance() {
         if let Some(sequence) = number(&lines.line) {
             return Some(sequence);
@@ -83,8 +109,19 @@ pub fn first_number(segment: &Segment) -> Option<u64> {
 pub fn create(dir: &Path, first: u64) -> io::Result<Segment> {
     let path = dir.join(format!("{first:020}.sse"));
     sums::remove(&path);
-    let file = OpenOptions::new().create_new(true).read(true).write(true).mode(0o600).open(&path)?;
-    Ok(Segment { first, path, file: Arc::new(file), frames_at: 0, blocks: Vec::new() })
+    let file = OpenOptions::new()
+        .create_new(true)
+        .read(true)
+        .write(true)
+        .mode(0o600)
+        .open(&path)?;
+    Ok(Segment {
+        first,
+        path,
+        file: Arc::new(file),
+        frames_at: 0,
+        blocks: Vec::new(),
+    })
 }
 
 pub fn remove(segment: &Segment) {
@@ -109,15 +146,28 @@ pub fn head(state: &str) -> Vec<u8> {
 pub fn read_head(file: &File) -> Option<(Vec<u8>, u64)> {
     let mut lines = LinesAt::new(file, 0..u64::MAX);
     lines.advance();
-    let state = lines.line.strip_prefix(HEADER.as_bytes())?.strip_suffix(b"\n")?.to_vec();
+    let state = lines
+        .line
+        .strip_prefix(HEADER.as_bytes())?
+        .strip_suffix(b"\n")?
+        .to_vec();
     lines.advance();
     (lines.line == b"\n").then_some((state, lines.end))
 }
 
 /// Finds every whole frame in a part of a file whose number is above `above`: `id`, `data` and a
 /// blank line, in ascending order, and as their checksums and `whole` say they should be.
-pub fn scan(file: &File, part: Range<u64>, above: u64, sums: &Sums, mut whole: impl FnMut(u64, &[u8]) -> Result<bool, String>) -> Result<Scanned, String> {
-    let mut found = Scanned { end: part.start, ..Scanned::default() };
+pub fn scan(
+    file: &File,
+    part: Range<u64>,
+    above: u64,
+    sums: &Sums,
+    mut whole: impl FnMut(u64, &[u8]) -> Result<bool, String>,
+) -> Result<Scanned, String> {
+    let mut found = Scanned {
+        end: part.start,
+        ..Scanned::default()
+    };
     let (mut lines, mut data, mut last) = (LinesAt::new(file, part), Vec::new(), above);
     while lines.advance() {
         let start = lines.start;
@@ -142,7 +192,10 @@ pub fn scan(file: &File, part: Range<u64>, above: u64, sums: &Sums, mut whole: i
             hasher.update(&lines.line);
         }
         let (sum, ends) = (hasher.finalize(), is_data && lines.line == b"\n");
-        let json = data.strip_prefix(b"data: ").and_then(|l| l.strip_suffix(b"\n")).unwrap_or_default();
+        let json = data
+            .strip_prefix(b"data: ")
+            .and_then(|l| l.strip_suffix(b"\n"))
+            .unwrap_or_default();
         found.highest = found.highest.max(sequence);
         if ends && sequence > last && sums.agree(sequence, sum) && whole(sequence, json)? {
             last = sequence;
@@ -164,7 +217,10 @@ fn begins_id(line: &[u8]) -> bool {
 }
 
 fn number(line: &[u8]) -> Option<u64> {
-    std::str::from_utf8(line.strip_prefix(b"id: ")?.strip_suffix(b"\n")?).ok()?.parse().ok()
+    std::str::from_utf8(line.strip_prefix(b"id: ")?.strip_suffix(b"\n")?)
+        .ok()?
+        .parse()
+        .ok()
 }
 
 /// How far from the start of a block one of its frames is.
@@ -187,7 +243,9 @@ struct Part<'a> {
 
 impl Read for Part<'_> {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        let most = out.len().min(usize::try_from(self.end - self.at).unwrap_or(usize::MAX));
+        let most = out
+            .len()
+            .min(usize::try_from(self.end - self.at).unwrap_or(usize::MAX));
         let n = self.file.read_at(&mut out[..most], self.at)?;
         self.at += n as u64;
         Ok(n)
@@ -207,8 +265,21 @@ struct LinesAt<'a> {
 impl<'a> LinesAt<'a> {
     fn new(file: &'a File, part: Range<u64>) -> Self {
         let (start, end) = (part.start, part.end.max(part.start));
-        let reader = BufReader::with_capacity(READ_BYTES, Part { file, at: start, end });
-        LinesAt { reader, line: Vec::new(), start, end: start, again: false }
+        let reader = BufReader::with_capacity(
+            READ_BYTES,
+            Part {
+                file,
+                at: start,
+                end,
+            },
+        );
+        LinesAt {
+            reader,
+            line: Vec::new(),
+            start,
+            end: start,
+            again: false,
+        }
     }
 
     /// Reads the next line. Returns false at the end of the part.
@@ -218,7 +289,12 @@ impl<'a> LinesAt<'a> {
         }
         self.line.clear();
         self.start = self.end;
-        let n = self.reader.by_ref().take(MAX_FRAME).read_until(b'\n', &mut self.line).unwrap_or(0);
+        let n = self
+            .reader
+            .by_ref()
+            .take(MAX_FRAME)
+            .read_until(b'\n', &mut self.line)
+            .unwrap_or(0);
         self.end += n as u64;
         n > 0
     }

@@ -46,9 +46,19 @@ impl Record {
             return None;
         }
         let end = FIXED + 4 * count;
-        let sums = (0..count).map(|i| short(FIXED + 4 * i)).collect::<Option<Vec<u32>>>()?;
+        let sums = (0..count)
+            .map(|i| short(FIXED + 4 * i))
+            .collect::<Option<Vec<u32>>>()?;
         (crc32fast::hash(bytes.get(..end)?) == short(end)?).then_some(())?;
-        Some((Record { first: long(0)?, start: long(8)?, end: long(16)?, sums }, end + 4))
+        Some((
+            Record {
+                first: long(0)?,
+                start: long(8)?,
+                end: long(16)?,
+                sums,
+            },
+            end + 4,
+        ))
     }
 
     /// Reads the record at this place, and nothing else of the file.
@@ -73,7 +83,8 @@ impl Record {
             out.extend_from_slice(&long.to_le_bytes());
         }
         out.extend_from_slice(&(sums.len() as u32).to_le_bytes());
-        sums.iter().for_each(|sum| out.extend_from_slice(&sum.to_le_bytes()));
+        sums.iter()
+            .for_each(|sum| out.extend_from_slice(&sum.to_le_bytes()));
         let own = crc32fast::hash(&out[from..]);
         out.extend_from_slice(&own.to_le_bytes());
     }
@@ -113,13 +124,20 @@ impl Sums {
 
     /// Those of all segments, for one that is not what its name says.
     pub fn of_all(dir: &Path) -> Sums {
-        let mut records: Vec<Record> = files(dir).iter().flat_map(|file| Sums::load(file).0).collect();
+        let mut records: Vec<Record> = files(dir)
+            .iter()
+            .flat_map(|file| Sums::load(file).0)
+            .collect();
         records.sort_by_key(|r| r.first);
         Sums(records)
     }
 
     fn load(path: &Path) -> Sums {
-        Sums(Records::new(&std::fs::read(path).unwrap_or_default()).map(|(_, record)| record).collect())
+        Sums(
+            Records::new(&std::fs::read(path).unwrap_or_default())
+                .map(|(_, record)| record)
+                .collect(),
+        )
     }
 
     /// Where the frames end that there are checksums of.
@@ -130,7 +148,9 @@ impl Sums {
     /// False: there is a checksum of this frame, and it is another.
     pub fn agree(&self, sequence: u64, sum: u32) -> bool {
         let at = self.0.partition_point(|r| r.first <= sequence);
-        let Some(record) = at.checked_sub(1).and_then(|i| self.0.get(i)) else { return true };
+        let Some(record) = at.checked_sub(1).and_then(|i| self.0.get(i)) else {
+            return true;
+        };
         let index = usize::try_from(sequence - record.first).unwrap_or(usize::MAX);
         record.sums.get(index).is_none_or(|known| *known == sum)
     }
@@ -145,8 +165,14 @@ pub fn highest(dir: Option<&Path>) -> u64 {
 
 /// All files of checksums, oldest first.
 fn files(dir: &Path) -> Vec<PathBuf> {
-    let all = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path());
-    let mut files: Vec<PathBuf> = all.filter(|p| p.extension().is_some_and(|e| e == "sums")).collect();
+    let all = std::fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|e| e.path());
+    let mut files: Vec<PathBuf> = all
+        .filter(|p| p.extension().is_some_and(|e| e == "sums"))
+        .collect();
     files.sort();
     files
 }
@@ -155,13 +181,20 @@ fn files(dir: &Path) -> Vec<PathBuf> {
 /// not reach its end. What is between them is known to be damaged.
 pub fn blocks(segment: &Path, part: Range<u64>, above: u64) -> Option<Vec<Block>> {
     let bytes = std::fs::read(path(segment)).ok()?;
-    let (mut records, mut blocks, mut end, mut last) = (Records::new(&bytes), Vec::new(), part.start, above);
+    let (mut records, mut blocks, mut end, mut last) =
+        (Records::new(&bytes), Vec::new(), part.start, above);
     for (at, record) in &mut records {
         if record.start < end || record.first <= last || record.end > part.end {
             return None;
         }
         (last, end) = (record.last(), record.end);
-        blocks.push(Block { first: record.first, last, start: record.start, end, unchecked: Some(at as u64) });
+        blocks.push(Block {
+            first: record.first,
+            last,
+            start: record.start,
+            end,
+            unchecked: Some(at as u64),
+        });
     }
     (end == part.end && records.at == bytes.len()).then_some(blocks)
 }
@@ -171,10 +204,15 @@ pub fn blocks(segment: &Path, part: Range<u64>, above: u64) -> Option<Vec<Block>
 /// # Errors
 /// The segment cannot be read.
 pub fn compare(file: &File, segment: &Path, block: &Block) -> io::Result<Vec<Block>> {
-    let record = block.unchecked.and_then(|at| Record::read_at(&path(segment), at));
+    let record = block
+        .unchecked
+        .and_then(|at| Record::read_at(&path(segment), at));
     let sums = Sums(record.into_iter().collect());
-    let json = |_: u64, json: &[u8]| Ok(!sums.0.is_empty() || serde_json::from_slice::<serde::de::IgnoredAny>(json).is_ok());
-    let found = segment::scan(file, block.start..block.end, block.first - 1, &sums, json).map_err(io::Error::other)?;
+    let json = |_: u64, json: &[u8]| {
+        Ok(!sums.0.is_empty() || serde_json::from_slice::<serde::de::IgnoredAny>(json).is_ok())
+    };
+    let found = segment::scan(file, block.start..block.end, block.first - 1, &sums, json)
+        .map_err(io::Error::other)?;
     Ok(found.blocks)
 }
 
@@ -195,12 +233,28 @@ impl SumsWriter {
         let (mut out, mut at) = (Vec::new(), 0);
         for block in &found.blocks {
             let count = (block.last - block.first + 1) as usize;
-            Record::write(block.first, block.start..block.end, &found.sums[at..at + count], &mut out);
+            Record::write(
+                block.first,
+                block.start..block.end,
+                &found.sums[at..at + count],
+                &mut out,
+            );
             at += count;
         }
-        let file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(path(segment));
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(true)
+            .write(true)
+            .mode(0o600)
+            .open(path(segment));
         let written = file.and_then(|file| file.write_all_at(&out, 0).map(|()| file));
-        SumsWriter { file: written.ok(), len: out.len() as u64, first: 0, part: 0..0, sums: Vec::new() }
+        SumsWriter {
+            file: written.ok(),
+            len: out.len() as u64,
+            first: 0,
+            part: 0..0,
+            sums: Vec::new(),
+        }
     }
 
     /// Frames were written: their checksums, and where they stand.

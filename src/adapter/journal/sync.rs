@@ -49,14 +49,29 @@ impl Syncer {
     /// The system's.
     pub fn start(durable: bool, synced: u64, troubles: Troubles) -> io::Result<Syncer> {
         let synced = if durable { synced } else { u64::MAX };
-        let state = Arc::new(State { wished: AtomicBool::new(false), written: AtomicU64::new(synced), synced: AtomicU64::new(synced), troubles });
+        let state = Arc::new(State {
+            wished: AtomicBool::new(false),
+            written: AtomicU64::new(synced),
+            synced: AtomicU64::new(synced),
+            troubles,
+        });
         if !durable {
-            return Ok(Syncer { wishes: None, state, thread: None });
+            return Ok(Syncer {
+                wishes: None,
+                state,
+                thread: None,
+            });
         }
         let (wishes, wanted) = mpsc::channel();
         let seen = state.clone();
-        let thread = std::thread::Builder::new().name("journal-sync".into()).spawn(move || run(&wanted, &seen))?;
-        Ok(Syncer { wishes: Some(wishes), state, thread: Some(thread) })
+        let thread = std::thread::Builder::new()
+            .name("journal-sync".into())
+            .spawn(move || run(&wanted, &seen))?;
+        Ok(Syncer {
+            wishes: Some(wishes),
+            state,
+            thread: Some(thread),
+        })
     }
 
     /// Frames up to this one are on stable storage.
@@ -69,7 +84,10 @@ impl Syncer {
     pub fn wish(&self, file: &Arc<File>, head: u64, now: bool) {
         self.state.written.store(head, Ordering::Release);
         if now || !self.state.wished.swap(true, Ordering::AcqRel) {
-            self.send(Wish::Segment { file: file.clone(), now });
+            self.send(Wish::Segment {
+                file: file.clone(),
+                now,
+            });
         }
     }
 
@@ -126,7 +144,10 @@ fn run(wanted: &mpsc::Receiver<Wish>, state: &State) {
 fn company(wanted: &mpsc::Receiver<Wish>, file: &Arc<File>) -> Option<Wish> {
     let until = Instant::now() + SYNC_TIME;
     loop {
-        match wanted.recv_timeout(until.saturating_duration_since(Instant::now())).ok()? {
+        match wanted
+            .recv_timeout(until.saturating_duration_since(Instant::now()))
+            .ok()?
+        {
             Wish::Segment { file: other, now } if Arc::ptr_eq(&other, file) => {
                 if now {
                     return None;
@@ -155,7 +176,10 @@ impl State {
                 true
             }
             Err(e) => {
-                if self.troubles.set(Part::Storage, format!("events could not be put on stable storage: {e}")) {
+                if self.troubles.set(
+                    Part::Storage,
+                    format!("events could not be put on stable storage: {e}"),
+                ) {
                     tracing::error!(error = %e, "the journal could not be put on stable storage");
                 }
                 false

@@ -32,12 +32,27 @@ impl Replay for Count {
 
 fn open_as(dir: &Path, retention: Retention) -> Result<(Opened, u64), String> {
     let mut count = Count(0);
-    let opened = Writer::open(dir, retention, 0, Where::Journal, &Troubles::default(), &mut count)?;
+    let opened = Writer::open(
+        dir,
+        retention,
+        0,
+        Where::Journal,
+        &Troubles::default(),
+        &mut count,
+    )?;
     Ok((opened, count.0))
 }
 
 fn open(dir: &Path, segment_bytes: u64) -> (Opened, u64) {
-    open_as(dir, Retention { segment_bytes, segments: 4, durable: true }).unwrap()
+    open_as(
+        dir,
+        Retention {
+            segment_bytes,
+            segments: 4,
+            durable: true,
+        },
+    )
+    .unwrap()
 }
 
 fn text(n: u64, size: usize) -> String {
@@ -68,7 +83,10 @@ fn all(journal: &Arc<Journal>, from: u64) -> (Vec<(u64, String)>, Option<(u64, u
         .filter(|f| !f.starts_with(':'))
         .map(|f| {
             let (id, data) = f.split_once('\n').unwrap();
-            (id.strip_prefix("id: ").unwrap().parse().unwrap(), data.strip_prefix("data: ").unwrap().to_owned())
+            (
+                id.strip_prefix("id: ").unwrap().parse().unwrap(),
+                data.strip_prefix("data: ").unwrap().to_owned(),
+            )
         })
         .collect();
     (frames, gap)
@@ -123,17 +141,32 @@ async fn a_torn_tail_is_cut_at_every_byte() {
     }
     // What a power cut leaves: blocks of zeros, a later block without the one before it, or a
     // broken one. No number that may have been shown comes again.
-    let tails = [(vec![0; 300], 100_004), (b"id: 9\ndata: {\"n\":9}\n\n".to_vec(), 100_010), (b"id: 4\ndata: {\"broken\n\n".to_vec(), 100_005)];
+    let tails = [
+        (vec![0; 300], 100_004),
+        (b"id: 9\ndata: {\"n\":9}\n\n".to_vec(), 100_010),
+        (b"id: 4\ndata: {\"broken\n\n".to_vec(), 100_005),
+    ];
     for (tail, next) in tails {
         let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join(file.file_name().unwrap()), [whole.as_slice(), &tail].concat()).unwrap();
+        std::fs::write(
+            dir.path().join(file.file_name().unwrap()),
+            [whole.as_slice(), &tail].concat(),
+        )
+        .unwrap();
         let (opened, _) = open(dir.path(), 1 << 20);
         // The directory has no mark of its last writer, as if that had been lost, too.
         assert_eq!(opened.writer.next(), next);
         let mut writer = opened.writer;
         fill(&mut writer, [1]).await;
         let (frames, gap) = all(&writer.journal(), 1);
-        assert_eq!(frames.iter().map(|f| f.0).collect::<Vec<_>>(), if next == 100_010 { vec![1, 2, 3, 9, next] } else { vec![1, 2, 3, next] });
+        assert_eq!(
+            frames.iter().map(|f| f.0).collect::<Vec<_>>(),
+            if next == 100_010 {
+                vec![1, 2, 3, 9, next]
+            } else {
+                vec![1, 2, 3, next]
+            }
+        );
         assert_eq!(gap, Some((if next == 100_010 { 10 } else { 4 }, next - 1)));
     }
 }
@@ -144,7 +177,10 @@ async fn frames_of_any_size_come_back_whole() {
     let (opened, _) = open(dir.path(), 1 << 30);
     let mut writer = opened.writer;
     let near = |n: usize| (n - 40)..(n + 5);
-    let sizes: Vec<usize> = near(READ_BYTES).chain(near(2 * READ_BYTES)).chain([RECENT_BYTES + 5, 0, 3 * RECENT_BYTES, 1, 1]).collect();
+    let sizes: Vec<usize> = near(READ_BYTES)
+        .chain(near(2 * READ_BYTES))
+        .chain([RECENT_BYTES + 5, 0, 3 * RECENT_BYTES, 1, 1])
+        .collect();
     fill(&mut writer, sizes.iter().copied()).await;
     let (frames, _) = all(&writer.journal(), 1);
     assert_whole(&frames, 1, sizes.len() as u64);
@@ -193,7 +229,15 @@ async fn a_cursor_sees_all_while_it_is_written() {
     for reader in readers {
         let got = reader.await.unwrap();
         let ids: Vec<u64> = memmem::find_iter(&got, b"id: ")
-            .map(|i| std::str::from_utf8(&got[i + 4..]).unwrap_or_default().split('\n').next().unwrap().parse().unwrap())
+            .map(|i| {
+                std::str::from_utf8(&got[i + 4..])
+                    .unwrap_or_default()
+                    .split('\n')
+                    .next()
+                    .unwrap()
+                    .parse()
+                    .unwrap()
+            })
             .collect();
         assert_eq!(ids, (1..=5_000).collect::<Vec<_>>());
     }
@@ -220,7 +264,11 @@ struct Sample {
 const SEGMENT: u64 = 20_000;
 
 fn sample_retention() -> Retention {
-    Retention { segment_bytes: SEGMENT, segments: 64, durable: false }
+    Retention {
+        segment_bytes: SEGMENT,
+        segments: 64,
+        durable: false,
+    }
 }
 
 async fn sample(count: usize) -> Sample {
@@ -235,7 +283,11 @@ async fn sample(count: usize) -> Sample {
 }
 
 fn segments(dir: &Path) -> Vec<PathBuf> {
-    let mut files: Vec<PathBuf> = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).filter(|p| p.extension().is_some_and(|e| e == "sse")).collect();
+    let mut files: Vec<PathBuf> = std::fs::read_dir(dir)
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .filter(|p| p.extension().is_some_and(|e| e == "sse"))
+        .collect();
     files.sort();
     files
 }
@@ -246,12 +298,16 @@ async fn look(sample: &Sample) -> Vec<u64> {
     look_at(sample, true).await
 }
 
-/// `sums`: the checksums are as they were. Without them a text that is still JSON is taken for whole.
+/// `sums`: the checksums are as they were. Without them a text that is still JSON is taken for
+/// whole.
 async fn look_at(sample: &Sample, sums: bool) -> Vec<u64> {
     let (opened, _) = open_as(sample.dir.path(), sample_retention()).unwrap();
     let mut writer = opened.writer;
     let next = writer.next();
-    assert!(next > sample.frames.len() as u64, "numbers are not used again: {next}");
+    assert!(
+        next > sample.frames.len() as u64,
+        "numbers are not used again: {next}"
+    );
     fill(&mut writer, [5]).await;
     let (mut cursor, mut bytes, mut at) = (writer.journal().subscribe(1), Vec::new(), 1);
     let mut shown = Vec::new();
@@ -260,7 +316,10 @@ async fn look_at(sample: &Sample, sums: bool) -> Vec<u64> {
             Some(Part::Frames(f)) => bytes.extend_from_slice(&f),
             part => {
                 let text = String::from_utf8(std::mem::take(&mut bytes)).unwrap();
-                for frame in text.split_terminator("\n\n").filter(|f| !f.starts_with(':')) {
+                for frame in text
+                    .split_terminator("\n\n")
+                    .filter(|f| !f.starts_with(':'))
+                {
                     let (id, data) = frame.split_once("\ndata: ").unwrap();
                     let id: u64 = id.strip_prefix("id: ").unwrap().parse().unwrap();
                     assert_eq!(id, at, "in order, and nothing left out without a word");
@@ -285,7 +344,11 @@ async fn look_at(sample: &Sample, sums: bool) -> Vec<u64> {
     assert_eq!(at, next + 1, "to the end");
     writer.close();
     let (again, _) = open_as(sample.dir.path(), sample_retention()).unwrap();
-    assert_eq!((again.damage, again.writer.next()), (None, next + 1), "what was told once is not told again");
+    assert_eq!(
+        (again.damage, again.writer.next()),
+        (None, next + 1),
+        "what was told once is not told again"
+    );
     shown
 }
 
@@ -305,7 +368,11 @@ async fn what_is_damaged_costs_itself_alone() {
     assert!(shown.len() > 300 && shown.len() < 399, "{}", shown.len());
 
     let s = sample(400).await;
-    let (a, b, spare) = (files(&s)[1].clone(), files(&s)[3].clone(), s.dir.path().join("spare"));
+    let (a, b, spare) = (
+        files(&s)[1].clone(),
+        files(&s)[3].clone(),
+        s.dir.path().join("spare"),
+    );
     for (from, to) in [(&a, &spare), (&b, &a), (&spare, &b)] {
         std::fs::rename(from, to).unwrap();
     }
@@ -348,7 +415,10 @@ async fn what_was_kept_is_read_before_anything_new_is_written() {
         let journal = opened.writer.journal();
         for from in [1, 11, count as u64] {
             let first = journal.subscribe(from).read().unwrap();
-            assert!(matches!(&first, Some(Part::Frames(f)) if f.starts_with(format!("id: {from}\n").as_bytes())), "{from} of {count}: {first:?}");
+            assert!(
+                matches!(&first, Some(Part::Frames(f)) if f.starts_with(format!("id: {from}\n").as_bytes())),
+                "{from} of {count}: {first:?}"
+            );
         }
     }
 }
@@ -366,7 +436,11 @@ impl Chance {
 }
 
 fn damage(dir: &Path, chance: &mut Chance) -> String {
-    let mut files: Vec<PathBuf> = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_file() && !p.ends_with("lock")).collect();
+    let mut files: Vec<PathBuf> = std::fs::read_dir(dir)
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .filter(|p| p.is_file() && !p.ends_with("lock"))
+        .collect();
     files.sort();
     let file = files[chance.below(files.len())].clone();
     let name = file.file_name().unwrap().to_string_lossy().into_owned();
@@ -403,10 +477,20 @@ fn damage(dir: &Path, chance: &mut Chance) -> String {
 
 /// `OUTRIGGER_SOAK=1`: ten thousand journals.
 #[tokio::test]
-#[expect(clippy::print_stdout, reason = "a failure is played again by what it prints")]
+#[expect(
+    clippy::print_stdout,
+    reason = "a failure is played again by what it prints"
+)]
 async fn whatever_is_damaged_everything_whole_is_served() {
-    let rounds = if std::env::var_os("OUTRIGGER_SOAK").is_some() { 10_000 } else { 300 };
-    let seed = std::env::var("OUTRIGGER_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or_else(|| getrandom::u64().unwrap() >> 1);
+    let rounds = if std::env::var_os("OUTRIGGER_SOAK").is_some() {
+        10_000
+    } else {
+        300
+    };
+    let seed = std::env::var("OUTRIGGER_SEED")
+        .ok()
+        .and_then(|s| s.parse().ok())
+        .unwrap_or_else(|| getrandom::u64().unwrap() >> 1);
     println!("OUTRIGGER_SEED={seed}");
     let (mut chance, whole) = (Chance(seed | 1), sample(150).await);
     let mut shown = 0;
@@ -416,8 +500,13 @@ async fn whatever_is_damaged_everything_whole_is_served() {
             let path = entry.unwrap().path();
             std::fs::copy(&path, dir.path().join(path.file_name().unwrap())).unwrap();
         }
-        let s = Sample { dir, frames: whole.frames.clone() };
-        let what: Vec<String> = (0..=chance.below(3)).map(|_| damage(s.dir.path(), &mut chance)).collect();
+        let s = Sample {
+            dir,
+            frames: whole.frames.clone(),
+        };
+        let what: Vec<String> = (0..=chance.below(3))
+            .map(|_| damage(s.dir.path(), &mut chance))
+            .collect();
         println!("{what:?}");
         let sums = !what.iter().any(|w| w.contains(".sums"));
         shown += look_at(&s, sums).await.len();

@@ -77,30 +77,64 @@ impl Writer {
     /// # Errors
     /// Another process has it, it belongs to something else, or the directory cannot be used. A
     /// full disk is no reason.
-    pub fn open(dir: &Path, retention: Retention, floor: u64, part: Part, troubles: &Troubles, replay: &mut dyn Replay) -> Result<Opened, String> {
-        let cannot = |what: &str, e: io::Error| format!("cannot {what} the journal `{}`: {e}", dir.display());
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|e| cannot("make", e))?;
-        let lock = OpenOptions::new().create(true).append(true).mode(0o600).open(dir.join("lock")).map_err(|e| cannot("lock", e))?;
-        rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive)
-            .map_err(|_| format!("the journal `{}` is in use by another adapter", dir.display()))?;
+    pub fn open(
+        dir: &Path,
+        retention: Retention,
+        floor: u64,
+        part: Part,
+        troubles: &Troubles,
+        replay: &mut dyn Replay,
+    ) -> Result<Opened, String> {
+        let cannot = |what: &str, e: io::Error| {
+            format!("cannot {what} the journal `{}`: {e}", dir.display())
+        };
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(dir)
+            .map_err(|e| cannot("make", e))?;
+        let lock = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .mode(0o600)
+            .open(dir.join("lock"))
+            .map_err(|e| cannot("lock", e))?;
+        rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).map_err(
+            |_| {
+                format!(
+                    "the journal `{}` is in use by another adapter",
+                    dir.display()
+                )
+            },
+        )?;
         let segments = segment::list(dir).map_err(|e| cannot("list", e))?;
-        let mut found = look_through(segments, replay).map_err(|e| format!("the journal `{}`: {e}", dir.display()))?;
+        let mut found = look_through(segments, replay)
+            .map_err(|e| format!("the journal `{}`: {e}", dir.display()))?;
         let (mut life, last) = Life::begin(dir);
         let (next, damage) = go_on(&found, last, floor);
         let (file, head, len, sums) = match found.last.take() {
             Some(scanned) => {
                 let newest = found.segments.back().ok_or("no segment")?;
                 cut(&newest.file, scanned.end).map_err(|e| cannot("repair", e))?;
-                (newest.file.clone(), Vec::new(), scanned.end, SumsWriter::begin(&newest.path, &scanned))
+                (
+                    newest.file.clone(),
+                    Vec::new(),
+                    scanned.end,
+                    SumsWriter::begin(&newest.path, &scanned),
+                )
             }
             None => {
                 let new = segment::create(dir, next).map_err(|e| cannot("write", e))?;
-                let (file, sums) = (new.file.clone(), SumsWriter::begin(&new.path, &Scanned::default()));
+                let (file, sums) = (
+                    new.file.clone(),
+                    SumsWriter::begin(&new.path, &Scanned::default()),
+                );
                 found.segments.push_back(new);
                 (file, segment::head(&replay.rebuilt()), 0, sums)
             }
         };
-        let syncer = Syncer::start(retention.durable, next - 1, troubles.clone()).map_err(|e| cannot("serve", e))?;
+        let syncer = Syncer::start(retention.durable, next - 1, troubles.clone())
+            .map_err(|e| cannot("serve", e))?;
         life.shows(next, &syncer);
         let journal = Journal::new(found.segments, next - 1);
         let writer = Writer {
@@ -139,11 +173,13 @@ impl Writer {
     pub fn append(&mut self, json: impl FnOnce(u64, &mut Vec<u8>)) -> u64 {
         let (sequence, from) = (self.next, self.pending.len());
         self.pending.extend_from_slice(b"id: ");
-        self.pending.extend_from_slice(sequence.to_string().as_bytes());
+        self.pending
+            .extend_from_slice(sequence.to_string().as_bytes());
         self.pending.extend_from_slice(b"\ndata: ");
         json(sequence, &mut self.pending);
         self.pending.extend_from_slice(b"\n\n");
-        self.pending_sums.push(crc32fast::hash(&self.pending[from..]));
+        self.pending_sums
+            .push(crc32fast::hash(&self.pending[from..]));
         self.next += 1;
         sequence
     }
@@ -164,7 +200,8 @@ impl Writer {
                 tracing::error!(error = %e, "the journal cannot be written; the CLI is held back until it can");
             }
             since.get_or_insert_with(Instant::now);
-            self.troubles.set(self.part, format!("the journal cannot be written: {e}"));
+            self.troubles
+                .set(self.part, format!("the journal cannot be written: {e}"));
             tokio::time::sleep(RETRY).await;
         }
         if since.is_some() {
@@ -194,7 +231,13 @@ impl Writer {
             }
             Err(e) => {
                 self.dropped += self.next - self.pending_first;
-                self.troubles.set(self.part, format!("the CLI's own lines cannot be written: {e}; {} were left out", self.dropped));
+                self.troubles.set(
+                    self.part,
+                    format!(
+                        "the CLI's own lines cannot be written: {e}; {} were left out",
+                        self.dropped
+                    ),
+                );
                 self.pending.clear();
                 self.pending_sums.clear();
                 self.next = self.pending_first;
@@ -232,10 +275,23 @@ impl Writer {
         self.sums.add(first, &mut self.pending_sums, start..end);
         let mut view = lock(&self.journal.view);
         if let Some(segment) = view.segments.back_mut() {
-            extend(&mut segment.blocks, Block { first, last, start, end, unchecked: None });
+            extend(
+                &mut segment.blocks,
+                Block {
+                    first,
+                    last,
+                    start,
+                    end,
+                    unchecked: None,
+                },
+            );
         }
         view.recent_bytes += frames.len();
-        view.recent.push_back(Chunk { first, last, frames });
+        view.recent.push_back(Chunk {
+            first,
+            last,
+            frames,
+        });
         while view.recent_bytes > RECENT_BYTES
             && let Some(old) = view.recent.pop_front()
         {
@@ -292,7 +348,9 @@ impl Writer {
         let new = segment::create(&self.dir, self.pending_first)?;
         let head = segment::head(state);
         // A segment that is not used must not be found later.
-        new.file.write_all_at(&head, 0).inspect_err(|_| segment::remove(&new))?;
+        new.file
+            .write_all_at(&head, 0)
+            .inspect_err(|_| segment::remove(&new))?;
         self.syncer.directory(&self.dir);
         self.sums.flush();
         self.sums = SumsWriter::begin(&new.path, &Scanned::default());
@@ -337,7 +395,14 @@ fn cut(file: &File, end: u64) -> io::Result<()> {
 
 /// Finds the blocks of all segments, and rebuilds the state from the newest head on.
 fn look_through(segments: VecDeque<Segment>, replay: &mut dyn Replay) -> Result<Found, String> {
-    let mut found = Found { segments, last: None, head: 0, highest: 0, damaged: false, damaged_tail: false };
+    let mut found = Found {
+        segments,
+        last: None,
+        head: 0,
+        highest: 0,
+        damaged: false,
+        damaged_tail: false,
+    };
     // The newest whose head is whole; it and those behind it are read through.
     let mut known = 0;
     for (at, segment) in found.segments.iter().enumerate().rev() {
@@ -353,19 +418,30 @@ fn look_through(segments: VecDeque<Segment>, replay: &mut dyn Replay) -> Result<
     let count = found.segments.len();
     for (at, segment) in found.segments.iter_mut().enumerate() {
         let part = segment.frames_at..segment.file.metadata().map_or(0, |m| m.len());
-        let blocks = if at < known { sums::blocks(&segment.path, part.clone(), found.head) } else { None };
+        let blocks = if at < known {
+            sums::blocks(&segment.path, part.clone(), found.head)
+        } else {
+            None
+        };
         if let Some(blocks) = blocks {
             segment.blocks = blocks;
         } else {
-            let is_another = segment::first_number(segment).is_some_and(|first| first != segment.first);
+            let is_another =
+                segment::first_number(segment).is_some_and(|first| first != segment.first);
             let sums = match segment.path.parent() {
                 Some(dir) if is_another => Sums::of_all(dir),
                 _ => Sums::of(&segment.path),
             };
-            let scanned = segment::scan(&segment.file, part, found.head, &sums, |sequence, json| match at >= known {
-                true => replay.frame(sequence, json),
-                false => Ok(replay.is_whole(sequence, json)),
-            })?;
+            let scanned = segment::scan(
+                &segment.file,
+                part,
+                found.head,
+                &sums,
+                |sequence, json| match at >= known {
+                    true => replay.frame(sequence, json),
+                    false => Ok(replay.is_whole(sequence, json)),
+                },
+            )?;
             // Where the checksums reach further than the frames, some are gone.
             let cut_off = !is_another && sums.end() > scanned.end;
             let damaged = scanned.damaged || cut_off || segment.frames_at == 0;
@@ -385,8 +461,14 @@ fn look_through(segments: VecDeque<Segment>, replay: &mut dyn Replay) -> Result<
         }
         found.head = segment.blocks.last().map_or(found.head, |b| b.last);
         // A name that is another's is never used for a new one.
-        let renamed = segment.blocks.first().is_some_and(|b| b.first != segment.first);
-        found.highest = found.highest.max(found.head).max(segment.first - u64::from(!renamed && segment.first > 0));
+        let renamed = segment
+            .blocks
+            .first()
+            .is_some_and(|b| b.first != segment.first);
+        found.highest = found
+            .highest
+            .max(found.head)
+            .max(segment.first - u64::from(!renamed && segment.first > 0));
     }
     found.segments.retain(|segment| {
         let of_use = !segment.blocks.is_empty() || segment.frames_at > 0;
@@ -403,7 +485,10 @@ fn go_on(found: &Found, last: Last, floor: u64) -> (u64, Option<String>) {
     let known = found.highest.max(floor);
     let (shown, jump) = match last {
         Last::Closed { head } => (head, false),
-        Last::Killed { shown } => (shown.saturating_sub(1), found.damaged_tail || known + 1 < shown),
+        Last::Killed { shown } => (
+            shown.saturating_sub(1),
+            found.damaged_tail || known + 1 < shown,
+        ),
         Last::Cut { shown } => (shown.saturating_sub(1), true),
         // The mark may be what is damaged.
         Last::Unknown => (0, found.damaged || found.head > 0),
@@ -411,9 +496,13 @@ fn go_on(found: &Found, last: Last, floor: u64) -> (u64, Option<String>) {
     let missing = known.max(shown);
     let next = missing + 1 + if jump { MAX_UNSYNCED } else { 0 };
     let damage = if found.damaged || missing > found.head {
-        Some("the journal was damaged: everything that is whole is kept, and what is missing is told as a gap")
+        Some(
+            "the journal was damaged: everything that is whole is kept, and what is missing is told as a gap",
+        )
     } else if matches!(last, Last::Cut { .. }) {
-        Some("the machine stopped while the session ran: events of the last moments before that may be missing, and are told as a gap")
+        Some(
+            "the machine stopped while the session ran: events of the last moments before that may be missing, and are told as a gap",
+        )
     } else {
         None
     };

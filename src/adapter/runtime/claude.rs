@@ -20,16 +20,17 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use super::{
-    Action, COMPACTED, Capabilities, DENIED, Decision, Launch, Mcp, Permissions, Phase, Record, Reply, Runtime, Setting, Tag, Translator, Wiring, hex,
-    model_of_platform, newest_first, parsed, permission_options, plan, private_file, text, text_of,
+    Action, COMPACTED, Capabilities, DENIED, Decision, Launch, Mcp, Permissions, Phase, Record,
+    Reply, Runtime, Setting, Tag, Translator, Wiring, hex, model_of_platform, newest_first, parsed,
+    permission_options, plan, private_file, text, text_of,
 };
 use crate::adapter::cause;
 use crate::adapter::draft::{Drafts, Kind};
 use crate::adapter::handed::Handed;
 use crate::adapter::inbox::Input;
 use crate::event::{
-    ChangeKind, ErrorCode, ErrorEvent, FileChange, PermissionRequest, PermissionResolved, Retry, ToolResult, ToolUse, TurnEnd, TurnEndReason, Unparsed, Usage,
-    Warning,
+    ChangeKind, ErrorCode, ErrorEvent, FileChange, PermissionRequest, PermissionResolved, Retry,
+    ToolResult, ToolUse, TurnEnd, TurnEndReason, Unparsed, Usage, Warning,
 };
 
 pub static RUNTIME: Runtime = Runtime {
@@ -78,9 +79,18 @@ const DETOURS: [&str; 7] = [
 fn launch(setting: &Setting) -> io::Result<Launch> {
     let text = |s: &str| s.to_owned();
     let (_, model) = setting.model.split_once('/').unwrap_or_default();
-    let provider = [("ANTHROPIC_BASE_URL", format!("{}/anthropic", setting.sidecar)), ("ANTHROPIC_AUTH_TOKEN", setting.key.clone())];
+    let provider = [
+        (
+            "ANTHROPIC_BASE_URL",
+            format!("{}/anthropic", setting.sidecar),
+        ),
+        ("ANTHROPIC_AUTH_TOKEN", setting.key.clone()),
+    ];
     // A project's settings may set variables too; these come after them.
-    let mut settled: Map<String, Value> = provider.iter().map(|(name, value)| ((*name).to_owned(), value.clone().into())).collect();
+    let mut settled: Map<String, Value> = provider
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), value.clone().into()))
+        .collect();
     settled.extend(DETOURS.map(|name| (name.to_owned(), "".into())));
     let mut settings = json!({ "skipWebFetchPreflight": true, "env": settled });
     if asks_for_each_command(setting) {
@@ -88,7 +98,8 @@ fn launch(setting: &Setting) -> io::Result<Launch> {
         settings["permissions"] = json!({ "ask": ["Bash"] });
     }
     let home = setting.home.join("claude");
-    let [settings_file, mcp_file] = ["outrigger-settings.json", "outrigger-mcp.json"].map(|name| home.join(name));
+    let [settings_file, mcp_file] =
+        ["outrigger-settings.json", "outrigger-mcp.json"].map(|name| home.join(name));
     private_file(&settings_file, &settings.to_string())?;
     private_file(&mcp_file, &mcp(setting).to_string())?;
     let env = [
@@ -106,16 +117,44 @@ fn launch(setting: &Setting) -> io::Result<Launch> {
         ("CLAUDE_CODE_SUBAGENT_MODEL", text(model)),
     ];
     let (session, mut warnings) = (session(setting), Vec::new());
-    let mut args: Vec<String> =
-        ["-p", "--input-format", "stream-json", "--output-format", "stream-json", "--verbose", "--include-partial-messages"].map(text).to_vec();
+    let mut args: Vec<String> = [
+        "-p",
+        "--input-format",
+        "stream-json",
+        "--output-format",
+        "stream-json",
+        "--verbose",
+        "--include-partial-messages",
+    ]
+    .map(text)
+    .to_vec();
     args.extend(["--replay-user-messages", "--model", model, "--settings"].map(text));
     args.push(settings_file.display().to_string());
-    args.extend([text(if session.1 { "--resume" } else { "--session-id" }), session.0.clone()]);
-    args.extend([text("--strict-mcp-config"), text("--mcp-config"), mcp_file.display().to_string()]);
+    args.extend([
+        text(if session.1 {
+            "--resume"
+        } else {
+            "--session-id"
+        }),
+        session.0.clone(),
+    ]);
+    args.extend([
+        text("--strict-mcp-config"),
+        text("--mcp-config"),
+        mcp_file.display().to_string(),
+    ]);
     if setting.permissions == Permissions::Allow {
         args.push(text("--dangerously-skip-permissions"));
     } else {
-        args.extend(["--permission-mode", "default", "--permission-prompt-tool", "stdio"].map(text));
+        args.extend(
+            [
+                "--permission-mode",
+                "default",
+                "--permission-prompt-tool",
+                "stdio",
+            ]
+            .map(text),
+        );
         // Hooks and key helpers of a project run without being asked for: its settings are not
         // read where tools are, and with them goes all that it says.
         args.extend([text("--setting-sources"), String::new()]);
@@ -127,11 +166,19 @@ fn launch(setting: &Setting) -> io::Result<Launch> {
         }
     }
     // Its questions cannot be answered over this protocol.
-    let denied = if setting.subagents { "AskUserQuestion" } else { "AskUserQuestion,Task,Agent" };
+    let denied = if setting.subagents {
+        "AskUserQuestion"
+    } else {
+        "AskUserQuestion,Task,Agent"
+    };
     args.extend([text("--disallowedTools"), text(denied)]);
     Ok(Launch {
         args,
-        env: env.into_iter().chain(provider).map(|(name, value)| (text(name), value)).collect(),
+        env: env
+            .into_iter()
+            .chain(provider)
+            .map(|(name, value)| (text(name), value))
+            .collect(),
         wiring: Wiring::Lines { version_flag: true },
         warnings,
         session: Some(session),
@@ -146,27 +193,47 @@ fn asks_for_each_command(setting: &Setting) -> bool {
 /// The session's id, and whether it is there to be resumed: it is not before its first turn.
 fn session(setting: &Setting) -> (String, bool) {
     match &setting.resume {
-        Some(id) => (id.clone(), has_transcript(&setting.home.join("claude/projects"), id)),
+        Some(id) => (
+            id.clone(),
+            has_transcript(&setting.home.join("claude/projects"), id),
+        ),
         None => (uuid(&setting.random), false),
     }
 }
 
 fn has_transcript(projects: &Path, id: &str) -> bool {
     let name = format!("{id}.jsonl");
-    std::fs::read_dir(projects).into_iter().flatten().flatten().any(|project| project.path().join(&name).is_file())
+    std::fs::read_dir(projects)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .any(|project| project.path().join(&name).is_file())
 }
 
 /// A version 4 UUID of the first hexadecimal digits.
 fn uuid(hex: &str) -> String {
-    format!("{}-{}-4{}-8{}-{}", &hex[..8], &hex[8..12], &hex[13..16], &hex[17..20], &hex[20..32])
+    format!(
+        "{}-{}-4{}-8{}-{}",
+        &hex[..8],
+        &hex[8..12],
+        &hex[13..16],
+        &hex[17..20],
+        &hex[20..32]
+    )
 }
 
 fn mcp(setting: &Setting) -> Value {
     let server = |server: &Mcp| match server {
-        Mcp::Local { command, env } => json!({ "type": "stdio", "command": command.first(), "args": command.get(1..), "env": env }),
+        Mcp::Local { command, env } => {
+            json!({ "type": "stdio", "command": command.first(), "args": command.get(1..), "env": env })
+        }
         Mcp::Remote { url, headers } => json!({ "type": "http", "url": url, "headers": headers }),
     };
-    let servers: Map<String, Value> = setting.mcp.iter().map(|(name, s)| (name.clone(), server(s))).collect();
+    let servers: Map<String, Value> = setting
+        .mcp
+        .iter()
+        .map(|(name, s)| (name.clone(), server(s)))
+        .collect();
     json!({ "mcpServers": servers })
 }
 
@@ -210,7 +277,10 @@ pub struct Claude {
 
 impl Claude {
     pub fn new(setting: &Setting) -> Self {
-        Claude { dir: setting.home.join("claude/projects"), ..Claude::default() }
+        Claude {
+            dir: setting.home.join("claude/projects"),
+            ..Claude::default()
+        }
     }
 
     fn message(&mut self, m: &Value, out: &mut Vec<Action>) -> bool {
@@ -222,11 +292,20 @@ impl Claude {
             "user" => return self.user(m, parent, out),
             "result" => self.result(m, out),
             "control_response" => self.control_response(&m["response"], out),
-            "control_request" if m["request"]["subtype"] == "can_use_tool" => self.permission_asked(m, out),
+            "control_request" if m["request"]["subtype"] == "can_use_tool" => {
+                self.permission_asked(m, out)
+            }
             "control_cancel_request" => {
                 let request_id = text(m, "/request_id").to_owned();
                 if self.asked.remove(&request_id).is_some() {
-                    out.push(PermissionResolved { request_id, decision: "cancelled".into(), by: "runtime".into() }.into());
+                    out.push(
+                        PermissionResolved {
+                            request_id,
+                            decision: "cancelled".into(),
+                            by: "runtime".into(),
+                        }
+                        .into(),
+                    );
                 }
             }
             // An input's way through the CLI's own queue: its echo and its turn say as much.
@@ -240,32 +319,55 @@ impl Claude {
         match text(m, "/subtype") {
             "init" => self.begin_turn(out),
             "status" if m["status"] == "requesting" => {
-                if self.turn.as_mut().is_some_and(|t| std::mem::take(&mut t.tools_said)) {
+                if self
+                    .turn
+                    .as_mut()
+                    .is_some_and(|t| std::mem::take(&mut t.tools_said))
+                {
                     out.push(Action::Step);
                 }
             }
             "status" if m["compact_result"] == "failed" => {
-                out.push(Warning { message: "the conversation could not be compacted".into() }.into());
+                out.push(
+                    Warning {
+                        message: "the conversation could not be compacted".into(),
+                    }
+                    .into(),
+                );
             }
-            "compact_boundary" => out.push(Warning { message: COMPACTED.into() }.into()),
+            "compact_boundary" => out.push(
+                Warning {
+                    message: COMPACTED.into(),
+                }
+                .into(),
+            ),
             "api_retry" => {
                 self.drafts.cut(out);
                 let status = m["error_status"].as_u64().map(|s| s as u16);
                 let word = text(m, "/error");
-                let message =
-                    status.map_or_else(|| format!("the provider could not be reached ({word})"), |status| format!("the provider answered {status} ({word})"));
+                let message = status.map_or_else(
+                    || format!("the provider could not be reached ({word})"),
+                    |status| format!("the provider answered {status} ({word})"),
+                );
                 out.push(
                     Retry {
                         attempt: m["attempt"].as_u64().unwrap_or(1),
                         code: named(word, status, &message),
-                        retry_after_ms: m["retry_delay_ms"].as_f64().map(|ms| ms.max(0.0).round() as u64),
+                        retry_after_ms: m["retry_delay_ms"]
+                            .as_f64()
+                            .map(|ms| ms.max(0.0).round() as u64),
                         message,
                         parent_tool_use_id: None,
                     }
                     .into(),
                 );
             }
-            "model_fallback" => out.push(Warning { message: text(m, "/content").to_owned() }.into()),
+            "model_fallback" => out.push(
+                Warning {
+                    message: text(m, "/content").to_owned(),
+                }
+                .into(),
+            ),
             "model_refusal_no_fallback" => {
                 if let Some(turn) = &mut self.turn {
                     turn.refused = true;
@@ -307,16 +409,21 @@ impl Claude {
                 }
             }
             "content_block_delta" => {
-                let Some((message, block)) = &self.streaming else { return };
+                let Some((message, block)) = &self.streaming else {
+                    return;
+                };
                 let (kind, piece) = match text(event, "/delta/type") {
                     "text_delta" => (Kind::Text, text(event, "/delta/text")),
                     "thinking_delta" => (Kind::Reasoning, text(event, "/delta/thinking")),
                     _ => return,
                 };
-                self.drafts.write(&item(message, *block), kind, piece, None, out);
+                self.drafts
+                    .write(&item(message, *block), kind, piece, None, out);
             }
             "message_delta" => {
-                if let (Some(turn), Some(reason)) = (&mut self.turn, event["delta"]["stop_reason"].as_str()) {
+                if let (Some(turn), Some(reason)) =
+                    (&mut self.turn, event["delta"]["stop_reason"].as_str())
+                {
                     turn.stop_reason = Some(reason.to_owned());
                 }
             }
@@ -339,7 +446,12 @@ impl Claude {
             Some((streaming, block)) if parent.is_none() && streaming == id => item(id, *block),
             _ => format!("{id}:{}", text(m, "/uuid")),
         };
-        let again = parent.is_none() && self.streaming.as_ref().is_some_and(|(streaming, _)| streaming != id) && !self.drafts.is_empty();
+        let again = parent.is_none()
+            && self
+                .streaming
+                .as_ref()
+                .is_some_and(|(streaming, _)| streaming != id)
+            && !self.drafts.is_empty();
         if again {
             // Its stream was cut, and this was asked for without one.
             out.push(
@@ -361,12 +473,20 @@ impl Claude {
                     }
                     let words = text(block, "/text");
                     let stopped = self.turn.as_ref().is_some_and(|t| t.aborted);
-                    self.drafts.finish(&name, Kind::Text, words, parent, stopped, out);
+                    self.drafts
+                        .finish(&name, Kind::Text, words, parent, stopped, out);
                     if let (Some(turn), None) = (&mut self.turn, parent) {
                         words.clone_into(&mut turn.final_text);
                     }
                 }
-                "thinking" => self.drafts.finish(&name, Kind::Reasoning, text(block, "/thinking"), parent, false, out),
+                "thinking" => self.drafts.finish(
+                    &name,
+                    Kind::Reasoning,
+                    text(block, "/thinking"),
+                    parent,
+                    false,
+                    out,
+                ),
                 "tool_use" => self.tool_use(block, parent, out),
                 _ => {}
             }
@@ -382,14 +502,33 @@ impl Claude {
 
     fn tool_use(&mut self, block: &Value, parent: Option<&str>, out: &mut Vec<Action>) {
         self.begin_turn(out);
-        let (id, native_name) = (text(block, "/id").to_owned(), text(block, "/name").to_owned());
+        let (id, native_name) = (
+            text(block, "/id").to_owned(),
+            text(block, "/name").to_owned(),
+        );
         let input = block["input"].clone();
         if native_name == "TodoWrite" {
             out.push(plan(&input["todos"]));
         }
         let parent = parent.map(str::to_owned);
-        self.tools.insert(id.clone(), Tool { name: native_name.clone(), input: input.clone(), parent: parent.clone() });
-        out.push(ToolUse { tool_use_id: id, name: canonical(&native_name), native_name, input, parent_tool_use_id: parent }.into());
+        self.tools.insert(
+            id.clone(),
+            Tool {
+                name: native_name.clone(),
+                input: input.clone(),
+                parent: parent.clone(),
+            },
+        );
+        out.push(
+            ToolUse {
+                tool_use_id: id,
+                name: canonical(&native_name),
+                native_name,
+                input,
+                parent_tool_use_id: parent,
+            }
+            .into(),
+        );
     }
 
     fn user(&mut self, m: &Value, parent: Option<&str>, out: &mut Vec<Action>) -> bool {
@@ -406,7 +545,10 @@ impl Claude {
                     known = true;
                 }
                 // A subagent is told what the model likes.
-                "text" if parent.is_none() && text(block, "/text").starts_with("[Request interrupted by user") => {
+                "text"
+                    if parent.is_none()
+                        && text(block, "/text").starts_with("[Request interrupted by user") =>
+                {
                     if let Some(turn) = &mut self.turn {
                         turn.aborted = true;
                     }
@@ -423,10 +565,18 @@ impl Claude {
     fn acknowledged(&mut self, uuid: &str, content: &Value, out: &mut Vec<Action>) {
         let texts: Vec<&str> = match content {
             Value::String(text) => vec![text.as_str()],
-            blocks => blocks.as_array().into_iter().flatten().filter_map(|b| b["text"].as_str()).collect(),
+            blocks => blocks
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(|b| b["text"].as_str())
+                .collect(),
         };
         // Several may come as one, under one of their ids.
-        let known = self.handed.acknowledge(|id, input| id == uuid || texts.contains(&input.text.as_str()), out);
+        let known = self.handed.acknowledge(
+            |id, input| id == uuid || texts.contains(&input.text.as_str()),
+            out,
+        );
         if !known && !texts.iter().any(|t| t.starts_with("<local-command")) {
             self.handed.foreign(uuid, &texts.join("\n"), out);
         }
@@ -434,35 +584,76 @@ impl Claude {
 
     fn tool_result(&mut self, block: &Value, details: &Value, out: &mut Vec<Action>) {
         let id = text(block, "/tool_use_id");
-        let Some(tool) = self.tools.remove(id) else { return };
+        let Some(tool) = self.tools.remove(id) else {
+            return;
+        };
         if let (Some(turn), None) = (&mut self.turn, &tool.parent) {
             turn.tools_said = true;
         }
         let output = text_of(&block["content"]);
         let is_error = block["is_error"] == true;
-        let exit_code =
-            (tool.name == "Bash").then(|| if is_error { output.strip_prefix("Exit code ")?.lines().next()?.trim().parse().ok() } else { Some(0) }).flatten();
-        let change = (!is_error).then(|| file_change(id, &tool, details)).flatten();
-        out.push(ToolResult { tool_use_id: id.to_owned(), output, is_error, exit_code, duration_ms: None, parent_tool_use_id: tool.parent }.into());
+        let exit_code = (tool.name == "Bash")
+            .then(|| {
+                if is_error {
+                    output
+                        .strip_prefix("Exit code ")?
+                        .lines()
+                        .next()?
+                        .trim()
+                        .parse()
+                        .ok()
+                } else {
+                    Some(0)
+                }
+            })
+            .flatten();
+        let change = (!is_error)
+            .then(|| file_change(id, &tool, details))
+            .flatten();
+        out.push(
+            ToolResult {
+                tool_use_id: id.to_owned(),
+                output,
+                is_error,
+                exit_code,
+                duration_ms: None,
+                parent_tool_use_id: tool.parent,
+            }
+            .into(),
+        );
         out.extend(change.map(Action::from));
     }
 
     fn result(&mut self, m: &Value, out: &mut Vec<Action>) {
         let status = m["api_error_status"].as_u64().map(|s| s as u16);
-        let errors = m["errors"].as_array().into_iter().flatten().filter_map(Value::as_str).collect::<Vec<_>>().join("\n");
+        let errors = m["errors"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+            .collect::<Vec<_>>()
+            .join("\n");
         // One without its beginning: the one-shot mode prints nothing else.
         self.begin_turn(out);
         let Some(turn) = self.turn.take() else { return };
         let aborted = turn.aborted || text(m, "/terminal_reason").starts_with("aborted");
         let limit = m["subtype"] == "error_max_turns";
-        let refused = turn.refused || m["stop_reason"] == "refusal" || turn.stop_reason.as_deref() == Some("refusal");
+        let refused = turn.refused
+            || m["stop_reason"] == "refusal"
+            || turn.stop_reason.as_deref() == Some("refusal");
         let failed = m["is_error"] == true && !aborted && !limit && !refused;
         if failed {
             let (word, said) = turn.failed.unwrap_or_default();
-            let message = [said.as_str(), text(m, "/result"), &errors, &word].into_iter().find(|s| !s.is_empty()).unwrap_or("the turn failed").to_owned();
+            let message = [said.as_str(), text(m, "/result"), &errors, &word]
+                .into_iter()
+                .find(|s| !s.is_empty())
+                .unwrap_or("the turn failed")
+                .to_owned();
             let mut error = ErrorEvent::new(named(&word, status, &message), cause::words(&message));
             error.http_status = status;
-            error.native = Some(json!({ "error": word, "result": m["result"], "api_error_status": m["api_error_status"], "errors": m["errors"] }));
+            error.native = Some(
+                json!({ "error": word, "result": m["result"], "api_error_status": m["api_error_status"], "errors": m["errors"] }),
+            );
             out.push(error.into());
         }
         self.drafts.cut(out);
@@ -475,11 +666,24 @@ impl Claude {
             _ => TurnEndReason::EndTurn,
         };
         let usage = self.spent(m);
-        let final_text = if turn.final_text.is_empty() && !failed { text(m, "/result").to_owned() } else { turn.final_text };
+        let final_text = if turn.final_text.is_empty() && !failed {
+            text(m, "/result").to_owned()
+        } else {
+            turn.final_text
+        };
         self.tools.clear();
         self.asked.clear();
         self.streaming = None;
-        out.push(TurnEnd { turn: 0, reason, usage, duration_ms: 0, final_text }.into());
+        out.push(
+            TurnEnd {
+                turn: 0,
+                reason,
+                usage,
+                duration_ms: 0,
+                final_text,
+            }
+            .into(),
+        );
         if self.handed.is_begun() {
             // Its echo is missing: it may have come while the CLI began a turn by itself, and
             // then the next is its own.
@@ -496,7 +700,13 @@ impl Claude {
     }
 
     fn find_transcript(&self, tag: Tag, out: &mut Vec<Action>) {
-        out.push(Action::Find { tag, file: Record { dir: self.dir.clone(), suffix: format!("{}.jsonl", self.session) } });
+        out.push(Action::Find {
+            tag,
+            file: Record {
+                dir: self.dir.clone(),
+                suffix: format!("{}.jsonl", self.session),
+            },
+        });
     }
 
     fn permission_asked(&mut self, m: &Value, out: &mut Vec<Action>) {
@@ -504,7 +714,10 @@ impl Claude {
         let input = request["input"].clone();
         let id = text(request, "/tool_use_id").to_owned();
         let parent = self.tools.get(&id).and_then(|t| t.parent.clone());
-        self.asked.insert(request_id.clone(), (input.clone(), request["permission_suggestions"].clone()));
+        self.asked.insert(
+            request_id.clone(),
+            (input.clone(), request["permission_suggestions"].clone()),
+        );
         out.push(
             PermissionRequest {
                 request_id,
@@ -519,12 +732,21 @@ impl Claude {
     }
 
     fn control_response(&mut self, response: &Value, out: &mut Vec<Action>) {
-        let (id, failed) = (text(response, "/request_id"), response["subtype"] == "error");
+        let (id, failed) = (
+            text(response, "/request_id"),
+            response["subtype"] == "error",
+        );
         if failed && (id == "open" || id.starts_with("interrupt-")) {
-            out.push(Action::Broken(format!("Claude Code refused to `{id}`: {}", text(response, "/error"))));
+            out.push(Action::Broken(format!(
+                "Claude Code refused to `{id}`: {}",
+                text(response, "/error")
+            )));
         } else if id == "open" && !self.ready {
             self.ready = true;
-            out.push(Action::Ready { native_session_id: self.session.clone(), resumed: self.resumed });
+            out.push(Action::Ready {
+                native_session_id: self.session.clone(),
+                resumed: self.resumed,
+            });
         }
     }
 }
@@ -550,7 +772,11 @@ impl Translator for Claude {
 
     fn reply(&mut self, tag: Tag, reply: Reply, out: &mut Vec<Action>) {
         let transcript = match reply {
-            Reply::Lost(why) => return out.push(Action::Broken(format!("Claude Code's transcript cannot be read: {why}"))),
+            Reply::Lost(why) => {
+                return out.push(Action::Broken(format!(
+                    "Claude Code's transcript cannot be read: {why}"
+                )));
+            }
             Reply::Answer { body, .. } => body,
         };
         match tag {
@@ -559,7 +785,12 @@ impl Translator for Claude {
                 initialize(out);
             }
             Tag::Look(input_id) => {
-                self.handed.after_restart(&input_id, RUNTIME.name, |uuid, _| memchr::memmem::find(&transcript, uuid.as_bytes()).is_some(), out);
+                self.handed.after_restart(
+                    &input_id,
+                    RUNTIME.name,
+                    |uuid, _| memchr::memmem::find(&transcript, uuid.as_bytes()).is_some(),
+                    out,
+                );
             }
             _ => {}
         }
@@ -592,11 +823,23 @@ impl Translator for Claude {
         }
     }
 
-    fn answer(&mut self, request_id: &str, decision: &Decision, by: &str, out: &mut Vec<Action>) -> bool {
+    fn answer(
+        &mut self,
+        request_id: &str,
+        decision: &Decision,
+        by: &str,
+        out: &mut Vec<Action>,
+    ) -> bool {
         let response = match (decision, self.asked.get(request_id)) {
-            (Decision::Allow, Some((input, _))) => json!({ "behavior": "allow", "updatedInput": input }),
+            (Decision::Allow, Some((input, _))) => {
+                json!({ "behavior": "allow", "updatedInput": input })
+            }
             (Decision::AllowAlways, Some((input, suggested))) => {
-                let rules = suggested.as_array().into_iter().flatten().filter(|s| s["type"] == "addRules");
+                let rules = suggested
+                    .as_array()
+                    .into_iter()
+                    .flatten()
+                    .filter(|s| s["type"] == "addRules");
                 let rules: Vec<Value> = rules
                     .cloned()
                     .map(|mut rule| {
@@ -613,7 +856,14 @@ impl Translator for Claude {
         };
         self.asked.remove(request_id);
         out.push(Action::Send(json!({ "type": "control_response", "response": { "subtype": "success", "request_id": request_id, "response": response } })));
-        out.push(PermissionResolved { request_id: request_id.to_owned(), decision: decision.name().to_owned(), by: by.to_owned() }.into());
+        out.push(
+            PermissionResolved {
+                request_id: request_id.to_owned(),
+                decision: decision.name().to_owned(),
+                by: by.to_owned(),
+            }
+            .into(),
+        );
         true
     }
 
@@ -626,11 +876,27 @@ impl Translator for Claude {
     fn close(&mut self, out: &mut Vec<Action>) {
         self.drafts.cut(out);
         if let Some(turn) = self.turn.take() {
-            let reason = if turn.aborted { TurnEndReason::Interrupted } else { TurnEndReason::Error };
-            out.push(TurnEnd { turn: 0, reason, usage: Usage::default(), duration_ms: 0, final_text: turn.final_text }.into());
+            let reason = if turn.aborted {
+                TurnEndReason::Interrupted
+            } else {
+                TurnEndReason::Error
+            };
+            out.push(
+                TurnEnd {
+                    turn: 0,
+                    reason,
+                    usage: Usage::default(),
+                    duration_ms: 0,
+                    final_text: turn.final_text,
+                }
+                .into(),
+            );
         }
         // Inputs that were handed over are looked for when it is up again.
-        *self = Claude { dir: std::mem::take(&mut self.dir), ..Claude::default() };
+        *self = Claude {
+            dir: std::mem::take(&mut self.dir),
+            ..Claude::default()
+        };
     }
 
     fn phase(&self) -> Phase {
@@ -648,7 +914,10 @@ fn initialize(out: &mut Vec<Action>) {
 
 /// Adds up what each model used, and takes the cost as the CLI counts it.
 fn sums(cost_usd: &Value, models: &Value) -> Usage {
-    let mut sums = Usage { cost_usd: cost_usd.as_f64(), ..Usage::default() };
+    let mut sums = Usage {
+        cost_usd: cost_usd.as_f64(),
+        ..Usage::default()
+    };
     for model in models.as_object().into_iter().flat_map(Map::values) {
         sums.add(&Usage {
             input: model["inputTokens"].as_u64(),
@@ -665,7 +934,9 @@ fn sums(cost_usd: &Value, models: &Value) -> Usage {
 /// The sums that a resumed session begins with. The CLI writes them into its transcript when it
 /// ends in good order, and a later process counts on from the last of them.
 fn saved_sums(transcript: &[u8]) -> Usage {
-    let saved = newest_first(transcript, b"\"cost-state\"").find(|entry| entry["type"] == "cost-state").unwrap_or_default();
+    let saved = newest_first(transcript, b"\"cost-state\"")
+        .find(|entry| entry["type"] == "cost-state")
+        .unwrap_or_default();
     sums(&saved["totalCostUSD"], &saved["modelUsage"])
 }
 
@@ -686,19 +957,52 @@ fn named(word: &str, status: Option<u16>, message: &str) -> ErrorCode {
 }
 
 fn file_change(id: &str, tool: &Tool, details: &Value) -> Option<FileChange> {
-    if !matches!(tool.name.as_str(), "Write" | "Edit" | "MultiEdit" | "NotebookEdit") {
+    if !matches!(
+        tool.name.as_str(),
+        "Write" | "Edit" | "MultiEdit" | "NotebookEdit"
+    ) {
         return None;
     }
-    let path = details["filePath"].as_str().or(tool.input["file_path"].as_str())?.to_owned();
-    let kind = if details["type"] == "create" { ChangeKind::Add } else { ChangeKind::Modify };
+    let path = details["filePath"]
+        .as_str()
+        .or(tool.input["file_path"].as_str())?
+        .to_owned();
+    let kind = if details["type"] == "create" {
+        ChangeKind::Add
+    } else {
+        ChangeKind::Modify
+    };
     let hunk = |hunk: &Value| {
         let n = |key: &str| hunk[key].as_u64().unwrap_or(0);
-        let lines = hunk["lines"].as_array().into_iter().flatten().filter_map(Value::as_str).map(|l| format!("{l}\n")).collect::<String>();
-        format!("@@ -{},{} +{},{} @@\n{lines}", n("oldStart"), n("oldLines"), n("newStart"), n("newLines"))
+        let lines = hunk["lines"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+            .map(|l| format!("{l}\n"))
+            .collect::<String>();
+        format!(
+            "@@ -{},{} +{},{} @@\n{lines}",
+            n("oldStart"),
+            n("oldLines"),
+            n("newStart"),
+            n("newLines")
+        )
     };
-    let diff: String = details["structuredPatch"].as_array().into_iter().flatten().map(hunk).collect();
+    let diff: String = details["structuredPatch"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(hunk)
+        .collect();
     let diff = Some(diff).filter(|d| !d.is_empty());
-    Some(FileChange { path, kind, diff, tool_use_id: Some(id.to_owned()), parent_tool_use_id: tool.parent.clone() })
+    Some(FileChange {
+        path,
+        kind,
+        diff,
+        tool_use_id: Some(id.to_owned()),
+        parent_tool_use_id: tool.parent.clone(),
+    })
 }
 
 /// A tool's name as every runtime has it.
@@ -725,17 +1029,39 @@ mod tests {
 
     #[test]
     fn a_resumed_session_counts_from_the_sums_that_were_saved() {
-        let line =
-            |input: u64, cost: f64| json!({ "type": "cost-state", "totalCostUSD": cost, "modelUsage": { "m": { "inputTokens": input, "outputTokens": 5 } } });
+        let line = |input: u64, cost: f64| json!({ "type": "cost-state", "totalCostUSD": cost, "modelUsage": { "m": { "inputTokens": input, "outputTokens": 5 } } });
         let said = json!({ "type": "user", "message": { "content": "a \"cost-state\" in words" } });
-        let transcript = format!("{}\n{}\n{said}\n{{\"type\":\"cost-state\",\"mod", line(100, 0.25), line(300, 0.5));
+        let transcript = format!(
+            "{}\n{}\n{said}\n{{\"type\":\"cost-state\",\"mod",
+            line(100, 0.25),
+            line(300, 0.5)
+        );
         let (mut claude, mut out) = (Claude::default(), Vec::new());
         claude.open(Some("id"), true, &mut out);
-        assert!(matches!(&out[..], [Action::Find { tag: Tag::Resume, .. }]), "{out:?}");
-        claude.reply(Tag::Resume, Reply::Answer { status: 200, body: transcript.into_bytes() }, &mut out);
+        assert!(
+            matches!(
+                &out[..],
+                [Action::Find {
+                    tag: Tag::Resume,
+                    ..
+                }]
+            ),
+            "{out:?}"
+        );
+        claude.reply(
+            Tag::Resume,
+            Reply::Answer {
+                status: 200,
+                body: transcript.into_bytes(),
+            },
+            &mut out,
+        );
         assert!(matches!(&out[1..], [Action::Send(_)]), "{out:?}");
         let spent = claude.spent(&json!({ "total_cost_usd": 0.75, "modelUsage": { "m": { "inputTokens": 320, "outputTokens": 9, "thinkingTokens": 2 } } }));
-        assert_eq!((spent.input, spent.output, spent.reasoning, spent.cost_usd), (Some(20), Some(4), Some(2), Some(0.25)));
+        assert_eq!(
+            (spent.input, spent.output, spent.reasoning, spent.cost_usd),
+            (Some(20), Some(4), Some(2), Some(0.25))
+        );
     }
 
     #[test]
@@ -748,8 +1074,20 @@ mod tests {
         ] {
             claude.read(message.to_string().as_bytes(), &mut out);
         }
-        let reasons: Vec<_> = out.iter().filter_map(|a| if let Action::Event(Payload::TurnEnd(end)) = a { Some(end.reason) } else { None }).collect();
+        let reasons: Vec<_> = out
+            .iter()
+            .filter_map(|a| {
+                if let Action::Event(Payload::TurnEnd(end)) = a {
+                    Some(end.reason)
+                } else {
+                    None
+                }
+            })
+            .collect();
         assert_eq!(reasons, [TurnEndReason::Refusal]);
-        assert!(!out.iter().any(|a| matches!(a, Action::Event(Payload::Error(_)))));
+        assert!(
+            !out.iter()
+                .any(|a| matches!(a, Action::Event(Payload::Error(_))))
+        );
     }
 }

@@ -17,16 +17,17 @@ use std::io;
 use serde_json::{Value, json};
 
 use super::{
-    Action, COMPACTED, Capabilities, Decision, Launch, Mcp, Permissions, Phase, Runtime, Setting, Translator, Wiring, hex, parsed, permission_options,
-    private_file, request_id, text, text_of,
+    Action, COMPACTED, Capabilities, Decision, Launch, Mcp, Permissions, Phase, Runtime, Setting,
+    Translator, Wiring, hex, parsed, permission_options, private_file, request_id, text, text_of,
 };
 use crate::adapter::cause;
 use crate::adapter::draft::{Drafts, Kind};
 use crate::adapter::handed::Handed;
 use crate::adapter::inbox::Input;
 use crate::event::{
-    ChangeKind, ErrorCode, ErrorEvent, FileChange, PermissionRequest, PermissionResolved, PlanItem, PlanUpdate, Retry, ToolOutput, ToolResult, ToolUse,
-    TurnEnd, TurnEndReason, Unparsed, Usage, Warning,
+    ChangeKind, ErrorCode, ErrorEvent, FileChange, PermissionRequest, PermissionResolved, PlanItem,
+    PlanUpdate, Retry, ToolOutput, ToolResult, ToolUse, TurnEnd, TurnEndReason, Unparsed, Usage,
+    Warning,
 };
 
 pub static RUNTIME: Runtime = Runtime {
@@ -38,7 +39,15 @@ pub static RUNTIME: Runtime = Runtime {
     verified_from: "0.169.0",
     protocols: &["0."],
     default_model: "openai/gpt-5.5",
-    model_in_env: |env| env("OPENAI_MODEL").map(|model| if model.contains('/') { model } else { format!("openai/{model}") }),
+    model_in_env: |env| {
+        env("OPENAI_MODEL").map(|model| {
+            if model.contains('/') {
+                model
+            } else {
+                format!("openai/{model}")
+            }
+        })
+    },
     providers: &["openai"],
     capabilities: Capabilities {
         steer: true,
@@ -73,8 +82,13 @@ fn launch(setting: &Setting) -> io::Result<Launch> {
     }
     Ok(Launch {
         args: vec!["app-server".into()],
-        env: vec![("CODEX_HOME".into(), home.display().to_string()), (TOKEN.into(), setting.key.clone())],
-        wiring: Wiring::Lines { version_flag: false },
+        env: vec![
+            ("CODEX_HOME".into(), home.display().to_string()),
+            (TOKEN.into(), setting.key.clone()),
+        ],
+        wiring: Wiring::Lines {
+            version_flag: false,
+        },
         warnings,
         session: None,
     })
@@ -116,14 +130,30 @@ stream_max_retries = 0
         url = quoted(&format!("{}/openai/v1", setting.sidecar)),
         subagents = setting.subagents,
         // What it takes for harmless it would run without asking.
-        commands = if setting.permissions == Permissions::Deny { "shell_tool = false\nunified_exec = false\n" } else { "" },
+        commands = if setting.permissions == Permissions::Deny {
+            "shell_tool = false\nunified_exec = false\n"
+        } else {
+            ""
+        },
     );
     // Trusted, a project starts tool servers and allows commands: not where tools are asked for.
-    let trust = if setting.permissions == Permissions::Allow { "trusted" } else { "untrusted" };
-    let _ = writeln!(toml, "[projects.{}]\ntrust_level = \"{trust}\"", quoted(&setting.workdir.display().to_string()));
+    let trust = if setting.permissions == Permissions::Allow {
+        "trusted"
+    } else {
+        "untrusted"
+    };
+    let _ = writeln!(
+        toml,
+        "[projects.{}]\ntrust_level = \"{trust}\"",
+        quoted(&setting.workdir.display().to_string())
+    );
     for (name, server) in &setting.mcp {
-        let table =
-            |map: &std::collections::BTreeMap<String, String>| map.iter().map(|(k, v)| format!("{} = {}", quoted(k), quoted(v))).collect::<Vec<_>>().join(", ");
+        let table = |map: &std::collections::BTreeMap<String, String>| {
+            map.iter()
+                .map(|(k, v)| format!("{} = {}", quoted(k), quoted(v)))
+                .collect::<Vec<_>>()
+                .join(", ")
+        };
         let _ = writeln!(toml, "[mcp_servers.{}]", quoted(name));
         let _ = match server {
             Mcp::Local { command, env } => writeln!(
@@ -133,7 +163,12 @@ stream_max_retries = 0
                 json!(command.get(1..).unwrap_or_default()),
                 table(env)
             ),
-            Mcp::Remote { url, headers } => writeln!(toml, "url = {}\nhttp_headers = {{ {} }}", quoted(url), table(headers)),
+            Mcp::Remote { url, headers } => writeln!(
+                toml,
+                "url = {}\nhttp_headers = {{ {} }}",
+                quoted(url),
+                table(headers)
+            ),
         };
     }
     toml
@@ -198,14 +233,25 @@ pub struct Codex {
 impl Codex {
     pub fn new(setting: &Setting) -> Self {
         let (_, model) = setting.model.split_once('/').unwrap_or_default();
-        let approval = if setting.permissions == Permissions::Allow { "never" } else { "untrusted" };
-        Codex { approval, model: model.to_owned(), workdir: setting.workdir.display().to_string(), ..Codex::default() }
+        let approval = if setting.permissions == Permissions::Allow {
+            "never"
+        } else {
+            "untrusted"
+        };
+        Codex {
+            approval,
+            model: model.to_owned(),
+            workdir: setting.workdir.display().to_string(),
+            ..Codex::default()
+        }
     }
 
     fn ask(&mut self, asked: Asked, method: &str, params: Value, out: &mut Vec<Action>) {
         self.requests += 1;
         self.asked.insert(self.requests, asked);
-        out.push(Action::Send(json!({ "id": self.requests, "method": method, "params": params })));
+        out.push(Action::Send(
+            json!({ "id": self.requests, "method": method, "params": params }),
+        ));
     }
 
     fn start_thread(&mut self, out: &mut Vec<Action>) {
@@ -213,18 +259,34 @@ impl Codex {
         match self.resume.clone() {
             Some(id) => {
                 (params["threadId"], params["excludeTurns"]) = (id.into(), true.into());
-                self.ask(Asked::Thread { resumed: true }, "thread/resume", params, out);
+                self.ask(
+                    Asked::Thread { resumed: true },
+                    "thread/resume",
+                    params,
+                    out,
+                );
             }
-            None => self.ask(Asked::Thread { resumed: false }, "thread/start", params, out),
+            None => self.ask(
+                Asked::Thread { resumed: false },
+                "thread/start",
+                params,
+                out,
+            ),
         }
     }
 
     fn answered(&mut self, asked: Asked, m: &Value, out: &mut Vec<Action>) {
-        let (result, error) = (&m["result"], m.get("error").map(|e| text(e, "/message").to_owned()));
+        let (result, error) = (
+            &m["result"],
+            m.get("error").map(|e| text(e, "/message").to_owned()),
+        );
         match (asked, error) {
             (Asked::Initialize, None) => {
                 // `outrigger/0.169.0 (Debian 12.0.0; x86_64) …`
-                let version = text(result, "/userAgent").split(['/', ' ']).nth(1).unwrap_or_default();
+                let version = text(result, "/userAgent")
+                    .split(['/', ' '])
+                    .nth(1)
+                    .unwrap_or_default();
                 out.push(Action::Version(version.to_owned()));
                 out.push(Action::Send(json!({ "method": "initialized" })));
                 self.start_thread(out);
@@ -232,20 +294,35 @@ impl Codex {
             (Asked::Thread { resumed }, None) => {
                 let id = text(result, "/thread/id").to_owned();
                 self.thread = Some(id.clone());
-                out.push(Action::Ready { native_session_id: id, resumed });
+                out.push(Action::Ready {
+                    native_session_id: id,
+                    resumed,
+                });
             }
             (Asked::Thread { resumed: true }, Some(_)) => {
                 out.push(Warning { message: "Codex no longer has this thread; a new one is begun, without its history".into() }.into());
                 self.resume = None;
                 self.start_thread(out);
             }
-            (Asked::Initialize | Asked::Thread { .. }, Some(why)) => out.push(Action::Broken(format!("Codex gave no thread: {why}"))),
-            (Asked::Turn(input_id), Some(why)) => self.handed.refused(&input_id, format!("Codex refused it: {why}"), out),
+            (Asked::Initialize | Asked::Thread { .. }, Some(why)) => {
+                out.push(Action::Broken(format!("Codex gave no thread: {why}")))
+            }
+            (Asked::Turn(input_id), Some(why)) => {
+                self.handed
+                    .refused(&input_id, format!("Codex refused it: {why}"), out)
+            }
             (Asked::History(input_id), None) => {
                 let items = result.to_string();
-                self.handed.after_restart(&input_id, RUNTIME.name, |native, _| items.contains(native), out);
+                self.handed.after_restart(
+                    &input_id,
+                    RUNTIME.name,
+                    |native, _| items.contains(native),
+                    out,
+                );
             }
-            (Asked::History(_), Some(why)) => out.push(Action::Broken(format!("Codex does not tell its thread: {why}"))),
+            (Asked::History(_), Some(why)) => out.push(Action::Broken(format!(
+                "Codex does not tell its thread: {why}"
+            ))),
             // The turn was over before it came, or is one that is not steered.
             (Asked::Steer(input_id), Some(_)) => {
                 self.unsteerable = true;
@@ -253,18 +330,40 @@ impl Codex {
             }
             (Asked::Interrupt, _) if !self.stopped.is_empty() => {
                 let params = json!({ "threadId": self.thread });
-                self.ask(Asked::Terminals, "thread/backgroundTerminals/list", params, out);
+                self.ask(
+                    Asked::Terminals,
+                    "thread/backgroundTerminals/list",
+                    params,
+                    out,
+                );
             }
             (Asked::Terminals, None) => {
                 let stopped = std::mem::take(&mut self.stopped);
-                let goes_on = |terminal: &&Value| stopped.iter().any(|id| *id == text(terminal, "/itemId"));
-                for terminal in result["data"].as_array().into_iter().flatten().filter(goes_on) {
-                    let params = json!({ "threadId": self.thread, "processId": terminal["processId"] });
-                    self.ask(Asked::Terminate, "thread/backgroundTerminals/terminate", params, out);
+                let goes_on =
+                    |terminal: &&Value| stopped.iter().any(|id| *id == text(terminal, "/itemId"));
+                for terminal in result["data"]
+                    .as_array()
+                    .into_iter()
+                    .flatten()
+                    .filter(goes_on)
+                {
+                    let params =
+                        json!({ "threadId": self.thread, "processId": terminal["processId"] });
+                    self.ask(
+                        Asked::Terminate,
+                        "thread/backgroundTerminals/terminate",
+                        params,
+                        out,
+                    );
                 }
             }
             (Asked::Terminals | Asked::Terminate, Some(why)) => {
-                out.push(Warning { message: format!("a command of the interrupted turn may still run: {why}") }.into());
+                out.push(
+                    Warning {
+                        message: format!("a command of the interrupted turn may still run: {why}"),
+                    }
+                    .into(),
+                );
             }
             // It was over: what ended it is told by itself.
             (Asked::Turn(_) | Asked::Steer(_) | Asked::Interrupt | Asked::Terminate, _) => {}
@@ -277,7 +376,10 @@ impl Codex {
             (Some(method), Some(id)) => self.requested(method, id, params, out),
             (Some(method), None) => {
                 let thread = text(params, "/threadId");
-                if method != "thread/started" && !thread.is_empty() && *self.thread.get_or_insert_with(|| thread.to_owned()) != thread {
+                if method != "thread/started"
+                    && !thread.is_empty()
+                    && *self.thread.get_or_insert_with(|| thread.to_owned()) != thread
+                {
                     return true;
                 }
                 self.notified(method, params, out)
@@ -299,39 +401,90 @@ impl Codex {
             "item/started" => return self.item_started(&p["item"], out),
             "item/completed" => return self.item_completed(&p["item"], out),
             "item/agentMessage/delta" => self.write(Kind::Text, p, out),
-            "item/reasoning/summaryTextDelta" | "item/reasoning/textDelta" => self.write(Kind::Reasoning, p, out),
-            "item/reasoning/summaryPartAdded" if p["summaryIndex"].as_u64().is_some_and(|i| i > 0) => {
+            "item/reasoning/summaryTextDelta" | "item/reasoning/textDelta" => {
+                self.write(Kind::Reasoning, p, out)
+            }
+            "item/reasoning/summaryPartAdded"
+                if p["summaryIndex"].as_u64().is_some_and(|i| i > 0) =>
+            {
                 let apart = json!({ "itemId": p["itemId"], "delta": "\n\n" });
                 self.write(Kind::Reasoning, &apart, out);
             }
             "item/commandExecution/outputDelta" => {
                 let id = text(p, "/itemId");
                 if self.tools.contains_key(id) {
-                    out.push(ToolOutput { tool_use_id: id.into(), text: text(p, "/delta").into(), parent_tool_use_id: None }.into());
+                    out.push(
+                        ToolOutput {
+                            tool_use_id: id.into(),
+                            text: text(p, "/delta").into(),
+                            parent_tool_use_id: None,
+                        }
+                        .into(),
+                    );
                 }
             }
             "thread/tokenUsage/updated" => self.used(&p["tokenUsage"], out),
             "turn/plan/updated" => {
                 let items = p["plan"].as_array().into_iter().flatten();
-                let status = |s: &Value| if s["status"] == "inProgress" { "in_progress".to_owned() } else { text(s, "/status").to_owned() };
-                out.push(PlanUpdate { items: items.map(|s| PlanItem { text: text(s, "/step").into(), status: status(s) }).collect() }.into());
+                let status = |s: &Value| {
+                    if s["status"] == "inProgress" {
+                        "in_progress".to_owned()
+                    } else {
+                        text(s, "/status").to_owned()
+                    }
+                };
+                out.push(
+                    PlanUpdate {
+                        items: items
+                            .map(|s| PlanItem {
+                                text: text(s, "/step").into(),
+                                status: status(s),
+                            })
+                            .collect(),
+                    }
+                    .into(),
+                );
             }
             "error" => self.failed(&p["error"], p["willRetry"] == true, out),
             "turn/completed" => self.turn_completed(&p["turn"], out),
             "serverRequest/resolved" => {
                 let number = &p["requestId"];
-                let open = self.permissions.iter().find(|(_, n)| *n == number).map(|(id, _)| id.clone());
+                let open = self
+                    .permissions
+                    .iter()
+                    .find(|(_, n)| *n == number)
+                    .map(|(id, _)| id.clone());
                 if let Some(request_id) = open {
                     self.permissions.remove(&request_id);
-                    out.push(PermissionResolved { request_id, decision: "cancelled".into(), by: "runtime".into() }.into());
+                    out.push(
+                        PermissionResolved {
+                            request_id,
+                            decision: "cancelled".into(),
+                            by: "runtime".into(),
+                        }
+                        .into(),
+                    );
                 }
             }
             "warning" | "configWarning" | "deprecationNotice" => {
-                let message = [text(p, "/message"), text(p, "/summary")].into_iter().find(|s| !s.is_empty()).unwrap_or(method).to_owned();
+                let message = [text(p, "/message"), text(p, "/summary")]
+                    .into_iter()
+                    .find(|s| !s.is_empty())
+                    .unwrap_or(method)
+                    .to_owned();
                 out.push(Warning { message }.into());
             }
             "mcpServer/startupStatus/updated" if p["status"] == "failed" => {
-                out.push(Warning { message: format!("the tool server `{}` does not start: {}", text(p, "/name"), text(p, "/error")) }.into());
+                out.push(
+                    Warning {
+                        message: format!(
+                            "the tool server `{}` does not start: {}",
+                            text(p, "/name"),
+                            text(p, "/error")
+                        ),
+                    }
+                    .into(),
+                );
             }
             "remoteControl/status/changed"
             | "thread/started"
@@ -360,14 +513,18 @@ impl Codex {
             Some(turn) if turn.id.is_empty() => id.clone_into(&mut turn.id),
             Some(_) => {}
             None => {
-                self.turn = Some(Turn { id: id.to_owned(), ..Turn::default() });
+                self.turn = Some(Turn {
+                    id: id.to_owned(),
+                    ..Turn::default()
+                });
                 self.handed.begin_turn(out);
             }
         }
     }
 
     fn write(&mut self, kind: Kind, p: &Value, out: &mut Vec<Action>) {
-        self.drafts.write(text(p, "/itemId"), kind, text(p, "/delta"), None, out);
+        self.drafts
+            .write(text(p, "/itemId"), kind, text(p, "/delta"), None, out);
     }
 
     /// What was being written is not written any further.
@@ -385,11 +542,21 @@ impl Codex {
                 // What it was told to steer while it wrote cut what it wrote.
                 self.cut(out);
                 let (client, said) = (text(item, "/clientId"), text_of(&item["content"]));
-                if !self.handed.acknowledge(|native, input| if client.is_empty() { input.text == said } else { native == client }, out) {
+                if !self.handed.acknowledge(
+                    |native, input| {
+                        if client.is_empty() {
+                            input.text == said
+                        } else {
+                            native == client
+                        }
+                    },
+                    out,
+                ) {
                     self.handed.foreign(id, &said, out);
                 }
             }
-            "agentMessage" | "reasoning" | "plan" | "hookPrompt" | "enteredReviewMode" | "exitedReviewMode" | "contextCompaction" => {}
+            "agentMessage" | "reasoning" | "plan" | "hookPrompt" | "enteredReviewMode"
+            | "exitedReviewMode" | "contextCompaction" => {}
             "" => return false,
             // It belongs to no turn, and nothing would end one that it began.
             _ if self.turn.is_none() && !self.one_shot => return false,
@@ -405,18 +572,52 @@ impl Codex {
         self.begin_turn("", out);
         self.tools.insert(id.to_owned(), item["changes"].clone());
         let (name, native_name, input) = match kind {
-            "commandExecution" => ("bash".to_owned(), kind, json!({ "command": command(text(item, "/command")), "cwd": item["cwd"] })),
-            "fileChange" => ("edit".to_owned(), kind, json!({ "changes": item["changes"] })),
+            "commandExecution" => (
+                "bash".to_owned(),
+                kind,
+                json!({ "command": command(text(item, "/command")), "cwd": item["cwd"] }),
+            ),
+            "fileChange" => (
+                "edit".to_owned(),
+                kind,
+                json!({ "changes": item["changes"] }),
+            ),
             "mcpToolCall" => {
                 let tool = text(item, "/tool");
-                (format!("mcp__{}__{tool}", text(item, "/server")), tool, item["arguments"].clone())
+                (
+                    format!("mcp__{}__{tool}", text(item, "/server")),
+                    tool,
+                    item["arguments"].clone(),
+                )
             }
-            "collabAgentToolCall" => ("task".to_owned(), text(item, "/tool"), json!({ "prompt": item["prompt"] })),
-            "webSearch" => ("web_search".to_owned(), kind, json!({ "query": item["query"] })),
+            "collabAgentToolCall" => (
+                "task".to_owned(),
+                text(item, "/tool"),
+                json!({ "prompt": item["prompt"] }),
+            ),
+            "webSearch" => (
+                "web_search".to_owned(),
+                kind,
+                json!({ "query": item["query"] }),
+            ),
             other => (other.to_owned(), other, item.clone()),
         };
-        let native_name = if native_name.is_empty() { kind } else { native_name }.to_owned();
-        out.push(ToolUse { tool_use_id: id.to_owned(), name, native_name, input, parent_tool_use_id: None }.into());
+        let native_name = if native_name.is_empty() {
+            kind
+        } else {
+            native_name
+        }
+        .to_owned();
+        out.push(
+            ToolUse {
+                tool_use_id: id.to_owned(),
+                name,
+                native_name,
+                input,
+                parent_tool_use_id: None,
+            }
+            .into(),
+        );
     }
 
     fn item_completed(&mut self, item: &Value, out: &mut Vec<Action>) -> bool {
@@ -430,12 +631,38 @@ impl Codex {
                 }
             }
             "reasoning" => {
-                let parts = |key: &str| item[key].as_array().into_iter().flatten().filter_map(Value::as_str).collect::<Vec<_>>().join("\n\n");
-                let words = [parts("summary"), parts("content"), text(item, "/text").to_owned()].into_iter().find(|s| !s.is_empty()).unwrap_or_default();
-                self.drafts.finish(id, Kind::Reasoning, &words, None, false, out);
+                let parts = |key: &str| {
+                    item[key]
+                        .as_array()
+                        .into_iter()
+                        .flatten()
+                        .filter_map(Value::as_str)
+                        .collect::<Vec<_>>()
+                        .join("\n\n")
+                };
+                let words = [
+                    parts("summary"),
+                    parts("content"),
+                    text(item, "/text").to_owned(),
+                ]
+                .into_iter()
+                .find(|s| !s.is_empty())
+                .unwrap_or_default();
+                self.drafts
+                    .finish(id, Kind::Reasoning, &words, None, false, out);
             }
-            "contextCompaction" => out.push(Warning { message: COMPACTED.into() }.into()),
-            "error" => out.push(Warning { message: text(item, "/message").to_owned() }.into()),
+            "contextCompaction" => out.push(
+                Warning {
+                    message: COMPACTED.into(),
+                }
+                .into(),
+            ),
+            "error" => out.push(
+                Warning {
+                    message: text(item, "/message").to_owned(),
+                }
+                .into(),
+            ),
             "userMessage" | "plan" | "hookPrompt" | "enteredReviewMode" | "exitedReviewMode" => {}
             "" => return false,
             // What outlives its turn, and was told as cut with it.
@@ -457,27 +684,61 @@ impl Codex {
             turn.tools_said = true;
         }
         let exit_code = item["exitCode"].as_i64();
-        let is_error = matches!(text(item, "/status"), "failed" | "declined") || exit_code.is_some_and(|c| c != 0) || item["success"] == false;
+        let is_error = matches!(text(item, "/status"), "failed" | "declined")
+            || exit_code.is_some_and(|c| c != 0)
+            || item["success"] == false;
         let output = match kind {
-            "commandExecution" if item["status"] == "declined" => "the command was not permitted".to_owned(),
+            "commandExecution" if item["status"] == "declined" => {
+                "the command was not permitted".to_owned()
+            }
             "commandExecution" => text(item, "/aggregatedOutput").to_owned(),
-            "fileChange" => changes(item).map(|c| format!("{} {}\n", kind_of(&c["kind"]).0, text(c, "/path"))).collect(),
-            "mcpToolCall" if !item["error"].is_null() => [text(item, "/error/message"), text(item, "/error")].concat(),
+            "fileChange" => changes(item)
+                .map(|c| format!("{} {}\n", kind_of(&c["kind"]).0, text(c, "/path")))
+                .collect(),
+            "mcpToolCall" if !item["error"].is_null() => {
+                [text(item, "/error/message"), text(item, "/error")].concat()
+            }
             "mcpToolCall" => {
                 let blocks = item["result"]["content"].as_array().into_iter().flatten();
-                blocks.map(|b| b["text"].as_str().map_or_else(|| b.to_string(), str::to_owned)).collect::<Vec<_>>().join("\n")
+                blocks
+                    .map(|b| {
+                        b["text"]
+                            .as_str()
+                            .map_or_else(|| b.to_string(), str::to_owned)
+                    })
+                    .collect::<Vec<_>>()
+                    .join("\n")
             }
             "collabAgentToolCall" => item["agentsStates"].to_string(),
             "webSearch" => item["action"].to_string(),
             _ => item.to_string(),
         };
         let duration_ms = item["durationMs"].as_u64();
-        out.push(ToolResult { tool_use_id: id.to_owned(), output, is_error, exit_code, duration_ms, parent_tool_use_id: None }.into());
+        out.push(
+            ToolResult {
+                tool_use_id: id.to_owned(),
+                output,
+                is_error,
+                exit_code,
+                duration_ms,
+                parent_tool_use_id: None,
+            }
+            .into(),
+        );
         if kind == "fileChange" && !is_error {
             for change in changes(item) {
                 let (_, kind) = kind_of(&change["kind"]);
                 let path = text(change, "/path").to_owned();
-                out.push(FileChange { path, kind, diff: diff(kind, text(change, "/diff")), tool_use_id: Some(id.into()), parent_tool_use_id: None }.into());
+                out.push(
+                    FileChange {
+                        path,
+                        kind,
+                        diff: diff(kind, text(change, "/diff")),
+                        tool_use_id: Some(id.into()),
+                        parent_tool_use_id: None,
+                    }
+                    .into(),
+                );
             }
         }
     }
@@ -486,7 +747,10 @@ impl Codex {
     fn used(&mut self, usage: &Value, out: &mut Vec<Action>) {
         let (total, last) = (counts(&usage["total"]), counts(&usage["last"]));
         // The first of a thread that was resumed has its past in it.
-        let news = self.counted.as_ref().map_or(last, |before| total.since(before));
+        let news = self
+            .counted
+            .as_ref()
+            .map_or(last, |before| total.since(before));
         self.counted = Some(total);
         if let Some(turn) = &mut self.turn {
             turn.usage.add(&news);
@@ -500,12 +764,30 @@ impl Codex {
         self.cut(out);
         let details = text(error, "/additionalDetails");
         let message = text(error, "/message");
-        let said = if will_retry && !details.is_empty() { details } else { message };
+        let said = if will_retry && !details.is_empty() {
+            details
+        } else {
+            message
+        };
         let (code, status) = meant(error, said);
         if will_retry {
             // `Reconnecting... 2/5`
-            let attempt = message.rsplit([' ', '.']).next().and_then(|n| n.split('/').next()).and_then(|n| n.parse().ok()).unwrap_or(1);
-            out.push(Retry { attempt, code, retry_after_ms: None, message: worded(said), parent_tool_use_id: None }.into());
+            let attempt = message
+                .rsplit([' ', '.'])
+                .next()
+                .and_then(|n| n.split('/').next())
+                .and_then(|n| n.parse().ok())
+                .unwrap_or(1);
+            out.push(
+                Retry {
+                    attempt,
+                    code,
+                    retry_after_ms: None,
+                    message: worded(said),
+                    parent_tool_use_id: None,
+                }
+                .into(),
+            );
             return;
         }
         match &mut self.turn {
@@ -538,18 +820,39 @@ impl Codex {
         self.tools.clear();
         self.permissions.clear();
         self.unsteerable = false;
-        out.push(TurnEnd { turn: 0, reason, usage: turn.usage, duration_ms: 0, final_text: turn.final_text }.into());
+        out.push(
+            TurnEnd {
+                turn: 0,
+                reason,
+                usage: turn.usage,
+                duration_ms: 0,
+                final_text: turn.final_text,
+            }
+            .into(),
+        );
         // What was to steer it and did not come that far is forgotten with it.
         self.handed.forgotten(out);
         self.handed.end_turn(out);
     }
 
     /// It asks: may it?
-    fn requested(&mut self, method: &str, number: &Value, p: &Value, out: &mut Vec<Action>) -> bool {
+    fn requested(
+        &mut self,
+        method: &str,
+        number: &Value,
+        p: &Value,
+        out: &mut Vec<Action>,
+    ) -> bool {
         let item = text(p, "/itemId");
         let (name, input) = match method {
-            "item/commandExecution/requestApproval" => ("bash", json!({ "command": command(text(p, "/command")), "cwd": p["cwd"], "reason": p["reason"] })),
-            "item/fileChange/requestApproval" => ("edit", json!({ "changes": self.tools.get(item), "reason": p["reason"] })),
+            "item/commandExecution/requestApproval" => (
+                "bash",
+                json!({ "command": command(text(p, "/command")), "cwd": p["cwd"], "reason": p["reason"] }),
+            ),
+            "item/fileChange/requestApproval" => (
+                "edit",
+                json!({ "changes": self.tools.get(item), "reason": p["reason"] }),
+            ),
             _ => {
                 // It must not wait for an answer that nobody can give.
                 out.push(Action::Send(json!({ "id": number, "error": { "code": -32601, "message": "not supported by this client" } })));
@@ -559,7 +862,17 @@ impl Codex {
         let request_id = request_id(item, number);
         self.permissions.insert(request_id.clone(), number.clone());
         let options = permission_options();
-        out.push(PermissionRequest { request_id, tool_use_id: Some(item.to_owned()), name: name.to_owned(), input, options, parent_tool_use_id: None }.into());
+        out.push(
+            PermissionRequest {
+                request_id,
+                tool_use_id: Some(item.to_owned()),
+                name: name.to_owned(),
+                input,
+                options,
+                parent_tool_use_id: None,
+            }
+            .into(),
+        );
         true
     }
 
@@ -574,8 +887,14 @@ impl Codex {
             "item.updated" => {}
             "item.completed" => return self.item_completed(&m["item"], out),
             "error" if text(&m, "/message").starts_with("Reconnecting") => {
-                let said = text(&m, "/message").split_once('(').map_or("", |(_, why)| why.trim_end_matches(')'));
-                self.failed(&json!({ "message": m["message"], "additionalDetails": said }), true, out);
+                let said = text(&m, "/message")
+                    .split_once('(')
+                    .map_or("", |(_, why)| why.trim_end_matches(')'));
+                self.failed(
+                    &json!({ "message": m["message"], "additionalDetails": said }),
+                    true,
+                    out,
+                );
             }
             "error" => self.failed(&m, false, out),
             "turn.failed" => {
@@ -600,7 +919,12 @@ impl Translator for Codex {
         self.resume = native_session_id.map(str::to_owned);
         self.handed.open(resumed);
         let client = json!({ "name": "outrigger", "title": "Outrigger", "version": env!("CARGO_PKG_VERSION") });
-        self.ask(Asked::Initialize, "initialize", json!({ "clientInfo": client, "capabilities": { "experimentalApi": true } }), out);
+        self.ask(
+            Asked::Initialize,
+            "initialize",
+            json!({ "clientInfo": client, "capabilities": { "experimentalApi": true } }),
+            out,
+        );
     }
 
     fn read(&mut self, native: &[u8], out: &mut Vec<Action>) {
@@ -618,7 +942,8 @@ impl Translator for Codex {
         self.handed.give(native_id, input);
         let mut content = vec![json!({ "type": "text", "text": input.text })];
         content.extend(input.attachments.iter().map(|a| json!({ "type": "image", "url": format!("data:{};base64,{}", a.media_type, a.data) })));
-        let mut params = json!({ "threadId": self.thread, "input": content, "clientUserMessageId": native_id });
+        let mut params =
+            json!({ "threadId": self.thread, "input": content, "clientUserMessageId": native_id });
         let input_id = input.input_id.clone();
         match &self.turn {
             Some(turn) => {
@@ -633,10 +958,17 @@ impl Translator for Codex {
         self.handed.look_for(native_id, input, told);
         if self.resume.is_none() {
             // A thread that has just begun has nothing.
-            return self.handed.after_restart(&input.input_id, RUNTIME.name, |_, _| false, out);
+            return self
+                .handed
+                .after_restart(&input.input_id, RUNTIME.name, |_, _| false, out);
         }
         let params = json!({ "threadId": self.thread, "sortDirection": "desc", "limit": 200 });
-        self.ask(Asked::History(input.input_id.clone()), "thread/items/list", params, out);
+        self.ask(
+            Asked::History(input.input_id.clone()),
+            "thread/items/list",
+            params,
+            out,
+        );
     }
 
     fn interrupt(&mut self, out: &mut Vec<Action>) {
@@ -648,16 +980,33 @@ impl Translator for Codex {
         }
     }
 
-    fn answer(&mut self, request_id: &str, decision: &Decision, by: &str, out: &mut Vec<Action>) -> bool {
+    fn answer(
+        &mut self,
+        request_id: &str,
+        decision: &Decision,
+        by: &str,
+        out: &mut Vec<Action>,
+    ) -> bool {
         let native = match decision {
             Decision::Allow => "accept",
             Decision::AllowAlways => "acceptForSession",
             Decision::Deny { .. } => "decline",
             Decision::Answers(_) | Decision::RejectQuestion => return false,
         };
-        let Some(number) = self.permissions.remove(request_id) else { return false };
-        out.push(Action::Send(json!({ "id": number, "result": { "decision": native } })));
-        out.push(PermissionResolved { request_id: request_id.to_owned(), decision: decision.name().to_owned(), by: by.to_owned() }.into());
+        let Some(number) = self.permissions.remove(request_id) else {
+            return false;
+        };
+        out.push(Action::Send(
+            json!({ "id": number, "result": { "decision": native } }),
+        ));
+        out.push(
+            PermissionResolved {
+                request_id: request_id.to_owned(),
+                decision: decision.name().to_owned(),
+                by: by.to_owned(),
+            }
+            .into(),
+        );
         true
     }
 
@@ -667,7 +1016,11 @@ impl Translator for Codex {
     }
 
     fn close(&mut self, out: &mut Vec<Action>) {
-        let status = if self.turn.as_ref().is_some_and(|t| t.aborted) { "interrupted" } else { "failed" };
+        let status = if self.turn.as_ref().is_some_and(|t| t.aborted) {
+            "interrupted"
+        } else {
+            "failed"
+        };
         self.end_turn(status, out);
         *self = Codex {
             approval: self.approval,
@@ -690,19 +1043,36 @@ impl Translator for Codex {
 /// What an error means, and the status that the provider answered with.
 fn meant(error: &Value, said: &str) -> (ErrorCode, Option<u16>) {
     let info = &error["codexErrorInfo"];
-    let status = info.as_object().and_then(|o| o.values().next()).and_then(|v| v["httpStatusCode"].as_u64());
+    let status = info
+        .as_object()
+        .and_then(|o| o.values().next())
+        .and_then(|v| v["httpStatusCode"].as_u64());
     // The one-shot mode has only words.
-    let in_words = || said.split_once("status ").or(said.split_once("status: "))?.1.get(..3)?.parse().ok();
+    let in_words = || {
+        said.split_once("status ")
+            .or(said.split_once("status: "))?
+            .1
+            .get(..3)?
+            .parse()
+            .ok()
+    };
     let status = status.map(|s| s as u16).or_else(in_words);
     let code = match (cause::code(status, said), info.as_str()) {
         (ErrorCode::Internal, Some("contextWindowExceeded")) => ErrorCode::ContextOverflow,
-        (ErrorCode::Internal | ErrorCode::RateLimited, Some("usageLimitExceeded" | "sessionBudgetExceeded")) => ErrorCode::Billing,
+        (
+            ErrorCode::Internal | ErrorCode::RateLimited,
+            Some("usageLimitExceeded" | "sessionBudgetExceeded"),
+        ) => ErrorCode::Billing,
         (ErrorCode::Internal, Some("rateLimitExceeded")) => ErrorCode::RateLimited,
-        (ErrorCode::Internal, Some("serverOverloaded" | "internalServerError")) => ErrorCode::ProviderDown,
+        (ErrorCode::Internal, Some("serverOverloaded" | "internalServerError")) => {
+            ErrorCode::ProviderDown
+        }
         (ErrorCode::Internal, Some("modelNotFound")) => ErrorCode::ModelUnavailable,
         (ErrorCode::Internal, Some("unauthorized")) => ErrorCode::Auth,
         // It names a connection, and no status: it never got an answer.
-        (ErrorCode::Internal, None) if info.is_object() && status.is_none() => ErrorCode::ProviderDown,
+        (ErrorCode::Internal, None) if info.is_object() && status.is_none() => {
+            ErrorCode::ProviderDown
+        }
         (code, _) => code,
     };
     (code, status)
@@ -711,7 +1081,10 @@ fn meant(error: &Value, said: &str) -> (ErrorCode, Option<u16>) {
 /// `unexpected status 403 Forbidden: <words>, url: …, request id: …`
 fn worded(said: &str) -> String {
     let said = said.split(", url: http").next().unwrap_or(said);
-    match said.strip_prefix("unexpected status ").and_then(|rest| rest.split_once(": ")) {
+    match said
+        .strip_prefix("unexpected status ")
+        .and_then(|rest| rest.split_once(": "))
+    {
         Some((_, words)) => cause::words(words),
         None => cause::words(said),
     }
@@ -734,7 +1107,11 @@ fn counts(usage: &Value) -> Usage {
 /// The command within `/bin/bash -lc '…'`.
 fn command(wrapped: &str) -> String {
     match shlex::split(wrapped).as_deref() {
-        Some([shell, flag, command]) if shell.ends_with("sh") && flag.starts_with('-') && flag.ends_with('c') => command.clone(),
+        Some([shell, flag, command])
+            if shell.ends_with("sh") && flag.starts_with('-') && flag.ends_with('c') =>
+        {
+            command.clone()
+        }
         _ => wrapped.to_owned(),
     }
 }
@@ -754,7 +1131,12 @@ fn kind_of(kind: &Value) -> (&str, ChangeKind) {
 
 /// A unified diff; of a file that is new, or gone, Codex gives the text.
 fn diff(kind: ChangeKind, given: &str) -> Option<String> {
-    let all = |sign: char| given.lines().map(|l| format!("{sign}{l}\n")).collect::<String>();
+    let all = |sign: char| {
+        given
+            .lines()
+            .map(|l| format!("{sign}{l}\n"))
+            .collect::<String>()
+    };
     let count = given.lines().count();
     match kind {
         _ if given.is_empty() => None,
@@ -775,7 +1157,9 @@ fn camel(value: &Value) -> Value {
             all + letters.as_str()
         })
     };
-    let Value::Object(map) = value else { return value.clone() };
+    let Value::Object(map) = value else {
+        return value.clone();
+    };
     let spelled = map.iter().map(|(key, value)| {
         let value = match (key.as_str(), value) {
             ("type", Value::String(kind)) => word(kind).into(),
@@ -796,6 +1180,9 @@ mod tests {
         assert_eq!(command("/bin/bash -lc 'echo hello; ls'"), "echo hello; ls");
         assert_eq!(command(r#"/bin/bash -lc "echo 'a b'""#), "echo 'a b'");
         assert_eq!(command("ls -l"), "ls -l");
-        assert_eq!(command("/bin/bash -lc 'unclosed"), "/bin/bash -lc 'unclosed");
+        assert_eq!(
+            command("/bin/bash -lc 'unclosed"),
+            "/bin/bash -lc 'unclosed"
+        );
     }
 }

@@ -18,16 +18,17 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use super::{
-    Action, Capabilities, DENIED, Decision, Launch, Mcp, Permissions, Phase, Record, Reply, Runtime, Setting, Tag, Translator, Wiring, model_of_platform,
-    newest_first, parsed, permission_options, plan, private_file, request_id, sent_at, text, timed_id,
+    Action, Capabilities, DENIED, Decision, Launch, Mcp, Permissions, Phase, Record, Reply,
+    Runtime, Setting, Tag, Translator, Wiring, model_of_platform, newest_first, parsed,
+    permission_options, plan, private_file, request_id, sent_at, text, timed_id,
 };
 use crate::adapter::cause;
 use crate::adapter::draft::{Drafts, Kind};
 use crate::adapter::handed::Handed;
 use crate::adapter::inbox::Input;
 use crate::event::{
-    ChangeKind, ErrorCode, ErrorEvent, FileChange, PermissionRequest, PermissionResolved, Retry, ToolResult, ToolUse, TurnEnd, TurnEndReason, Unparsed, Usage,
-    Warning,
+    ChangeKind, ErrorCode, ErrorEvent, FileChange, PermissionRequest, PermissionResolved, Retry,
+    ToolResult, ToolUse, TurnEnd, TurnEndReason, Unparsed, Usage, Warning,
 };
 
 pub static RUNTIME: Runtime = Runtime {
@@ -64,9 +65,9 @@ const HISTORY_TIME: Duration = Duration::from_millis(200);
 /// The longest texts of which the difference is looked for, and how long.
 const MAX_DIFF: usize = 512 << 10;
 const DIFF_TIME: Duration = Duration::from_millis(100);
-/// How long after the end of a tool the step is counted. Another tool of the same step begins sooner
-/// than that, and the model's next answer takes longer. The step must be counted before that answer
-/// can start a command beyond the limit.
+/// How long after the end of a tool the step is counted. Another tool of the same step begins
+/// sooner than that, and the model's next answer takes longer. The step must be counted before that
+/// answer can start a command beyond the limit.
 const STEP_TIME: Duration = Duration::from_millis(4);
 /// How often, and how many times, the session file is read for what a tool said.
 const AGAIN: Duration = Duration::from_millis(25);
@@ -75,20 +76,36 @@ const TRIES: u32 = 80;
 fn launch(setting: &Setting) -> io::Result<Launch> {
     let text = |s: &str| s.to_owned();
     let home = setting.home.join("gemini");
-    private_file(&home.join(".gemini/settings.json"), &configuration(setting).to_string())?;
+    private_file(
+        &home.join(".gemini/settings.json"),
+        &configuration(setting).to_string(),
+    )?;
     if let Some(id) = &setting.resume {
         make_loadable(&chats(setting), id)?;
     }
     let (_, model) = setting.model.split_once('/').unwrap_or_default();
     // Trusted, a project could allow its own commands, and lead requests elsewhere: where tools
     // are asked for it is not.
-    let (mode, trusted) = if setting.permissions == Permissions::Allow { ("yolo", "true") } else { ("default", "false") };
+    let (mode, trusted) = if setting.permissions == Permissions::Allow {
+        ("yolo", "true")
+    } else {
+        ("default", "false")
+    };
     let env = [
         ("GEMINI_CLI_HOME", home.display().to_string()),
-        ("GOOGLE_GEMINI_BASE_URL", format!("{}/google", setting.sidecar)),
+        (
+            "GOOGLE_GEMINI_BASE_URL",
+            format!("{}/google", setting.sidecar),
+        ),
         // Where a project chooses another way to log in, it leads to the sidecar too.
-        ("GOOGLE_VERTEX_BASE_URL", format!("{}/google", setting.sidecar)),
-        ("CODE_ASSIST_ENDPOINT", format!("{}/google", setting.sidecar)),
+        (
+            "GOOGLE_VERTEX_BASE_URL",
+            format!("{}/google", setting.sidecar),
+        ),
+        (
+            "CODE_ASSIST_ENDPOINT",
+            format!("{}/google", setting.sidecar),
+        ),
         ("GEMINI_API_KEY", setting.key.clone()),
         ("GEMINI_CLI_TRUST_WORKSPACE", text(trusted)),
         // What it writes to stderr is held back until it ends, but for this: its retries.
@@ -99,9 +116,16 @@ fn launch(setting: &Setting) -> io::Result<Launch> {
         ("COLORTERM", text("truecolor")),
     ];
     Ok(Launch {
-        args: ["--acp", "--approval-mode", mode, "--model", model].map(text).to_vec(),
-        env: env.into_iter().map(|(name, value)| (text(name), value)).collect(),
-        wiring: Wiring::Lines { version_flag: false },
+        args: ["--acp", "--approval-mode", mode, "--model", model]
+            .map(text)
+            .to_vec(),
+        env: env
+            .into_iter()
+            .map(|(name, value)| (text(name), value))
+            .collect(),
+        wiring: Wiring::Lines {
+            version_flag: false,
+        },
         warnings: untrusting(setting),
         session: None,
     })
@@ -115,7 +139,9 @@ fn untrusting(setting: &Setting) -> Vec<String> {
             "with permissions, Gemini CLI reads neither `GEMINI.md` nor `.gemini/` of the project: what stands there could run without asking".to_owned(),
         );
         if !setting.mcp.is_empty() {
-            left_out.push("`project.mcpServers`: with permissions, Gemini CLI connects none".to_owned());
+            left_out.push(
+                "`project.mcpServers`: with permissions, Gemini CLI connects none".to_owned(),
+            );
         }
     }
     left_out
@@ -150,7 +176,9 @@ fn configuration(setting: &Setting) -> Value {
 /// A tool that needs no permission, from Claude Code's spelling: `Bash(git *)` is
 /// `run_shell_command(git)`.
 fn allowed(tool: &str) -> String {
-    let (name, pattern) = tool.split_once('(').map_or((tool, ""), |(n, p)| (n, p.trim_end_matches(')')));
+    let (name, pattern) = tool
+        .split_once('(')
+        .map_or((tool, ""), |(n, p)| (n, p.trim_end_matches(')')));
     let native = match name {
         "Bash" => "run_shell_command",
         "Read" => "read_file",
@@ -176,18 +204,30 @@ fn chats(setting: &Setting) -> PathBuf {
 /// would be taken for a new one, and overwritten: so it is called by an earlier one. Each load
 /// leaves another file of the session behind, with nothing in it; these go.
 fn make_loadable(tmp: &Path, id: &str) -> io::Result<()> {
-    let Some(short) = id.get(..8) else { return Ok(()) };
+    let Some(short) = id.get(..8) else {
+        return Ok(());
+    };
     let ending = format!("-{short}.jsonl");
     for project in std::fs::read_dir(tmp).into_iter().flatten().flatten() {
-        let files = std::fs::read_dir(project.path().join("chats")).into_iter().flatten().flatten();
-        let mut files: Vec<_> = files.filter(|f| f.file_name().to_string_lossy().ends_with(&ending)).map(|f| f.path()).collect();
+        let files = std::fs::read_dir(project.path().join("chats"))
+            .into_iter()
+            .flatten()
+            .flatten();
+        let mut files: Vec<_> = files
+            .filter(|f| f.file_name().to_string_lossy().ends_with(&ending))
+            .map(|f| f.path())
+            .collect();
         files.sort_by_key(|path| std::fs::metadata(path).map_or(0, |m| m.len()));
         let Some(history) = files.pop() else { continue };
         for empty in files {
             std::fs::remove_file(empty)?;
         }
-        let earlier = (jiff::Timestamp::now() - jiff::SignedDuration::from_mins(2)).strftime("session-%Y-%m-%dT%H-%M").to_string();
-        let named = history.file_name().is_some_and(|name| *name.to_string_lossy() < *earlier);
+        let earlier = (jiff::Timestamp::now() - jiff::SignedDuration::from_mins(2))
+            .strftime("session-%Y-%m-%dT%H-%M")
+            .to_string();
+        let named = history
+            .file_name()
+            .is_some_and(|name| *name.to_string_lossy() < *earlier);
         if !named {
             std::fs::rename(&history, history.with_file_name(earlier + &ending))?;
         }
@@ -264,20 +304,34 @@ pub struct Gemini {
 
 impl Gemini {
     pub fn new(setting: &Setting) -> Self {
-        let mut mcp: Vec<(String, Mcp)> = setting.mcp.iter().map(|(name, server)| (name.clone(), server.clone())).collect();
+        let mut mcp: Vec<(String, Mcp)> = setting
+            .mcp
+            .iter()
+            .map(|(name, server)| (name.clone(), server.clone()))
+            .collect();
         mcp.sort_by_key(|(name, _)| std::cmp::Reverse(name.len()));
-        Gemini { workdir: setting.workdir.display().to_string(), chats: chats(setting), mcp, ..Gemini::default() }
+        Gemini {
+            workdir: setting.workdir.display().to_string(),
+            chats: chats(setting),
+            mcp,
+            ..Gemini::default()
+        }
     }
 
     fn ask(&mut self, asked: Asked, method: &str, params: Value, out: &mut Vec<Action>) {
         self.requests += 1;
         self.asked.insert(self.requests, asked);
-        out.push(Action::Send(json!({ "jsonrpc": "2.0", "id": self.requests, "method": method, "params": params })));
+        out.push(Action::Send(
+            json!({ "jsonrpc": "2.0", "id": self.requests, "method": method, "params": params }),
+        ));
     }
 
     fn open_session(&mut self, out: &mut Vec<Action>) {
-        let pairs =
-            |map: &std::collections::BTreeMap<String, String>| map.iter().map(|(name, value)| json!({ "name": name, "value": value })).collect::<Vec<_>>();
+        let pairs = |map: &std::collections::BTreeMap<String, String>| {
+            map.iter()
+                .map(|(name, value)| json!({ "name": name, "value": value }))
+                .collect::<Vec<_>>()
+        };
         let servers: Vec<Value> = self
             .mcp
             .iter()
@@ -301,13 +355,18 @@ impl Gemini {
         let (result, error) = (&m["result"], m.get("error"));
         match (asked, error) {
             (Asked::Initialize, None) => {
-                out.push(Action::Version(text(result, "/agentInfo/version").to_owned()));
+                out.push(Action::Version(
+                    text(result, "/agentInfo/version").to_owned(),
+                ));
                 self.open_session(out);
             }
             (Asked::New, None) => {
                 let id = text(result, "/sessionId").to_owned();
                 self.session = Some(id.clone());
-                out.push(Action::Ready { native_session_id: id, resumed: false });
+                out.push(Action::Ready {
+                    native_session_id: id,
+                    resumed: false,
+                });
             }
             (Asked::Load, None) => {
                 // Its history comes behind this answer, and has no end but that it stops.
@@ -319,7 +378,10 @@ impl Gemini {
                 (self.resume, self.loading) = (None, false);
                 self.open_session(out);
             }
-            (Asked::Initialize | Asked::New, Some(error)) => out.push(Action::Broken(format!("Gemini CLI gave no session: {}", told(error)))),
+            (Asked::Initialize | Asked::New, Some(error)) => out.push(Action::Broken(format!(
+                "Gemini CLI gave no session: {}",
+                told(error)
+            ))),
             (Asked::Prompt, _) => self.prompt_answered(result, error, out),
         }
     }
@@ -328,7 +390,11 @@ impl Gemini {
         self.handed.acknowledge(|_, _| true, out);
         let Some(turn) = &mut self.turn else { return };
         let tokens = &result["_meta"]["quota"]["token_count"];
-        turn.usage = Usage { input: tokens["input_tokens"].as_u64(), output: tokens["output_tokens"].as_u64(), ..Usage::default() };
+        turn.usage = Usage {
+            input: tokens["input_tokens"].as_u64(),
+            output: tokens["output_tokens"].as_u64(),
+            ..Usage::default()
+        };
         let aborted = turn.aborted || result["stopReason"] == "cancelled";
         if let Some(error) = error.filter(|_| !aborted) {
             turn.failed = true;
@@ -368,7 +434,9 @@ impl Gemini {
         let p = &m["params"];
         match (m["method"].as_str(), m.get("id")) {
             (Some("session/update"), None) => return self.update(&p["update"], out),
-            (Some("session/request_permission"), Some(number)) => self.permission_asked(number, p, out),
+            (Some("session/request_permission"), Some(number)) => {
+                self.permission_asked(number, p, out)
+            }
             (Some(_), Some(number)) => {
                 // It must not wait for what nobody here does.
                 out.push(Action::Send(json!({ "jsonrpc": "2.0", "id": number, "error": { "code": -32601, "message": "not supported by this client" } })));
@@ -389,10 +457,21 @@ impl Gemini {
         if self.loading && self.session.is_some() {
             out.push(Action::Wake(HISTORY_TIME));
         }
-        if self.loading || matches!(kind, "available_commands_update" | "user_message_chunk" | "current_mode_update" | "session_info_update") {
+        if self.loading
+            || matches!(
+                kind,
+                "available_commands_update"
+                    | "user_message_chunk"
+                    | "current_mode_update"
+                    | "session_info_update"
+            )
+        {
             return true;
         }
-        if matches!(kind, "agent_message_chunk" | "agent_thought_chunk" | "tool_call") {
+        if matches!(
+            kind,
+            "agent_message_chunk" | "agent_thought_chunk" | "tool_call"
+        ) {
             if self.turn.as_ref().is_none_or(|t| t.ending.is_some()) {
                 // It answers nothing.
                 return false;
@@ -429,8 +508,15 @@ impl Gemini {
             return;
         }
         self.turns += 1;
-        let name = if name.is_empty() { format!("turn-{}", self.turns) } else { name.to_owned() };
-        self.turn = Some(Turn { name, ..Turn::default() });
+        let name = if name.is_empty() {
+            format!("turn-{}", self.turns)
+        } else {
+            name.to_owned()
+        };
+        self.turn = Some(Turn {
+            name,
+            ..Turn::default()
+        });
         self.handed.begin_turn(out);
     }
 
@@ -448,12 +534,22 @@ impl Gemini {
         if kind == Kind::Text {
             turn.final_text.push_str(piece);
         }
-        self.drafts.write(&format!("{}:{}", turn.name, turn.items), kind, piece, None, out);
+        self.drafts.write(
+            &format!("{}:{}", turn.name, turn.items),
+            kind,
+            piece,
+            None,
+            out,
+        );
     }
 
     /// The model is asked what to do with what its tools said.
     fn step(&mut self, out: &mut Vec<Action>) {
-        if self.turn.as_mut().is_some_and(|turn| std::mem::take(&mut turn.tools_over)) {
+        if self
+            .turn
+            .as_mut()
+            .is_some_and(|turn| std::mem::take(&mut turn.tools_over))
+        {
             out.push(Action::Step);
         }
     }
@@ -469,11 +565,18 @@ impl Gemini {
     fn tool_use(&mut self, u: &Value, out: &mut Vec<Action>) {
         let id = text(u, "/toolCallId").to_owned();
         // `<tool>__<tool>_<milliseconds>_<index>`
-        let native_name = id.split_once("__").map_or(id.as_str(), |(name, _)| name).to_owned();
+        let native_name = id
+            .split_once("__")
+            .map_or(id.as_str(), |(name, _)| name)
+            .to_owned();
         let title = text(u, "/title");
         let said = text(u, "/content/0/content/text");
         let path = u["locations"][0]["path"].as_str();
-        let input = match (text(u, "/kind"), path, serde_json::from_str::<Map<String, Value>>(said)) {
+        let input = match (
+            text(u, "/kind"),
+            path,
+            serde_json::from_str::<Map<String, Value>>(said),
+        ) {
             ("execute", _, _) => json!({ "command": title }),
             (_, _, Ok(arguments)) => Value::Object(arguments),
             (_, Some(path), _) => json!({ "file_path": path, "title": title }),
@@ -482,71 +585,160 @@ impl Gemini {
         self.begin_tool(id, native_name, u["kind"] == "execute", input, out);
     }
 
-    fn begin_tool(&mut self, id: String, native_name: String, execute: bool, input: Value, out: &mut Vec<Action>) {
+    fn begin_tool(
+        &mut self,
+        id: String,
+        native_name: String,
+        execute: bool,
+        input: Value,
+        out: &mut Vec<Action>,
+    ) {
         if id.is_empty() || !self.used.insert(id.clone()) {
             return;
         }
         self.begin_turn("", out);
         self.written(out);
-        if id.rsplit('_').next().is_some_and(|n| n != "0" && n.len() < 4)
+        if id
+            .rsplit('_')
+            .next()
+            .is_some_and(|n| n != "0" && n.len() < 4)
             && let Some(turn) = &mut self.turn
         {
             // The next of several that the model called at once.
             turn.tools_over = false;
         }
         self.step(out);
-        self.tools.insert(id.clone(), Tool { execute, wanted: None });
-        out.push(ToolUse { tool_use_id: id, name: self.canonical(&native_name), native_name, input, parent_tool_use_id: None }.into());
+        self.tools.insert(
+            id.clone(),
+            Tool {
+                execute,
+                wanted: None,
+            },
+        );
+        out.push(
+            ToolUse {
+                tool_use_id: id,
+                name: self.canonical(&native_name),
+                native_name,
+                input,
+                parent_tool_use_id: None,
+            }
+            .into(),
+        );
     }
 
     fn tool_over(&mut self, u: &Value, out: &mut Vec<Action>) {
         let id = text(u, "/toolCallId").to_owned();
-        let Some(tool) = self.tools.get_mut(&id) else { return };
+        let Some(tool) = self.tools.get_mut(&id) else {
+            return;
+        };
         let failed = u["status"] == "failed";
         let content = u["content"].as_array().into_iter().flatten();
-        let said: Vec<&str> = content.clone().filter_map(|c| c["content"]["text"].as_str()).collect();
-        let changes: Vec<FileChange> = content.filter(|c| c["type"] == "diff").map(|c| file_change(&id, c)).collect();
+        let said: Vec<&str> = content
+            .clone()
+            .filter_map(|c| c["content"]["text"].as_str())
+            .collect();
+        let changes: Vec<FileChange> = content
+            .filter(|c| c["type"] == "diff")
+            .map(|c| file_change(&id, c))
+            .collect();
         if said.is_empty() && changes.is_empty() && tool.wanted.is_none() {
             // It does not say what came of it; its session file does.
             tool.wanted = Some((TRIES, failed));
             self.find(Tag::Output(id), out);
             return;
         }
-        let cancelled = self.turn.as_ref().is_some_and(|t| t.aborted) || said.iter().any(|s| s.starts_with("Command cancelled"));
-        let output = if said.is_empty() { changes.iter().map(|c| format!("changed {}\n", c.path)).collect() } else { said.join("\n") };
+        let cancelled = self.turn.as_ref().is_some_and(|t| t.aborted)
+            || said.iter().any(|s| s.starts_with("Command cancelled"));
+        let output = if said.is_empty() {
+            changes
+                .iter()
+                .map(|c| format!("changed {}\n", c.path))
+                .collect()
+        } else {
+            said.join("\n")
+        };
         self.tool_result(&id, output, failed || cancelled, None, out);
         out.extend(changes.into_iter().filter(|_| !failed).map(Action::from));
     }
 
-    fn tool_result(&mut self, id: &str, output: String, is_error: bool, exit_code: Option<i64>, out: &mut Vec<Action>) {
+    fn tool_result(
+        &mut self,
+        id: &str,
+        output: String,
+        is_error: bool,
+        exit_code: Option<i64>,
+        out: &mut Vec<Action>,
+    ) {
         if self.tools.remove(id).is_none() {
             return;
         }
         let is_error = is_error || exit_code.is_some_and(|c| c != 0);
-        out.push(ToolResult { tool_use_id: id.to_owned(), output, is_error, exit_code, duration_ms: None, parent_tool_use_id: None }.into());
+        out.push(
+            ToolResult {
+                tool_use_id: id.to_owned(),
+                output,
+                is_error,
+                exit_code,
+                duration_ms: None,
+                parent_tool_use_id: None,
+            }
+            .into(),
+        );
     }
 
     /// Looks into the session's own file.
     fn find(&self, tag: Tag, out: &mut Vec<Action>) {
-        let short = self.session.as_deref().and_then(|id| id.get(..8)).unwrap_or("none");
-        out.push(Action::Find { tag, file: Record { dir: self.chats.clone(), suffix: format!("-{short}.jsonl") } });
+        let short = self
+            .session
+            .as_deref()
+            .and_then(|id| id.get(..8))
+            .unwrap_or("none");
+        out.push(Action::Find {
+            tag,
+            file: Record {
+                dir: self.chats.clone(),
+                suffix: format!("-{short}.jsonl"),
+            },
+        });
     }
 
     /// The session file, read for what a tool said.
     fn found_output(&mut self, id: &str, file: &[u8], out: &mut Vec<Action>) {
-        let Some(Tool { wanted: Some((tries, failed)), execute, .. }) = self.tools.get_mut(id) else { return };
+        let Some(Tool {
+            wanted: Some((tries, failed)),
+            execute,
+            ..
+        }) = self.tools.get_mut(id)
+        else {
+            return;
+        };
         let call = newest_first(file, id.as_bytes()).find_map(|mut entry| {
             let calls = entry["toolCalls"].as_array_mut()?;
-            calls.iter_mut().find(|call| call["id"] == id).map(Value::take)
+            calls
+                .iter_mut()
+                .find(|call| call["id"] == id)
+                .map(Value::take)
         });
         let call = call.unwrap_or_default();
-        let response = Some(&call["result"][0]["functionResponse"]["response"]).filter(|r| !r.is_null());
-        let (failed, execute) = (*failed || call["status"] == "error" || call["status"] == "cancelled", *execute);
+        let response =
+            Some(&call["result"][0]["functionResponse"]["response"]).filter(|r| !r.is_null());
+        let (failed, execute) = (
+            *failed || call["status"] == "error" || call["status"] == "cancelled",
+            *execute,
+        );
         match response {
             Some(response) => {
-                let said = response["output"].as_str().or(response["error"].as_str()).map_or_else(|| response.to_string(), str::to_owned);
+                let said = response["output"]
+                    .as_str()
+                    .or(response["error"].as_str())
+                    .map_or_else(|| response.to_string(), str::to_owned);
                 let failed = failed || !response["error"].is_null();
-                let (output, exit_code) = if execute { of_command(&said, failed) } else { (said, None) };
+                let (output, exit_code) = if execute {
+                    of_command(&said, failed)
+                } else {
+                    (said, None)
+                };
                 self.tool_result(id, output, failed, exit_code, out);
             }
             None if *tries > 0 => {
@@ -569,7 +761,14 @@ impl Gemini {
             self.drafts.finish_all(out)
         }
         let permissions = std::mem::take(&mut self.permissions);
-        out.extend(permissions.into_keys().map(|request_id| PermissionResolved { request_id, decision: "cancelled".into(), by: "runtime".into() }.into()));
+        out.extend(permissions.into_keys().map(|request_id| {
+            PermissionResolved {
+                request_id,
+                decision: "cancelled".into(),
+                by: "runtime".into(),
+            }
+            .into()
+        }));
         // What was stopped says no more.
         self.tools.clear();
         if let Some(turn) = &mut self.turn {
@@ -583,11 +782,32 @@ impl Gemini {
     }
 
     fn end_if_known(&mut self, out: &mut Vec<Action>) {
-        if self.turn.as_ref().is_none_or(|t| t.ending.is_none() || t.counting) {
+        if self
+            .turn
+            .as_ref()
+            .is_none_or(|t| t.ending.is_none() || t.counting)
+        {
             return;
         }
-        let Some(Turn { ending: Some(reason), usage, final_text, .. }) = self.turn.take() else { return };
-        out.push(TurnEnd { turn: 0, reason, usage, duration_ms: 0, final_text }.into());
+        let Some(Turn {
+            ending: Some(reason),
+            usage,
+            final_text,
+            ..
+        }) = self.turn.take()
+        else {
+            return;
+        };
+        out.push(
+            TurnEnd {
+                turn: 0,
+                reason,
+                usage,
+                duration_ms: 0,
+                final_text,
+            }
+            .into(),
+        );
         self.handed.end_turn(out);
     }
 
@@ -601,13 +821,28 @@ impl Gemini {
                 let input = n("input").map(|all| all.saturating_sub(n("cached").unwrap_or(0)));
                 // What it calls output is without reasoning.
                 let output = n("output").map(|output| output + n("thoughts").unwrap_or(0));
-                sums.add(&Usage { input, cache_read: n("cached"), cache_write: None, output, reasoning: n("thoughts"), cost_usd: None });
+                sums.add(&Usage {
+                    input,
+                    cache_read: n("cached"),
+                    cache_write: None,
+                    output,
+                    reasoning: n("thoughts"),
+                    cost_usd: None,
+                });
             }
             if sums != Usage::default() {
                 // The protocol's own sum has subagents in it.
                 let cached = sums.cache_read.unwrap_or(0);
-                let input = turn.usage.input.map(|all| all.saturating_sub(cached)).max(sums.input);
-                turn.usage = Usage { input, output: turn.usage.output.max(sums.output), ..sums };
+                let input = turn
+                    .usage
+                    .input
+                    .map(|all| all.saturating_sub(cached))
+                    .max(sums.input);
+                turn.usage = Usage {
+                    input,
+                    output: turn.usage.output.max(sums.output),
+                    ..sums
+                };
             }
         }
         self.end_if_known(out);
@@ -619,13 +854,43 @@ impl Gemini {
         self.tool_use(call, out);
         let id = text(call, "/toolCallId");
         let request_id = request_id(id, number);
-        self.permissions.insert(request_id.clone(), Asking { number: number.clone(), options: p["options"].clone(), tool: id.to_owned() });
+        self.permissions.insert(
+            request_id.clone(),
+            Asking {
+                number: number.clone(),
+                options: p["options"].clone(),
+                tool: id.to_owned(),
+            },
+        );
         let native = id.split_once("__").map_or(id, |(name, _)| name);
-        let input = if call["kind"] == "execute" { json!({ "command": call["title"] }) } else { json!({ "title": call["title"], "content": call["content"] }) };
-        let has = |kind: &str| p["options"].as_array().into_iter().flatten().any(|o| o["kind"] == kind);
-        let options = permission_options().into_iter().filter(|name| name != "allow_always" || has(name)).collect();
+        let input = if call["kind"] == "execute" {
+            json!({ "command": call["title"] })
+        } else {
+            json!({ "title": call["title"], "content": call["content"] })
+        };
+        let has = |kind: &str| {
+            p["options"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .any(|o| o["kind"] == kind)
+        };
+        let options = permission_options()
+            .into_iter()
+            .filter(|name| name != "allow_always" || has(name))
+            .collect();
         let name = self.canonical(native);
-        out.push(PermissionRequest { request_id, tool_use_id: Some(id.to_owned()), name, input, options, parent_tool_use_id: None }.into());
+        out.push(
+            PermissionRequest {
+                request_id,
+                tool_use_id: Some(id.to_owned()),
+                name,
+                input,
+                options,
+                parent_tool_use_id: None,
+            }
+            .into(),
+        );
     }
 
     /// A tool's name as every runtime has it.
@@ -639,8 +904,16 @@ impl Gemini {
             "google_web_search" => "web_search",
             "invoke_agent" => "task",
             _ => {
-                let of = |(server, _): &(String, Mcp)| Some((server.clone(), native.strip_prefix(&format!("mcp_{server}_"))?.to_owned()));
-                return self.mcp.iter().find_map(of).map_or_else(|| native.to_owned(), |(server, tool)| format!("mcp__{server}__{tool}"));
+                let of = |(server, _): &(String, Mcp)| {
+                    Some((
+                        server.clone(),
+                        native.strip_prefix(&format!("mcp_{server}_"))?.to_owned(),
+                    ))
+                };
+                return self.mcp.iter().find_map(of).map_or_else(
+                    || native.to_owned(),
+                    |(server, tool)| format!("mcp__{server}__{tool}"),
+                );
             }
         };
         name.to_owned()
@@ -651,7 +924,11 @@ impl Gemini {
         match (text(m, "/type"), text(m, "/role")) {
             ("init", _) => self.session = m["session_id"].as_str().map(str::to_owned),
             ("message", "user") => {
-                let id = format!("{}-{}", self.session.as_deref().unwrap_or_default(), text(m, "/timestamp"));
+                let id = format!(
+                    "{}-{}",
+                    self.session.as_deref().unwrap_or_default(),
+                    text(m, "/timestamp")
+                );
                 self.handed.foreign(&id, text(m, "/content"), out);
                 self.begin_turn("", out);
             }
@@ -661,13 +938,34 @@ impl Gemini {
             }
             ("tool_use", _) => {
                 let name = text(m, "/tool_name").to_owned();
-                self.begin_tool(text(m, "/tool_id").to_owned(), name, false, m["parameters"].clone(), out);
+                self.begin_tool(
+                    text(m, "/tool_id").to_owned(),
+                    name,
+                    false,
+                    m["parameters"].clone(),
+                    out,
+                );
             }
             ("tool_result", _) => {
-                let output = m["output"].as_str().or(m["error"]["message"].as_str()).unwrap_or_default().to_owned();
-                self.tool_result(text(m, "/tool_id"), output, m["status"] == "error", None, out);
+                let output = m["output"]
+                    .as_str()
+                    .or(m["error"]["message"].as_str())
+                    .unwrap_or_default()
+                    .to_owned();
+                self.tool_result(
+                    text(m, "/tool_id"),
+                    output,
+                    m["status"] == "error",
+                    None,
+                    out,
+                );
             }
-            ("error", _) => out.push(Warning { message: text(m, "/message").to_owned() }.into()),
+            ("error", _) => out.push(
+                Warning {
+                    message: text(m, "/message").to_owned(),
+                }
+                .into(),
+            ),
             ("result", _) => {
                 self.begin_turn("", out);
                 let failed = m["status"] == "error";
@@ -683,7 +981,14 @@ impl Gemini {
                         ..Usage::default()
                     };
                 }
-                self.end_turn(if failed { TurnEndReason::Error } else { TurnEndReason::EndTurn }, out);
+                self.end_turn(
+                    if failed {
+                        TurnEndReason::Error
+                    } else {
+                        TurnEndReason::EndTurn
+                    },
+                    out,
+                );
             }
             _ => return false,
         }
@@ -696,8 +1001,14 @@ impl Translator for Gemini {
         self.resume = native_session_id.map(str::to_owned);
         self.handed.open(resumed);
         let client = json!({ "name": "outrigger", "version": env!("CARGO_PKG_VERSION") });
-        let able = json!({ "fs": { "readTextFile": false, "writeTextFile": false }, "terminal": false });
-        self.ask(Asked::Initialize, "initialize", json!({ "protocolVersion": 1, "clientCapabilities": able, "clientInfo": client }), out);
+        let able =
+            json!({ "fs": { "readTextFile": false, "writeTextFile": false }, "terminal": false });
+        self.ask(
+            Asked::Initialize,
+            "initialize",
+            json!({ "protocolVersion": 1, "clientCapabilities": able, "clientInfo": client }),
+            out,
+        );
     }
 
     fn read(&mut self, native: &[u8], out: &mut Vec<Action>) {
@@ -712,24 +1023,46 @@ impl Translator for Gemini {
     /// `[<time>] [WARN] Attempt 1 failed with status 429. Retrying with backoff...`
     fn read_stderr(&mut self, line: &str, out: &mut Vec<Action>) {
         // At its end it writes the same again, without the time.
-        let Some((attempt, why)) = line.split_once("] [WARN] Attempt ").and_then(|(_, rest)| rest.split_once(" failed")) else { return };
+        let Some((attempt, why)) = line
+            .split_once("] [WARN] Attempt ")
+            .and_then(|(_, rest)| rest.split_once(" failed"))
+        else {
+            return;
+        };
         let Ok(attempt) = attempt.parse() else { return };
-        let status = why.split_once("status ").and_then(|(_, rest)| rest.get(..3)).and_then(|s| s.parse().ok());
+        let status = why
+            .split_once("status ")
+            .and_then(|(_, rest)| rest.get(..3))
+            .and_then(|s| s.parse().ok());
         let code = match cause::code(status, why) {
             ErrorCode::Internal => ErrorCode::ProviderDown,
             code => code,
         };
-        let retry_after_ms = why.split_once("Retrying after ").and_then(|(_, rest)| rest.split_once("ms")).and_then(|(ms, _)| ms.parse().ok());
+        let retry_after_ms = why
+            .split_once("Retrying after ")
+            .and_then(|(_, rest)| rest.split_once("ms"))
+            .and_then(|(ms, _)| ms.parse().ok());
         self.drafts.cut(out);
         let message = cause::words(why.trim_end());
-        out.push(Retry { attempt, code, retry_after_ms, message, parent_tool_use_id: None }.into());
+        out.push(
+            Retry {
+                attempt,
+                code,
+                retry_after_ms,
+                message,
+                parent_tool_use_id: None,
+            }
+            .into(),
+        );
     }
 
     fn reply(&mut self, tag: Tag, reply: Reply, out: &mut Vec<Action>) {
         let file = match reply {
             Reply::Answer { body, .. } => body,
             Reply::Lost(why) if matches!(tag, Tag::Look(_)) => {
-                return out.push(Action::Broken(format!("the session file of Gemini CLI cannot be read: {why}")));
+                return out.push(Action::Broken(format!(
+                    "the session file of Gemini CLI cannot be read: {why}"
+                )));
             }
             Reply::Lost(_) => Vec::new(),
         };
@@ -740,10 +1073,18 @@ impl Translator for Gemini {
                 self.go_on(out);
             }
             Tag::Look(input_id) => {
-                let at = |entry: &Value| text(entry, "/timestamp").parse::<jiff::Timestamp>().ok().map(jiff::Timestamp::as_millisecond);
+                let at = |entry: &Value| {
+                    text(entry, "/timestamp")
+                        .parse::<jiff::Timestamp>()
+                        .ok()
+                        .map(jiff::Timestamp::as_millisecond)
+                };
                 let has = |native: &str, input: &Input| {
                     let sent = sent_at(native);
-                    newest_first(&file, b"").any(|e| asks(&e, &input.text) && at(&e).zip(sent).is_some_and(|(at, sent)| at >= sent))
+                    newest_first(&file, b"").any(|e| {
+                        asks(&e, &input.text)
+                            && at(&e).zip(sent).is_some_and(|(at, sent)| at >= sent)
+                    })
                 };
                 self.handed.after_restart(&input_id, RUNTIME.name, has, out);
             }
@@ -758,7 +1099,12 @@ impl Translator for Gemini {
     fn deliver(&mut self, input: &Input, native_id: &str, out: &mut Vec<Action>) {
         self.handed.give(native_id, input);
         let mut prompt = vec![json!({ "type": "text", "text": input.text })];
-        prompt.extend(input.attachments.iter().map(|a| json!({ "type": "image", "mimeType": a.media_type, "data": a.data })));
+        prompt.extend(
+            input
+                .attachments
+                .iter()
+                .map(|a| json!({ "type": "image", "mimeType": a.media_type, "data": a.data })),
+        );
         self.begin_turn(native_id, out);
         if let Some(turn) = &mut self.turn {
             turn.prompt.clone_from(&input.text);
@@ -777,34 +1123,80 @@ impl Translator for Gemini {
             turn.aborted = true;
             for (request_id, Asking { number, .. }) in std::mem::take(&mut self.permissions) {
                 out.push(Action::Send(json!({ "jsonrpc": "2.0", "id": number, "result": { "outcome": { "outcome": "cancelled" } } })));
-                out.push(PermissionResolved { request_id, decision: "cancelled".into(), by: "adapter".into() }.into());
+                out.push(
+                    PermissionResolved {
+                        request_id,
+                        decision: "cancelled".into(),
+                        by: "adapter".into(),
+                    }
+                    .into(),
+                );
             }
             out.push(Action::Send(json!({ "jsonrpc": "2.0", "method": "session/cancel", "params": { "sessionId": self.session } })));
         }
     }
 
-    fn answer(&mut self, request_id: &str, decision: &Decision, by: &str, out: &mut Vec<Action>) -> bool {
+    fn answer(
+        &mut self,
+        request_id: &str,
+        decision: &Decision,
+        by: &str,
+        out: &mut Vec<Action>,
+    ) -> bool {
         let kind = match decision {
             Decision::Allow => "allow_once",
             Decision::AllowAlways => "allow_always",
             Decision::Deny { .. } => "reject_once",
             Decision::Answers(_) | Decision::RejectQuestion => return false,
         };
-        let Some(Asking { number, options, tool }) = self.permissions.remove(request_id) else { return false };
-        let option = options.as_array().into_iter().flatten().find(|o| o["kind"] == kind).map(|o| o["optionId"].clone());
-        let outcome = option.map_or_else(|| json!({ "outcome": "cancelled" }), |id| json!({ "outcome": "selected", "optionId": id }));
-        out.push(Action::Send(json!({ "jsonrpc": "2.0", "id": number, "result": { "outcome": outcome } })));
-        out.push(PermissionResolved { request_id: request_id.to_owned(), decision: decision.name().to_owned(), by: by.to_owned() }.into());
+        let Some(Asking {
+            number,
+            options,
+            tool,
+        }) = self.permissions.remove(request_id)
+        else {
+            return false;
+        };
+        let option = options
+            .as_array()
+            .into_iter()
+            .flatten()
+            .find(|o| o["kind"] == kind)
+            .map(|o| o["optionId"].clone());
+        let outcome = option.map_or_else(
+            || json!({ "outcome": "cancelled" }),
+            |id| json!({ "outcome": "selected", "optionId": id }),
+        );
+        out.push(Action::Send(
+            json!({ "jsonrpc": "2.0", "id": number, "result": { "outcome": outcome } }),
+        ));
+        out.push(
+            PermissionResolved {
+                request_id: request_id.to_owned(),
+                decision: decision.name().to_owned(),
+                by: by.to_owned(),
+            }
+            .into(),
+        );
         if let Decision::Deny { message } = decision {
             // The CLI says no more of this call.
-            self.tool_result(&tool, message.clone().unwrap_or_else(|| DENIED.to_owned()), true, None, out);
+            self.tool_result(
+                &tool,
+                message.clone().unwrap_or_else(|| DENIED.to_owned()),
+                true,
+                None,
+                out,
+            );
         }
         true
     }
 
     fn wake(&mut self, out: &mut Vec<Action>) {
         if self.session.is_some() && std::mem::take(&mut self.loading) {
-            out.push(Action::Ready { native_session_id: self.resume.clone().unwrap_or_default(), resumed: true });
+            out.push(Action::Ready {
+                native_session_id: self.resume.clone().unwrap_or_default(),
+                resumed: true,
+            });
         }
         for (id, _) in self.tools.iter().filter(|(_, tool)| tool.wanted.is_some()) {
             self.find(Tag::Output(id.clone()), out);
@@ -816,14 +1208,33 @@ impl Translator for Gemini {
 
     fn close(&mut self, out: &mut Vec<Action>) {
         // What it said before it went is told, with or without what a tool said.
-        for id in self.tools.iter().filter(|(_, t)| t.wanted.is_some()).map(|(id, _)| id.clone()).collect::<Vec<_>>() {
+        for id in self
+            .tools
+            .iter()
+            .filter(|(_, t)| t.wanted.is_some())
+            .map(|(id, _)| id.clone())
+            .collect::<Vec<_>>()
+        {
             self.tool_result(&id, String::new(), true, None, out);
         }
         self.go_on(out);
         self.drafts.cut(out);
         if let Some(turn) = self.turn.take() {
-            let reason = turn.ending.unwrap_or(if turn.aborted { TurnEndReason::Interrupted } else { TurnEndReason::Error });
-            out.push(TurnEnd { turn: 0, reason, usage: turn.usage, duration_ms: 0, final_text: turn.final_text }.into());
+            let reason = turn.ending.unwrap_or(if turn.aborted {
+                TurnEndReason::Interrupted
+            } else {
+                TurnEndReason::Error
+            });
+            out.push(
+                TurnEnd {
+                    turn: 0,
+                    reason,
+                    usage: turn.usage,
+                    duration_ms: 0,
+                    final_text: turn.final_text,
+                }
+                .into(),
+            );
         }
         *self = Gemini {
             workdir: std::mem::take(&mut self.workdir),
@@ -879,17 +1290,30 @@ fn asks(entry: &Value, prompt: &str) -> bool {
 /// The words of an error: its message, or what is behind `Internal error`.
 fn told(error: &Value) -> String {
     let details = text(error, "/data/details");
-    if details.is_empty() { text(error, "/message").to_owned() } else { details.to_owned() }
+    if details.is_empty() {
+        text(error, "/message").to_owned()
+    } else {
+        details.to_owned()
+    }
 }
 
 /// An error of the provider. `code` is its status, but 500 also for what has none.
 fn failure(code: Option<i64>, message: &str, native: Value) -> ErrorEvent {
     let is_body = message.trim_start().starts_with('{');
-    let status = code.and_then(|c| u16::try_from(c).ok()).filter(|s| (400..600).contains(s) && (*s != 500 || is_body));
+    let status = code
+        .and_then(|c| u16::try_from(c).ok())
+        .filter(|s| (400..600).contains(s) && (*s != 500 || is_body));
     let mut error = cause::error(status, message);
     if error.code == ErrorCode::Internal && code == Some(500) {
         let gone = message.contains("does not exist") || message.contains("not found");
-        error = ErrorEvent::new(if gone { ErrorCode::ModelUnavailable } else { ErrorCode::ProviderDown }, error.message);
+        error = ErrorEvent::new(
+            if gone {
+                ErrorCode::ModelUnavailable
+            } else {
+                ErrorCode::ProviderDown
+            },
+            error.message,
+        );
     }
     error.native = Some(native);
     error
@@ -897,8 +1321,13 @@ fn failure(code: Option<i64>, message: &str, native: Value) -> ErrorEvent {
 
 /// What a command wrote, and its exit code, out of what the model is told of it.
 fn of_command(said: &str, failed: bool) -> (String, Option<i64>) {
-    let said = said.strip_prefix("<untrusted_context>\n").and_then(|s| s.strip_suffix("\n</untrusted_context>")).unwrap_or(said);
-    let Some(output) = said.strip_prefix("Output: ") else { return (said.to_owned(), None) };
+    let said = said
+        .strip_prefix("<untrusted_context>\n")
+        .and_then(|s| s.strip_suffix("\n</untrusted_context>"))
+        .unwrap_or(said);
+    let Some(output) = said.strip_prefix("Output: ") else {
+        return (said.to_owned(), None);
+    };
     // What follows the output, each on a line of its own, in this order.
     let mut lines: Vec<&str> = output.split('\n').collect();
     let (mut exit_code, mut killed) = (None, false);
@@ -912,7 +1341,11 @@ fn of_command(said: &str, failed: bool) -> (String, Option<i64>) {
         lines.pop();
     }
     let output = lines.join("\n");
-    let output = if output == "(empty)" { String::new() } else { output };
+    let output = if output == "(empty)" {
+        String::new()
+    } else {
+        output
+    };
     (output, exit_code.or((!failed && !killed).then_some(0)))
 }
 
@@ -925,9 +1358,22 @@ fn file_change(id: &str, content: &Value) -> FileChange {
     let (before, after) = (text(content, "/oldText"), text(content, "/newText"));
     // The agent chooses the texts: neither they nor their difference may cost much.
     let short = before.len() + after.len() <= MAX_DIFF;
-    let diff = short.then(|| similar::TextDiff::configure().timeout(DIFF_TIME).diff_lines(before, after).unified_diff().context_radius(3).to_string());
+    let diff = short.then(|| {
+        similar::TextDiff::configure()
+            .timeout(DIFF_TIME)
+            .diff_lines(before, after)
+            .unified_diff()
+            .context_radius(3)
+            .to_string()
+    });
     let diff = diff.filter(|d| !d.is_empty());
-    FileChange { path: text(content, "/path").to_owned(), kind, diff, tool_use_id: Some(id.to_owned()), parent_tool_use_id: None }
+    FileChange {
+        path: text(content, "/path").to_owned(),
+        kind,
+        diff,
+        tool_use_id: Some(id.to_owned()),
+        parent_tool_use_id: None,
+    }
 }
 
 #[cfg(test)]
@@ -937,10 +1383,25 @@ mod tests {
     #[test]
     fn a_command_is_told_apart_from_what_is_said_of_it() {
         let wrapped = |s: &str| format!("<untrusted_context>\n{s}\n</untrusted_context>");
-        assert_eq!(of_command(&wrapped("Output: out\nerr\nExit Code: 3\nProcess Group PGID: 7"), false), ("out\nerr".into(), Some(3)));
-        assert_eq!(of_command("Output: a: b\nProcess Group PGID: 7", false), ("a: b".into(), Some(0)));
-        assert_eq!(of_command("Output: (empty)", false), (String::new(), Some(0)));
-        assert_eq!(of_command("Command was cancelled.", true), ("Command was cancelled.".into(), None));
+        assert_eq!(
+            of_command(
+                &wrapped("Output: out\nerr\nExit Code: 3\nProcess Group PGID: 7"),
+                false
+            ),
+            ("out\nerr".into(), Some(3))
+        );
+        assert_eq!(
+            of_command("Output: a: b\nProcess Group PGID: 7", false),
+            ("a: b".into(), Some(0))
+        );
+        assert_eq!(
+            of_command("Output: (empty)", false),
+            (String::new(), Some(0))
+        );
+        assert_eq!(
+            of_command("Command was cancelled.", true),
+            ("Command was cancelled.".into(), None)
+        );
     }
 
     #[test]
@@ -948,7 +1409,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let chats = dir.path().join("work/chats");
         std::fs::create_dir_all(&chats).unwrap();
-        let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H-%M").to_string();
+        let now = jiff::Timestamp::now()
+            .strftime("%Y-%m-%dT%H-%M")
+            .to_string();
         for (name, text) in [
             (format!("session-{now}-0123abcd.jsonl"), "history"),
             ("session-2020-01-01T00-00-0123abcd.jsonl".into(), "x"),
@@ -958,18 +1421,32 @@ mod tests {
         }
         make_loadable(dir.path(), "0123abcd-0000").unwrap();
         make_loadable(dir.path(), "0123abcd-0000").unwrap();
-        let mut left: Vec<String> = std::fs::read_dir(&chats).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        let mut left: Vec<String> = std::fs::read_dir(&chats)
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect();
         left.sort();
         assert_eq!(left.len(), 2, "{left:?}");
-        assert!(left[0].ends_with("-0123abcd.jsonl") && !left[0].contains(&now), "{left:?}");
-        assert_eq!(std::fs::read_to_string(chats.join(&left[0])).unwrap(), "history");
+        assert!(
+            left[0].ends_with("-0123abcd.jsonl") && !left[0].contains(&now),
+            "{left:?}"
+        );
+        assert_eq!(
+            std::fs::read_to_string(chats.join(&left[0])).unwrap(),
+            "history"
+        );
     }
 
     #[test]
     fn allowed_tools_are_spelled_its_way() {
         assert_eq!(
             ["Bash(git *)", "Read", "mcp__echo__say", "Bash"].map(allowed),
-            ["run_shell_command(git)", "read_file", "mcp_echo_say", "run_shell_command"]
+            [
+                "run_shell_command(git)",
+                "read_file",
+                "mcp_echo_say",
+                "run_shell_command"
+            ]
         );
     }
 }

@@ -59,13 +59,24 @@ pub struct Runtime {
 impl Runtime {
     /// Whether `version` lies in the range whose two ends passed all tests.
     pub fn is_verified(&self, version: &str) -> bool {
-        let numbers = |version: &str| version.split('.').map(|n| n.parse().ok()).collect::<Option<Vec<u32>>>();
-        numbers(version).is_some_and(|version| (numbers(self.verified_from)..=numbers(self.verified)).contains(&Some(version)))
+        let numbers = |version: &str| {
+            version
+                .split('.')
+                .map(|n| n.parse().ok())
+                .collect::<Option<Vec<u32>>>()
+        };
+        numbers(version).is_some_and(|version| {
+            (numbers(self.verified_from)..=numbers(self.verified)).contains(&Some(version))
+        })
     }
 
     /// The range of versions that were verified, as it stands in messages and in the documentation.
     pub fn verified_range(&self) -> String {
-        if self.verified_from == self.verified { self.verified.to_owned() } else { format!("{} to {}", self.verified_from, self.verified) }
+        if self.verified_from == self.verified {
+            self.verified.to_owned()
+        } else {
+            format!("{} to {}", self.verified_from, self.verified)
+        }
     }
 
     /// Whether `version` can be used.
@@ -73,11 +84,24 @@ impl Runtime {
     /// # Errors
     /// It does not speak the protocol that is understood; what to install instead.
     pub fn accept_version(&self, version: &str) -> Result<(), String> {
-        if self.protocols.iter().any(|first| version.starts_with(first)) {
+        if self
+            .protocols
+            .iter()
+            .any(|first| version.starts_with(first))
+        {
             return Ok(());
         }
-        let known = self.protocols.iter().map(|first| format!("`{first}x`")).collect::<Vec<_>>().join(" and ");
-        Err(format!("its version is `{version}`, and only {known} is understood\nhint: install {} (`{}`)", self.verified, self.install()))
+        let known = self
+            .protocols
+            .iter()
+            .map(|first| format!("`{first}x`"))
+            .collect::<Vec<_>>()
+            .join(" and ");
+        Err(format!(
+            "its version is `{version}`, and only {known} is understood\nhint: install {} (`{}`)",
+            self.verified,
+            self.install()
+        ))
     }
 
     /// How the newest version that was verified is installed.
@@ -85,17 +109,24 @@ impl Runtime {
         format!("npm install -g {}@{}", self.package, self.verified)
     }
 
-    /// The message for a program that cannot be found or run. `place` names the setting or the flag in
-    /// which another program can be given.
+    /// The message for a program that cannot be found or run. `place` names the setting or the flag
+    /// in which another program can be given.
     pub fn not_found(&self, program: &str, place: &str) -> String {
         let path = Path::new(program);
         let why = match path.components().count() {
             1 => "was not found on `PATH`".to_owned(),
             _ if path.is_dir() => format!("is a directory; name the program itself in `{place}`"),
-            _ if path.exists() => format!("cannot be run by user {}: make it executable (`chmod +x`)", rustix::process::geteuid().as_raw()),
+            _ if path.exists() => format!(
+                "cannot be run by user {}: make it executable (`chmod +x`)",
+                rustix::process::geteuid().as_raw()
+            ),
             _ => format!("was not found; it stands in `{place}`"),
         };
-        format!("{} {why}\nhint: install it (`{}`), or name its program with `{place}`", shown(program), self.install())
+        format!(
+            "{} {why}\nhint: install it (`{}`), or name its program with `{place}`",
+            shown(program),
+            self.install()
+        )
     }
 
     /// Where the configuration can name another program.
@@ -140,7 +171,10 @@ pub enum Tier {
 
 impl Capabilities {
     pub fn tier(&self) -> Tier {
-        match (self.interrupt && self.resume && self.deltas, self.permissions && self.mcp) {
+        match (
+            self.interrupt && self.resume && self.deltas,
+            self.permissions && self.mcp,
+        ) {
             (true, true) => Tier::FullAgent,
             (true, false) => Tier::Interactive,
             (false, _) => Tier::Batch,
@@ -150,7 +184,11 @@ impl Capabilities {
     /// The names of those it has.
     pub fn names(&self) -> Vec<String> {
         match serde_json::to_value(self) {
-            Ok(Value::Object(map)) => map.into_iter().filter(|(_, v)| *v == Value::Bool(true)).map(|(k, _)| k).collect(),
+            Ok(Value::Object(map)) => map
+                .into_iter()
+                .filter(|(_, v)| *v == Value::Bool(true))
+                .map(|(k, _)| k)
+                .collect(),
             _ => Vec::new(),
         }
     }
@@ -170,8 +208,14 @@ pub enum Permissions {
 /// A tool server that the CLI is given.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Mcp {
-    Local { command: Vec<String>, env: BTreeMap<String, String> },
-    Remote { url: String, headers: BTreeMap<String, String> },
+    Local {
+        command: Vec<String>,
+        env: BTreeMap<String, String>,
+    },
+    Remote {
+        url: String,
+        headers: BTreeMap<String, String>,
+    },
 }
 
 /// What a session wants of its runtime.
@@ -207,7 +251,9 @@ pub struct Setting {
 impl Setting {
     /// Whether some commands need no permission.
     fn allows_commands(&self) -> bool {
-        self.allowed_tools.iter().any(|tool| tool.starts_with("Bash"))
+        self.allowed_tools
+            .iter()
+            .any(|tool| tool.starts_with("Bash"))
     }
 }
 
@@ -261,7 +307,10 @@ pub enum Action {
     /// The CLI tells its version.
     Version(String),
     /// The CLI has a session; inputs may come.
-    Ready { native_session_id: String, resumed: bool },
+    Ready {
+        native_session_id: String,
+        resumed: bool,
+    },
     /// This input is in the CLI's own history now. Said once an input.
     Delivered { input_id: String },
     /// The CLI does not have this input: hand it over (again).
@@ -382,8 +431,15 @@ pub trait Translator: Send {
     fn look_for(&mut self, input: &Input, native_id: &str, told: bool, out: &mut Vec<Action>);
     fn interrupt(&mut self, out: &mut Vec<Action>);
     /// False: no such request is open.
-    fn answer(&mut self, request_id: &str, decision: &Decision, by: &str, out: &mut Vec<Action>) -> bool;
-    /// Could an input join the running turn now: at all, or (not `lossy`) without output being lost?
+    fn answer(
+        &mut self,
+        request_id: &str,
+        decision: &Decision,
+        by: &str,
+        out: &mut Vec<Action>,
+    ) -> bool;
+    /// Could an input join the running turn now: at all, or (not `lossy`) without output being
+    /// lost?
     fn steers_now(&self, _lossy: bool) -> bool {
         true
     }
@@ -405,7 +461,8 @@ pub enum Phase {
     Settling,
 }
 
-/// `OPENCODE_MODEL`, of `OPENCODE_PROVIDER` where it names none: what platforms set, whichever CLI runs.
+/// `OPENCODE_MODEL`, of `OPENCODE_PROVIDER` where it names none: what platforms set, whichever CLI
+/// runs.
 fn model_of_platform(env: Env<'_>) -> Option<String> {
     let model = env("OPENCODE_MODEL")?;
     Some(match env("OPENCODE_PROVIDER") {
@@ -420,11 +477,18 @@ fn private_file(path: &Path, text: &str) -> io::Result<()> {
     use std::io::Write;
     use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
     if let Some(dir) = path.parent() {
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(dir)?;
     }
     let fresh = path.with_extension("new");
     let _ = std::fs::remove_file(&fresh);
-    let mut file = std::fs::File::options().write(true).create_new(true).mode(0o600).open(&fresh)?;
+    let mut file = std::fs::File::options()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&fresh)?;
     file.write_all(text.as_bytes())?;
     std::fs::rename(&fresh, path)
 }
@@ -442,13 +506,16 @@ fn sent_at(native_id: &str) -> Option<i64> {
 
 /// A native message: JSON, or what stands where some should.
 fn parsed(native: &[u8]) -> Value {
-    serde_json::from_slice(native).unwrap_or_else(|_| Value::String(String::from_utf8_lossy(native).into_owned()))
+    serde_json::from_slice(native)
+        .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(native).into_owned()))
 }
 
 /// The lines of a CLI's own file that contain `part`, parsed, the newest first. Such a file can be
 /// long, and what is looked for stands near its end: no other line is parsed.
 fn newest_first(file: &[u8], part: &[u8]) -> impl Iterator<Item = Value> {
-    let lines = file.rsplit(|b| *b == b'\n').filter(move |line| memchr::memmem::find(line, part).is_some());
+    let lines = file
+        .rsplit(|b| *b == b'\n')
+        .filter(move |line| memchr::memmem::find(line, part).is_some());
     lines.filter_map(|line| serde_json::from_slice(line).ok())
 }
 
@@ -459,37 +526,58 @@ fn text_of(content: &Value) -> String {
         Value::String(text) => text.clone(),
         blocks => {
             let blocks = blocks.as_array().into_iter().flatten();
-            blocks.filter_map(|b| b["text"].as_str().or(b["tool_name"].as_str())).collect::<Vec<_>>().join("\n")
+            blocks
+                .filter_map(|b| b["text"].as_str().or(b["tool_name"].as_str()))
+                .collect::<Vec<_>>()
+                .join("\n")
         }
     }
 }
 
 /// An id of ours, made from ids of a CLI: it can stand in a path as it is.
 fn request_id(tool: &str, number: &Value) -> String {
-    let unreserved = |c: char| if c.is_ascii_alphanumeric() || "-._~".contains(c) { c } else { '-' };
+    let unreserved = |c: char| {
+        if c.is_ascii_alphanumeric() || "-._~".contains(c) {
+            c
+        } else {
+            '-'
+        }
+    };
     format!("{tool}.{number}").chars().map(unreserved).collect()
 }
 
 /// A plan whose steps have a `content` and a `status`.
 fn plan(steps: &Value) -> Action {
-    let step = |s: &Value| PlanItem { text: text(s, "/content").into(), status: text(s, "/status").into() };
-    PlanUpdate { items: steps.as_array().into_iter().flatten().map(step).collect() }.into()
+    let step = |s: &Value| PlanItem {
+        text: text(s, "/content").into(),
+        status: text(s, "/status").into(),
+    };
+    PlanUpdate {
+        items: steps.as_array().into_iter().flatten().map(step).collect(),
+    }
+    .into()
 }
 
 /// What a tool's permission can be answered with.
 fn permission_options() -> Vec<String> {
-    ["allow", "allow_always", "deny"].map(str::to_owned).to_vec()
+    ["allow", "allow_always", "deny"]
+        .map(str::to_owned)
+        .to_vec()
 }
 
 /// What a CLI is told of a refusal that came without a reason.
 const DENIED: &str = "the user denied this";
 
 /// What is said when a CLI has compacted its history.
-const COMPACTED: &str = "the conversation was compacted: the model sees a summary of what came before";
+const COMPACTED: &str =
+    "the conversation was compacted: the model sees a summary of what came before";
 
 /// The text at a JSON pointer; empty where there is none.
 fn text<'a>(value: &'a Value, pointer: &str) -> &'a str {
-    value.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
+    value
+        .pointer(pointer)
+        .and_then(Value::as_str)
+        .unwrap_or_default()
 }
 
 /// How an input gets to a busy CLI; `steers`: it can join the turn without loss, now.

@@ -21,16 +21,18 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 use super::{
-    Action, COMPACTED, Call, Capabilities, DENIED, Decision, Launch, Mcp, Permissions, Phase, Reply, Runtime, Setting, Tag, Translator, Wiring,
-    model_of_platform, parsed, permission_options, plan, private_file, text,
+    Action, COMPACTED, Call, Capabilities, DENIED, Decision, Launch, Mcp, Permissions, Phase,
+    Reply, Runtime, Setting, Tag, Translator, Wiring, model_of_platform, parsed,
+    permission_options, plan, private_file, text,
 };
 use crate::adapter::cause;
 use crate::adapter::draft::{Drafts, Kind};
 use crate::adapter::inbox::Input;
 use crate::catalogue::Overrides;
 use crate::event::{
-    ChangeKind, ErrorCode, ErrorEvent, FileChange, InputMode, InputSource, PermissionRequest, PermissionResolved, QuestionRequest, QuestionResolved, Retry,
-    ToolOutput, ToolResult, ToolUse, TurnEnd, TurnEndReason, TurnStart, Unparsed, Usage, UserMessage, Warning,
+    ChangeKind, ErrorCode, ErrorEvent, FileChange, InputMode, InputSource, PermissionRequest,
+    PermissionResolved, QuestionRequest, QuestionResolved, Retry, ToolOutput, ToolResult, ToolUse,
+    TurnEnd, TurnEndReason, TurnStart, Unparsed, Usage, UserMessage, Warning,
 };
 
 pub static RUNTIME: Runtime = Runtime {
@@ -43,7 +45,20 @@ pub static RUNTIME: Runtime = Runtime {
     protocols: &["1."],
     default_model: "anthropic/claude-sonnet-5-5",
     model_in_env: model_of_platform,
-    providers: &["anthropic", "openai", "google", "openrouter", "groq", "mistral", "xai", "deepseek", "togetherai", "fireworks-ai", "cerebras", "ollama"],
+    providers: &[
+        "anthropic",
+        "openai",
+        "google",
+        "openrouter",
+        "groq",
+        "mistral",
+        "xai",
+        "deepseek",
+        "togetherai",
+        "fireworks-ai",
+        "cerebras",
+        "ollama",
+    ],
     capabilities: Capabilities {
         steer: true,
         interrupt: true,
@@ -78,6 +93,7 @@ const CALL_TIME: Duration = Duration::from_millis(500);
 fn launch(setting: &Setting) -> io::Result<Launch> {
     without_plugin(&setting.user_config.join("opencode"));
     let text = |s: &str| s.to_owned();
+    #[rustfmt::skip]
     let env = [
         ("OPENCODE_CONFIG_CONTENT", configuration(setting).to_string()),
         ("OPENCODE_SERVER_PASSWORD", setting.random.clone()),
@@ -88,13 +104,27 @@ fn launch(setting: &Setting) -> io::Result<Launch> {
         ("OPENCODE_DISABLE_LSP_DOWNLOAD", text("1")),
     ];
     Ok(Launch {
-        args: ["serve", "--hostname", "127.0.0.1", "--port", "0"].map(text).to_vec(),
-        env: env.into_iter().map(|(name, value)| (text(name), value)).collect(),
+        args: ["serve", "--hostname", "127.0.0.1", "--port", "0"]
+            .map(text)
+            .to_vec(),
+        env: env
+            .into_iter()
+            .map(|(name, value)| (text(name), value))
+            .collect(),
         wiring: Wiring::Http {
-            announced: |line| line.split_once("opencode server listening on http://").map(|(_, address)| address.trim().trim_end_matches('/').to_owned()),
+            announced: |line| {
+                line.split_once("opencode server listening on http://")
+                    .map(|(_, address)| address.trim().trim_end_matches('/').to_owned())
+            },
             authorization: basic("opencode", &setting.random),
             health: "/global/health",
-            version: |body| serde_json::from_slice::<Value>(body).ok()?.get("version")?.as_str().map(str::to_owned),
+            version: |body| {
+                serde_json::from_slice::<Value>(body)
+                    .ok()?
+                    .get("version")?
+                    .as_str()
+                    .map(str::to_owned)
+            },
             events: "/event",
         },
         warnings: Vec::new(),
@@ -106,12 +136,20 @@ fn launch(setting: &Setting) -> io::Result<Launch> {
 /// configuration that has no `node_modules`. One that has nothing which needs it is given what
 /// such an installation leaves behind, and nothing is fetched.
 fn without_plugin(config: &Path) {
-    let needed = ["node_modules", "package.json", "plugin", "plugins", "tool", "tools"];
+    let needed = [
+        "node_modules",
+        "package.json",
+        "plugin",
+        "plugins",
+        "tool",
+        "tools",
+    ];
     if needed.iter().any(|name| config.join(name).exists()) {
         return;
     }
     let lock = json!({ "lockfileVersion": 3, "packages": { "": { "dependencies": { "@opencode-ai/plugin": "*" } } } });
-    let written = std::fs::create_dir_all(config.join("node_modules")).and_then(|()| private_file(&config.join("package-lock.json"), &lock.to_string()));
+    let written = std::fs::create_dir_all(config.join("node_modules"))
+        .and_then(|()| private_file(&config.join("package-lock.json"), &lock.to_string()));
     // Where nobody may write opencode does not install anything either.
     if let Err(e) = written {
         tracing::debug!(error = %e, "the configuration of opencode is left as it is");
@@ -120,7 +158,10 @@ fn without_plugin(config: &Path) {
 
 fn basic(user: &str, password: &str) -> String {
     use base64::Engine;
-    format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}")))
+    format!(
+        "Basic {}",
+        base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"))
+    )
 }
 
 /// What is merged over the user's and the project's own files, which stay as they are.
@@ -161,7 +202,9 @@ fn configuration(setting: &Setting) -> Value {
     // where tools are asked for, the agent has a name that no project knows.
     let agent = match setting.permissions {
         Permissions::Allow => "build".to_owned(),
-        Permissions::Ask | Permissions::Deny => format!("outrigger-{}", setting.random.get(..16).unwrap_or_default()),
+        Permissions::Ask | Permissions::Deny => {
+            format!("outrigger-{}", setting.random.get(..16).unwrap_or_default())
+        }
     };
     let mut agents = json!({ "build": { "permission": permission } });
     agents[&agent] = json!({ "mode": "primary", "permission": permission });
@@ -184,14 +227,19 @@ fn configuration(setting: &Setting) -> Value {
 /// What one step used.
 fn counts(tokens: &Value) -> Usage {
     let n = |key: &str| tokens[key].as_u64().unwrap_or(0);
-    let cached = ["read", "write"].iter().filter_map(|key| tokens["cache"][*key].as_u64()).sum::<u64>();
+    let cached = ["read", "write"]
+        .iter()
+        .filter_map(|key| tokens["cache"][*key].as_u64())
+        .sum::<u64>();
     // With some providers reasoning stands beside the output, with others in it: the total tells.
     let beside = n("total") > 0 && n("total") == n("input") + n("output") + n("reasoning") + cached;
     Usage {
         input: tokens["input"].as_u64(),
         cache_read: tokens["cache"]["read"].as_u64(),
         cache_write: tokens["cache"]["write"].as_u64(),
-        output: tokens["output"].as_u64().map(|output| output + if beside { n("reasoning") } else { 0 }),
+        output: tokens["output"]
+            .as_u64()
+            .map(|output| output + if beside { n("reasoning") } else { 0 }),
         reasoning: tokens["reasoning"].as_u64(),
         cost_usd: None,
     }
@@ -200,8 +248,16 @@ fn counts(tokens: &Value) -> Usage {
 /// A model as our own catalogue knows it: opencode refuses one that is newer than itself.
 fn described(provider: &str, model: &str) -> Option<Value> {
     let price = Overrides::default().price(provider, model)?;
-    let cost = [("input", Some(price.input)), ("output", Some(price.output)), ("cache_read", price.cache_read), ("cache_write", price.cache_write)];
-    let cost: Map<String, Value> = cost.into_iter().filter_map(|(name, usd)| Some((name.to_owned(), usd?.into()))).collect();
+    let cost = [
+        ("input", Some(price.input)),
+        ("output", Some(price.output)),
+        ("cache_read", price.cache_read),
+        ("cache_write", price.cache_write),
+    ];
+    let cost: Map<String, Value> = cost
+        .into_iter()
+        .filter_map(|(name, usd)| Some((name.to_owned(), usd?.into())))
+        .collect();
     Some(json!({
         "limit": { "context": price.max_input?, "output": price.max_output? },
         "cost": cost,
@@ -226,12 +282,16 @@ fn permission(setting: &Setting) -> Value {
         rules[format!("{}_*", sanitized(name))] = asked.into();
     }
     for tool in &setting.allowed_tools {
-        let (name, pattern) = tool.split_once('(').map_or((tool.as_str(), "*"), |(n, p)| (n, p.trim_end_matches(')')));
+        let (name, pattern) = tool
+            .split_once('(')
+            .map_or((tool.as_str(), "*"), |(n, p)| (n, p.trim_end_matches(')')));
         let key = match name {
             "Write" | "MultiEdit" | "NotebookEdit" => "edit".into(),
             "WebFetch" => "webfetch".into(),
             "WebSearch" => "websearch".into(),
-            mcp if mcp.starts_with("mcp__") => mcp.trim_start_matches("mcp__").replacen("__", "_", 1),
+            mcp if mcp.starts_with("mcp__") => {
+                mcp.trim_start_matches("mcp__").replacen("__", "_", 1)
+            }
             other => other.to_lowercase(),
         };
         if matches!(key.as_str(), "bash" | "edit") {
@@ -255,7 +315,15 @@ fn permission(setting: &Setting) -> Value {
 
 /// How opencode spells a tool server's name before its tools' names.
 fn sanitized(name: &str) -> String {
-    name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' || c == '_' { c } else { '_' }).collect()
+    name.chars()
+        .map(|c| {
+            if c.is_ascii_alphanumeric() || c == '-' || c == '_' {
+                c
+            } else {
+                '_'
+            }
+        })
+        .collect()
 }
 
 #[derive(Debug, Default)]
@@ -399,7 +467,12 @@ impl Opencode {
     pub fn new(setting: &Setting) -> Self {
         let mut mcp: Vec<String> = setting.mcp.keys().cloned().collect();
         mcp.sort_by_key(|name| std::cmp::Reverse(name.len()));
-        Opencode { session_id: setting.session_id.clone(), mcp, first: true, ..Opencode::default() }
+        Opencode {
+            session_id: setting.session_id.clone(),
+            mcp,
+            first: true,
+            ..Opencode::default()
+        }
     }
 
     /// `None`: not of this session. `Some(parent)`: ours, or a subagent's of that tool call.
@@ -421,19 +494,44 @@ impl Opencode {
             self.session_created(p);
             return true;
         }
-        let Some(parent) = (if session.is_empty() { Some(None) } else { self.whose(session) }) else { return true };
+        let Some(parent) = (if session.is_empty() {
+            Some(None)
+        } else {
+            self.whose(session)
+        }) else {
+            return true;
+        };
         match kind {
             "message.updated" => self.message(&p["info"], parent.as_ref(), out),
             "message.part.updated" => return self.part(&p["part"], parent, out),
             "session.status" => self.status(id, &p["status"], parent, out),
             "session.error" => self.error(&p["error"], parent, out),
-            "permission.asked" => self.asked_for(Early { asked: p.clone(), parent, question: false }, out),
+            "permission.asked" => self.asked_for(
+                Early {
+                    asked: p.clone(),
+                    parent,
+                    question: false,
+                },
+                out,
+            ),
             "permission.replied" => self.permission_replied(p, out),
-            "question.asked" => self.asked_for(Early { asked: p.clone(), parent, question: true }, out),
+            "question.asked" => self.asked_for(
+                Early {
+                    asked: p.clone(),
+                    parent,
+                    question: true,
+                },
+                out,
+            ),
             "question.replied" | "question.rejected" => self.question_over(p, out),
             "todo.updated" if parent.is_none() => out.push(plan(&p["todos"])),
             "todo.updated" => {}
-            "session.compacted" => out.push(Warning { message: COMPACTED.into() }.into()),
+            "session.compacted" => out.push(
+                Warning {
+                    message: COMPACTED.into(),
+                }
+                .into(),
+            ),
             _ => return false,
         }
         true
@@ -449,7 +547,10 @@ impl Opencode {
             self.session.get_or_insert_with(|| session.to_owned());
         } else if self.whose(parent).is_some() {
             // Its task has begun and has no session yet.
-            let task = self.tools.values_mut().find(|t| t.name == "task" && t.child.is_none());
+            let task = self
+                .tools
+                .values_mut()
+                .find(|t| t.name == "task" && t.child.is_none());
             let tool = task.map(|t| {
                 t.child = Some(session.to_owned());
                 t.id.clone()
@@ -481,7 +582,11 @@ impl Opencode {
         let answered = text(info, "/parentID");
         if let Some(turn) = &mut self.turn {
             // An answer to one is an answer to those before it.
-            if let Some(at) = turn.joined.iter().position(|(message, _)| message == answered) {
+            if let Some(at) = turn
+                .joined
+                .iter()
+                .position(|(message, _)| message == answered)
+            {
                 turn.joined.drain(..=at);
             }
             if parent.is_none()
@@ -500,7 +605,9 @@ impl Opencode {
     fn arrived(&mut self, message: &str, input: &Input, out: &mut Vec<Action>) {
         self.users.insert(message.to_owned());
         out.push(input.message().into());
-        out.push(Action::Delivered { input_id: input.input_id.clone() });
+        out.push(Action::Delivered {
+            input_id: input.input_id.clone(),
+        });
         self.first = false;
         self.queued(message, &input.input_id);
         if self.turn.is_none() {
@@ -515,7 +622,10 @@ impl Opencode {
             return;
         }
         self.begin_turn(out);
-        let mut error = ErrorEvent::new(ErrorCode::RuntimeCrashed, "opencode was stopped before it answered this input, which stands in its history");
+        let mut error = ErrorEvent::new(
+            ErrorCode::RuntimeCrashed,
+            "opencode was stopped before it answered this input, which stands in its history",
+        );
         error.retryable = true;
         out.push(error.into());
         if let Some(turn) = &mut self.turn {
@@ -559,7 +669,13 @@ impl Opencode {
                 Some(turn) => {
                     turn.draining = true;
                     let written = self.messages.values().any(|m| !m.user);
-                    out.push(Action::Wake(if turn.stopped() && written && !turn.retrying { LATE_TIME } else { DRAIN_TIME }));
+                    out.push(Action::Wake(
+                        if turn.stopped() && written && !turn.retrying {
+                            LATE_TIME
+                        } else {
+                            DRAIN_TIME
+                        },
+                    ));
                     self.end_if_drained(out);
                 }
                 None => {}
@@ -574,10 +690,18 @@ impl Opencode {
                     ErrorCode::Internal => ErrorCode::ProviderDown,
                     code => code,
                 };
-                let retry_after_ms = status["next"].as_u64().and_then(|next| milliseconds_after(id, next));
+                let retry_after_ms = status["next"]
+                    .as_u64()
+                    .and_then(|next| milliseconds_after(id, next));
                 out.push(
-                    Retry { attempt: status["attempt"].as_u64().unwrap_or(1), code, retry_after_ms, message: message.into(), parent_tool_use_id: parent }
-                        .into(),
+                    Retry {
+                        attempt: status["attempt"].as_u64().unwrap_or(1),
+                        code,
+                        retry_after_ms,
+                        message: message.into(),
+                        parent_tool_use_id: parent,
+                    }
+                    .into(),
                 );
             }
             _ => {}
@@ -586,14 +710,21 @@ impl Opencode {
 
     /// What was being written is not written any further: by whom `of` says, or by anybody.
     fn orphan(&mut self, of: Option<&Option<String>>, out: &mut Vec<Action>) {
-        self.done.extend(self.drafts.cut_those(|draft| of.is_none_or(|parent| draft.parent == *parent), out));
+        self.done.extend(
+            self.drafts
+                .cut_those(|draft| of.is_none_or(|parent| draft.parent == *parent), out),
+        );
     }
 
     fn error(&mut self, error: &Value, parent: Option<String>, out: &mut Vec<Action>) {
         let (name, message) = (text(error, "/name"), text(error, "/data/message"));
         if self.turn.is_none() {
             // It may be why an input is not stored.
-            out.extend(self.sent.iter().map(|(native, input)| self.look(Tag::Check(input.input_id.clone()), native)));
+            out.extend(
+                self.sent
+                    .iter()
+                    .map(|(native, input)| self.look(Tag::Check(input.input_id.clone()), native)),
+            );
         }
         if name == "MessageAbortedError" {
             if let (Some(turn), None) = (&mut self.turn, &parent) {
@@ -609,7 +740,11 @@ impl Opencode {
         }
         // The same again: from the bus, from the message, or with its stack.
         let first_line = message.lines().next().unwrap_or_default();
-        if self.said_error.as_ref().is_some_and(|said| first_line.contains(said.as_str()) || said.contains(first_line)) {
+        if self
+            .said_error
+            .as_ref()
+            .is_some_and(|said| first_line.contains(said.as_str()) || said.contains(first_line))
+        {
             return;
         }
         self.said_error = Some(first_line.to_owned());
@@ -625,7 +760,10 @@ impl Opencode {
         let mut event = ErrorEvent::new(code, if message.is_empty() { name } else { first_line });
         event.retryable |= error["data"]["isRetryable"] == true;
         event.http_status = status;
-        event.retry_after_ms = text(error, "/data/responseHeaders/retry-after").parse::<u64>().ok().map(|s| s.saturating_mul(1000));
+        event.retry_after_ms = text(error, "/data/responseHeaders/retry-after")
+            .parse::<u64>()
+            .ok()
+            .map(|s| s.saturating_mul(1000));
         event.provider = Some(text(error, "/data/providerID").to_owned()).filter(|p| !p.is_empty());
         event.native = Some(error.clone());
         event.parent_tool_use_id.clone_from(&parent);
@@ -658,18 +796,49 @@ impl Opencode {
     }
 
     /// A message that somebody else put there: another client, or who made a recording.
-    fn user_part(&mut self, message: String, part: &Value, parent: Option<&String>, out: &mut Vec<Action>) {
-        if parent.is_some() || part["type"] != "text" || part["synthetic"] == true || !self.users.insert(message.clone()) {
+    fn user_part(
+        &mut self,
+        message: String,
+        part: &Value,
+        parent: Option<&String>,
+        out: &mut Vec<Action>,
+    ) {
+        if parent.is_some()
+            || part["type"] != "text"
+            || part["synthetic"] == true
+            || !self.users.insert(message.clone())
+        {
             return;
         }
-        let source = if std::mem::take(&mut self.first) { InputSource::Initial } else { InputSource::Inject };
+        let source = if std::mem::take(&mut self.first) {
+            InputSource::Initial
+        } else {
+            InputSource::Inject
+        };
         let text = text(part, "/text").to_owned();
-        out.push(UserMessage { input_id: message.clone(), text, sender_id: None, source, mode: InputMode::Auto, attachments: 0 }.into());
+        out.push(
+            UserMessage {
+                input_id: message.clone(),
+                text,
+                sender_id: None,
+                source,
+                mode: InputMode::Auto,
+                attachments: 0,
+            }
+            .into(),
+        );
         let input = message.clone();
         self.queued(&message, &input);
     }
 
-    fn written(&mut self, id: &str, kind: Kind, part: &Value, parent: Option<String>, out: &mut Vec<Action>) {
+    fn written(
+        &mut self,
+        id: &str,
+        kind: Kind,
+        part: &Value,
+        parent: Option<String>,
+        out: &mut Vec<Action>,
+    ) {
         if self.done.contains(id) {
             return;
         }
@@ -678,13 +847,18 @@ impl Opencode {
             return self.drafts.begin(id, kind, full, parent.as_deref());
         }
         self.done.insert(id.to_owned());
-        let parent = self.drafts.get(id).map_or(parent, |draft| draft.parent.clone());
+        let parent = self
+            .drafts
+            .get(id)
+            .map_or(parent, |draft| draft.parent.clone());
         // Written to its end, or until it was stopped: the end is stamped either way.
-        let stopped = kind == Kind::Text && self.turn.as_ref().is_some_and(|t| t.aborted && t.draining);
+        let stopped =
+            kind == Kind::Text && self.turn.as_ref().is_some_and(|t| t.aborted && t.draining);
         if let (Kind::Text, None, Some(turn)) = (kind, &parent, &mut self.turn) {
             full.clone_into(&mut turn.final_text);
         }
-        self.drafts.finish(id, kind, full, parent.as_deref(), stopped, out);
+        self.drafts
+            .finish(id, kind, full, parent.as_deref(), stopped, out);
     }
 
     fn delta(&mut self, delta: &Delta<'_>, out: &mut Vec<Action>) -> bool {
@@ -703,15 +877,29 @@ impl Opencode {
             // Providers may use a call id again; on the stream each call has its own.
             let call = text(part, "/callID");
             let taken = call.is_empty() || !self.tool_ids.insert(call.to_owned());
-            let tool_id = if taken { id.to_owned() } else { call.to_owned() };
-            self.tools.insert(id.to_owned(), Tool { id: tool_id, call: call.to_owned(), ..Tool::default() });
+            let tool_id = if taken {
+                id.to_owned()
+            } else {
+                call.to_owned()
+            };
+            self.tools.insert(
+                id.to_owned(),
+                Tool {
+                    id: tool_id,
+                    call: call.to_owned(),
+                    ..Tool::default()
+                },
+            );
         }
-        let Some(tool) = self.tools.get_mut(id) else { return };
+        let Some(tool) = self.tools.get_mut(id) else {
+            return;
+        };
         text(part, "/tool").clone_into(&mut tool.name);
         let status = text(state, "/status");
         if let Some(child) = state["metadata"]["sessionId"].as_str() {
             tool.child = Some(child.to_owned());
-            self.children.insert(child.to_owned(), Some(tool.id.clone()));
+            self.children
+                .insert(child.to_owned(), Some(tool.id.clone()));
         }
         if status == "pending" {
             return;
@@ -719,7 +907,12 @@ impl Opencode {
         if !tool.used {
             tool.used = true;
             // A tool that there is none of is turned into one called `invalid`.
-            let native_name = if tool.name == "invalid" { text(state, "/input/tool") } else { &tool.name }.to_owned();
+            let native_name = if tool.name == "invalid" {
+                text(state, "/input/tool")
+            } else {
+                &tool.name
+            }
+            .to_owned();
             tool.input = state["input"].clone();
             out.push(
                 ToolUse {
@@ -734,12 +927,24 @@ impl Opencode {
             let call = tool.call.clone();
             self.call_is_told(&call, out);
         }
-        let Some(tool) = self.tools.get_mut(id) else { return };
-        if let Some(output) = state["metadata"]["output"].as_str().filter(|_| status == "running") {
+        let Some(tool) = self.tools.get_mut(id) else {
+            return;
+        };
+        if let Some(output) = state["metadata"]["output"]
+            .as_str()
+            .filter(|_| status == "running")
+        {
             let news = news(&tool.seen, output).to_owned();
             output.clone_into(&mut tool.seen);
             if !news.is_empty() {
-                out.push(ToolOutput { tool_use_id: tool.id.clone(), text: news, parent_tool_use_id: parent }.into());
+                out.push(
+                    ToolOutput {
+                        tool_use_id: tool.id.clone(),
+                        text: news,
+                        parent_tool_use_id: parent,
+                    }
+                    .into(),
+                );
             }
             return;
         }
@@ -751,7 +956,13 @@ impl Opencode {
         }
     }
 
-    fn step_finish(&mut self, id: &str, part: &Value, parent: Option<&String>, out: &mut Vec<Action>) {
+    fn step_finish(
+        &mut self,
+        id: &str,
+        part: &Value,
+        parent: Option<&String>,
+        out: &mut Vec<Action>,
+    ) {
         if !self.done.insert(id.to_owned()) {
             return;
         }
@@ -759,7 +970,10 @@ impl Opencode {
             out.push(Action::Step);
         }
         let Some(turn) = &mut self.turn else { return };
-        turn.usage.add(&Usage { cost_usd: part["cost"].as_f64(), ..counts(&part["tokens"]) });
+        turn.usage.add(&Usage {
+            cost_usd: part["cost"].as_f64(),
+            ..counts(&part["tokens"])
+        });
         if parent.is_none() {
             turn.finish = part["reason"].as_str().map(str::to_owned);
         }
@@ -797,13 +1011,25 @@ impl Opencode {
     /// The call did not come: it is told as the request describes it.
     fn tell_early(&mut self, out: &mut Vec<Action>) {
         for early in std::mem::take(&mut self.early) {
-            let (call, native_name) = (text(&early.asked, "/tool/callID"), text(&early.asked, "/permission"));
+            let (call, native_name) = (
+                text(&early.asked, "/tool/callID"),
+                text(&early.asked, "/permission"),
+            );
             let waiting = self.tools.values_mut().find(|t| t.call == call);
             if let Some(tool) = waiting.filter(|t| !t.used) {
                 tool.used = true;
                 let (tool_use_id, name) = (tool.id.clone(), canonical(native_name, &self.mcp));
                 let input = early.asked["metadata"].clone();
-                out.push(ToolUse { tool_use_id, name, native_name: native_name.to_owned(), input, parent_tool_use_id: early.parent.clone() }.into());
+                out.push(
+                    ToolUse {
+                        tool_use_id,
+                        name,
+                        native_name: native_name.to_owned(),
+                        input,
+                        parent_tool_use_id: early.parent.clone(),
+                    }
+                    .into(),
+                );
             }
             self.tell_request(&early, out);
         }
@@ -815,7 +1041,11 @@ impl Opencode {
         let tool = self.tools.values().find(|t| t.call == call);
         let known = tool.map(|t| &t.input);
         let tool_use_id = tool.map_or_else(|| call.to_owned(), |t| t.id.clone());
-        let input = [known, Some(&p["metadata"])].into_iter().flatten().find(|i| i.as_object().is_some_and(|o| !o.is_empty())).cloned();
+        let input = [known, Some(&p["metadata"])]
+            .into_iter()
+            .flatten()
+            .find(|i| i.as_object().is_some_and(|o| !o.is_empty()))
+            .cloned();
         self.asked.insert(request_id.clone(), (false, false));
         out.push(
             PermissionRequest {
@@ -840,35 +1070,87 @@ impl Opencode {
             "always" => "allow_always",
             _ => "deny",
         };
-        let (decision, by) = self.decided.remove(&request_id).unwrap_or((said.to_owned(), "runtime".to_owned()));
-        out.push(PermissionResolved { request_id, decision, by }.into());
+        let (decision, by) = self
+            .decided
+            .remove(&request_id)
+            .unwrap_or((said.to_owned(), "runtime".to_owned()));
+        out.push(
+            PermissionResolved {
+                request_id,
+                decision,
+                by,
+            }
+            .into(),
+        );
     }
 
     fn question_asked(&mut self, p: &Value, parent: Option<String>, out: &mut Vec<Action>) {
         let request_id = text(p, "/id").to_owned();
         self.asked.insert(request_id.clone(), (true, false));
         let questions: Vec<&Value> = p["questions"].as_array().into_iter().flatten().collect();
-        let asked = questions.iter().map(|q| text(q, "/question")).collect::<Vec<_>>().join("\n");
-        let options = questions.iter().flat_map(|q| q["options"].as_array().into_iter().flatten());
-        let options = options.map(|o| o["label"].as_str().or(o.as_str()).unwrap_or_default().to_owned()).collect();
-        out.push(QuestionRequest { request_id, text: asked, options, parent_tool_use_id: parent }.into());
+        let asked = questions
+            .iter()
+            .map(|q| text(q, "/question"))
+            .collect::<Vec<_>>()
+            .join("\n");
+        let options = questions
+            .iter()
+            .flat_map(|q| q["options"].as_array().into_iter().flatten());
+        let options = options
+            .map(|o| {
+                o["label"]
+                    .as_str()
+                    .or(o.as_str())
+                    .unwrap_or_default()
+                    .to_owned()
+            })
+            .collect();
+        out.push(
+            QuestionRequest {
+                request_id,
+                text: asked,
+                options,
+                parent_tool_use_id: parent,
+            }
+            .into(),
+        );
     }
 
     fn question_over(&mut self, p: &Value, out: &mut Vec<Action>) {
         let request_id = text(p, "/requestID").to_owned();
         if self.asked.remove(&request_id).is_some() {
             let answers = p["answers"].as_array().map(|all| {
-                let one = |a: &Value| a.as_array().into_iter().flatten().filter_map(Value::as_str).collect::<Vec<_>>().join(", ");
+                let one = |a: &Value| {
+                    a.as_array()
+                        .into_iter()
+                        .flatten()
+                        .filter_map(Value::as_str)
+                        .collect::<Vec<_>>()
+                        .join(", ")
+                };
                 all.iter().map(one).collect::<Vec<_>>().join("\n")
             });
-            out.push(QuestionResolved { request_id, answer: answers }.into());
+            out.push(
+                QuestionResolved {
+                    request_id,
+                    answer: answers,
+                }
+                .into(),
+            );
         }
     }
 
     fn end_if_drained(&mut self, out: &mut Vec<Action>) {
         let running = self.tools.values().any(|t| t.used);
-        let complete = self.drafts.is_empty() && !running && self.messages.values().all(|m| m.user || m.complete);
-        if self.turn.as_ref().is_some_and(|t| t.draining && !t.stopped()) && complete {
+        let complete = self.drafts.is_empty()
+            && !running
+            && self.messages.values().all(|m| m.user || m.complete);
+        if self
+            .turn
+            .as_ref()
+            .is_some_and(|t| t.draining && !t.stopped())
+            && complete
+        {
             self.end_turn(out);
         }
     }
@@ -886,9 +1168,23 @@ impl Opencode {
             None => TurnEndReason::Interrupted,
         };
         let stopped = turn.stopped();
-        out.push(TurnEnd { turn: 0, reason, usage: turn.usage, duration_ms: 0, final_text: turn.final_text }.into());
+        out.push(
+            TurnEnd {
+                turn: 0,
+                reason,
+                usage: turn.usage,
+                duration_ms: 0,
+                final_text: turn.final_text,
+            }
+            .into(),
+        );
         if stopped {
-            self.ended.extend(self.messages.iter().filter(|(_, m)| !m.user).map(|(id, _)| id.clone()));
+            self.ended.extend(
+                self.messages
+                    .iter()
+                    .filter(|(_, m)| !m.user)
+                    .map(|(id, _)| id.clone()),
+            );
         } else if !turn.joined.is_empty() {
             // They came too late for this turn, and begin the next.
             self.waiting.extend(turn.joined);
@@ -903,8 +1199,13 @@ impl Opencode {
     /// A line of the one-shot mode: finished parts, without the messages that they belong to.
     fn run_line(&mut self, kind: &str, part: &Value, out: &mut Vec<Action>) -> bool {
         let session = text(part, "/sessionID");
-        let Some(parent) = self.whose(session) else { return true };
-        if !matches!(kind, "step_start" | "text" | "reasoning" | "tool_use" | "step_finish") {
+        let Some(parent) = self.whose(session) else {
+            return true;
+        };
+        if !matches!(
+            kind,
+            "step_start" | "text" | "reasoning" | "tool_use" | "step_finish"
+        ) {
             return false;
         }
         self.begin_turn(out);
@@ -912,21 +1213,41 @@ impl Opencode {
     }
 
     fn post(&self, tag: Tag, path: &str, body: Value) -> Action {
-        Action::Call(Call { tag, method: "POST", path: path.to_owned(), body: Some(body) })
+        Action::Call(Call {
+            tag,
+            method: "POST",
+            path: path.to_owned(),
+            body: Some(body),
+        })
     }
 
     fn look(&self, tag: Tag, native_id: &str) -> Action {
-        let path = format!("/session/{}/message/{native_id}", self.session.as_deref().unwrap_or_default());
-        Action::Call(Call { tag, method: "GET", path, body: None })
+        let path = format!(
+            "/session/{}/message/{native_id}",
+            self.session.as_deref().unwrap_or_default()
+        );
+        Action::Call(Call {
+            tag,
+            method: "GET",
+            path,
+            body: None,
+        })
     }
 
     fn create(&self) -> Action {
         // With a title of ours, the model is not asked for one.
-        self.post(Tag::Open, "/session", json!({ "title": format!("session {}", self.session_id) }))
+        self.post(
+            Tag::Open,
+            "/session",
+            json!({ "title": format!("session {}", self.session_id) }),
+        )
     }
 
     fn sent_as(&self, input_id: &str) -> Option<String> {
-        self.sent.iter().find(|(_, input)| input.input_id == input_id).map(|(id, _)| id.clone())
+        self.sent
+            .iter()
+            .find(|(_, input)| input.input_id == input_id)
+            .map(|(id, _)| id.clone())
     }
 }
 
@@ -935,37 +1256,72 @@ impl Translator for Opencode {
         self.session = native_session_id.map(str::to_owned);
         self.first = native_session_id.is_none();
         out.push(match native_session_id {
-            Some(id) => Action::Call(Call { tag: Tag::Resume, method: "GET", path: format!("/session/{id}"), body: None }),
+            Some(id) => Action::Call(Call {
+                tag: Tag::Resume,
+                method: "GET",
+                path: format!("/session/{id}"),
+                body: None,
+            }),
             None => self.create(),
         });
     }
 
     fn read(&mut self, native: &[u8], out: &mut Vec<Action>) {
         let known = match serde_json::from_slice::<Head<'_>>(native) {
-            Ok(Head { payload: Some(inner), .. }) => return self.read(inner.get().as_bytes(), out),
-            Ok(Head { kind: Some(kind), part: Some(part), .. }) => self.run_line(&kind, &part, out),
-            Ok(Head { kind: Some(kind), error: Some(error), .. }) if kind == "error" => {
+            Ok(Head {
+                payload: Some(inner),
+                ..
+            }) => return self.read(inner.get().as_bytes(), out),
+            Ok(Head {
+                kind: Some(kind),
+                part: Some(part),
+                ..
+            }) => self.run_line(&kind, &part, out),
+            Ok(Head {
+                kind: Some(kind),
+                error: Some(error),
+                ..
+            }) if kind == "error" => {
                 self.begin_turn(out);
                 self.error(&error, None, out);
                 true
             }
-            Ok(Head { kind: Some(kind), properties: Some(properties), .. }) if kind == "message.part.delta" => {
+            Ok(Head {
+                kind: Some(kind),
+                properties: Some(properties),
+                ..
+            }) if kind == "message.part.delta" => {
                 let text = properties.get();
                 match serde_json::from_str::<Delta<'_>>(text) {
                     Ok(delta) => self.delta(&delta, out),
-                    Err(_) => serde_json::from_str::<Delta<'_>>(&mended(text)).is_ok_and(|delta| self.delta(&delta, out)),
+                    Err(_) => serde_json::from_str::<Delta<'_>>(&mended(text))
+                        .is_ok_and(|delta| self.delta(&delta, out)),
                 }
             }
-            Ok(Head { kind: Some(kind), .. }) if SILENT.contains(&kind.as_ref()) => true,
-            Ok(Head { id, kind: Some(kind), properties: Some(properties), .. }) => {
+            Ok(Head {
+                kind: Some(kind), ..
+            }) if SILENT.contains(&kind.as_ref()) => true,
+            Ok(Head {
+                id,
+                kind: Some(kind),
+                properties: Some(properties),
+                ..
+            }) => {
                 let text = properties.get();
-                let properties = serde_json::from_str::<Value>(text).or_else(|_| serde_json::from_str(&mended(text)));
-                properties.is_ok_and(|p| self.event(id.as_deref().unwrap_or_default(), &kind, &p, out))
+                let properties = serde_json::from_str::<Value>(text)
+                    .or_else(|_| serde_json::from_str(&mended(text)));
+                properties
+                    .is_ok_and(|p| self.event(id.as_deref().unwrap_or_default(), &kind, &p, out))
             }
             _ => false,
         };
         if !known {
-            out.push(Unparsed { native: parsed(native) }.into());
+            out.push(
+                Unparsed {
+                    native: parsed(native),
+                }
+                .into(),
+            );
         }
     }
 
@@ -978,13 +1334,21 @@ impl Translator for Opencode {
         let after_restart = matches!(tag, Tag::Look(_));
         match tag {
             Tag::Open | Tag::Resume if status == 200 => {
-                let id = serde_json::from_slice::<Value>(body).ok().and_then(|v| v["id"].as_str().map(str::to_owned));
+                let id = serde_json::from_slice::<Value>(body)
+                    .ok()
+                    .and_then(|v| v["id"].as_str().map(str::to_owned));
                 match id {
                     Some(id) => {
                         self.session = Some(id.clone());
-                        out.push(Action::Ready { native_session_id: id, resumed: tag == Tag::Resume });
+                        out.push(Action::Ready {
+                            native_session_id: id,
+                            resumed: tag == Tag::Resume,
+                        });
                     }
-                    None => out.push(Action::Broken(format!("opencode answered a session without an id: {}", said()))),
+                    None => out.push(Action::Broken(format!(
+                        "opencode answered a session without an id: {}",
+                        said()
+                    ))),
                 }
             }
             Tag::Resume if status == 404 => {
@@ -992,16 +1356,38 @@ impl Translator for Opencode {
                 self.session = None;
                 out.push(self.create());
             }
-            Tag::Open | Tag::Resume => out.push(Action::Broken(format!("opencode gave no session: status {status} {}", said()))),
+            Tag::Open | Tag::Resume => out.push(Action::Broken(format!(
+                "opencode gave no session: status {status} {}",
+                said()
+            ))),
             Tag::Deliver(input_id) => match (&reply, self.sent_as(&input_id)) {
-                (_, None) | (Reply::Answer { status: 200..300, .. }, _) => {}
-                (Reply::Answer { status: 400..500, .. }, Some(native)) => {
+                (_, None)
+                | (
+                    Reply::Answer {
+                        status: 200..300, ..
+                    },
+                    _,
+                ) => {}
+                (
+                    Reply::Answer {
+                        status: 400..500, ..
+                    },
+                    Some(native),
+                ) => {
                     self.sent.remove(&native);
-                    out.push(Action::Refused { input_id, why: format!("opencode refused it with status {status}: {}", said()) });
+                    out.push(Action::Refused {
+                        input_id,
+                        why: format!("opencode refused it with status {status}: {}", said()),
+                    });
                 }
                 // Whether it arrived is not known, and is asked when opencode is up again.
-                (Reply::Answer { .. }, _) => out.push(Action::Broken(format!("opencode failed to take an input: status {status} {}", said()))),
-                (Reply::Lost(why), _) => out.push(Action::Broken(format!("opencode did not say whether it took an input: {why}"))),
+                (Reply::Answer { .. }, _) => out.push(Action::Broken(format!(
+                    "opencode failed to take an input: status {status} {}",
+                    said()
+                ))),
+                (Reply::Lost(why), _) => out.push(Action::Broken(format!(
+                    "opencode did not say whether it took an input: {why}"
+                ))),
             },
             Tag::Look(input_id) | Tag::Check(input_id) => match (status, self.sent_as(&input_id)) {
                 (_, None) => {}
@@ -1017,29 +1403,55 @@ impl Translator for Opencode {
                     self.sent.remove(&native);
                     out.push(match after_restart {
                         true => Action::Undelivered { input_id },
-                        false => Action::Refused { input_id, why: "opencode took it and did not store it".into() },
+                        false => Action::Refused {
+                            input_id,
+                            why: "opencode took it and did not store it".into(),
+                        },
                     });
                 }
-                _ => out.push(Action::Broken(format!("opencode does not say whether it has message `{input_id}`: status {status} {}", said()))),
+                _ => out.push(Action::Broken(format!(
+                    "opencode does not say whether it has message `{input_id}`: status {status} {}",
+                    said()
+                ))),
             },
             Tag::Interrupt if status == 200 => {}
-            Tag::Interrupt => out.push(Action::Broken(format!("opencode cannot be interrupted: status {status} {}", said()))),
+            Tag::Interrupt => out.push(Action::Broken(format!(
+                "opencode cannot be interrupted: status {status} {}",
+                said()
+            ))),
             Tag::Output(_) => {}
             Tag::Answer(_) if status == 200 => {}
             Tag::Answer(request) => {
                 // It still waits.
-                self.asked.entry(request.clone()).and_modify(|asked| asked.1 = false);
+                self.asked
+                    .entry(request.clone())
+                    .and_modify(|asked| asked.1 = false);
                 self.decided.remove(&request);
-                out.push(Warning { message: format!("opencode did not take the answer to `{request}`: status {status} {}", said()) }.into())
+                out.push(
+                    Warning {
+                        message: format!(
+                            "opencode did not take the answer to `{request}`: status {status} {}",
+                            said()
+                        ),
+                    }
+                    .into(),
+                )
             }
         }
     }
 
     /// As opencode makes them: it orders messages by their ids, which begin with the time.
     fn native_id(&self, now: i64, random: [u8; 14]) -> String {
-        const LETTERS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
-        let tail: String = random.iter().map(|b| char::from(LETTERS[usize::from(*b) % 62])).collect();
-        format!("msg_{:012x}{tail}", ((now as u64) << 12 | 1) & 0xffff_ffff_ffff)
+        const LETTERS: &[u8; 62] =
+            b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+        let tail: String = random
+            .iter()
+            .map(|b| char::from(LETTERS[usize::from(*b) % 62]))
+            .collect();
+        format!(
+            "msg_{:012x}{tail}",
+            ((now as u64) << 12 | 1) & 0xffff_ffff_ffff
+        )
     }
 
     fn deliver(&mut self, input: &Input, native_id: &str, out: &mut Vec<Action>) {
@@ -1048,8 +1460,15 @@ impl Translator for Opencode {
             parts.push(json!({ "type": "file", "mime": a.media_type, "filename": format!("attachment-{}", i + 1), "url": format!("data:{};base64,{}", a.media_type, a.data) }));
         }
         self.sent.insert(native_id.to_owned(), input.clone());
-        let path = format!("/session/{}/prompt_async", self.session.as_deref().unwrap_or_default());
-        out.push(self.post(Tag::Deliver(input.input_id.clone()), &path, json!({ "messageID": native_id, "parts": parts })));
+        let path = format!(
+            "/session/{}/prompt_async",
+            self.session.as_deref().unwrap_or_default()
+        );
+        out.push(self.post(
+            Tag::Deliver(input.input_id.clone()),
+            &path,
+            json!({ "messageID": native_id, "parts": parts }),
+        ));
         out.push(Action::Wake(STORE_TIME));
     }
 
@@ -1057,7 +1476,9 @@ impl Translator for Opencode {
         if told {
             // That was said when it stood in opencode's history.
             self.users.insert(native_id.to_owned());
-            return out.push(Action::Delivered { input_id: input.input_id.clone() });
+            return out.push(Action::Delivered {
+                input_id: input.input_id.clone(),
+            });
         }
         self.sent.insert(native_id.to_owned(), input.clone());
         out.push(self.look(Tag::Look(input.input_id.clone()), native_id));
@@ -1067,28 +1488,52 @@ impl Translator for Opencode {
         if let Some(turn) = &mut self.turn {
             // While it waits to retry, opencode says nothing of an abort.
             turn.aborted = true;
-            let path = format!("/session/{}/abort", self.session.as_deref().unwrap_or_default());
+            let path = format!(
+                "/session/{}/abort",
+                self.session.as_deref().unwrap_or_default()
+            );
             out.push(self.post(Tag::Interrupt, &path, json!({})));
         }
     }
 
-    fn answer(&mut self, request_id: &str, decision: &Decision, by: &str, out: &mut Vec<Action>) -> bool {
+    fn answer(
+        &mut self,
+        request_id: &str,
+        decision: &Decision,
+        by: &str,
+        out: &mut Vec<Action>,
+    ) -> bool {
         let about_question = matches!(decision, Decision::Answers(_) | Decision::RejectQuestion);
         match self.asked.get_mut(request_id) {
-            Some((is_question, answered)) if *is_question == about_question && !*answered => *answered = true,
+            Some((is_question, answered)) if *is_question == about_question && !*answered => {
+                *answered = true
+            }
             _ => return false,
         }
-        let permission = |reply: &str, message: Option<&str>| (format!("/permission/{request_id}/reply"), json!({ "reply": reply, "message": message }));
+        let permission = |reply: &str, message: Option<&str>| {
+            (
+                format!("/permission/{request_id}/reply"),
+                json!({ "reply": reply, "message": message }),
+            )
+        };
         let (path, body) = match decision {
             Decision::Allow => permission("once", None),
             Decision::AllowAlways => permission("always", None),
             // Without a message opencode would end the turn.
-            Decision::Deny { message } => permission("reject", Some(message.as_deref().unwrap_or(DENIED))),
-            Decision::Answers(answers) => (format!("/question/{request_id}/reply"), json!({ "answers": answers })),
+            Decision::Deny { message } => {
+                permission("reject", Some(message.as_deref().unwrap_or(DENIED)))
+            }
+            Decision::Answers(answers) => (
+                format!("/question/{request_id}/reply"),
+                json!({ "answers": answers }),
+            ),
             Decision::RejectQuestion => (format!("/question/{request_id}/reject"), json!({})),
         };
         if !about_question {
-            self.decided.insert(request_id.to_owned(), (decision.name().to_owned(), by.to_owned()));
+            self.decided.insert(
+                request_id.to_owned(),
+                (decision.name().to_owned(), by.to_owned()),
+            );
         }
         out.push(self.post(Tag::Answer(request_id.to_owned()), &path, body));
         true
@@ -1101,14 +1546,19 @@ impl Translator for Opencode {
         } else if self.turn.is_none() && !self.waiting.is_empty() {
             self.unanswered(out);
         }
-        out.extend(self.sent.iter().map(|(native, input)| self.look(Tag::Check(input.input_id.clone()), native)));
+        out.extend(
+            self.sent
+                .iter()
+                .map(|(native, input)| self.look(Tag::Check(input.input_id.clone()), native)),
+        );
     }
 
     fn close(&mut self, out: &mut Vec<Action>) {
         self.orphan(None, out);
         if let Some(turn) = &mut self.turn {
             // Its last word was said: what is missing is only the word that it is idle.
-            let finished = self.tools.is_empty() && matches!(turn.finish.as_deref(), Some("stop" | "length"));
+            let finished =
+                self.tools.is_empty() && matches!(turn.finish.as_deref(), Some("stop" | "length"));
             turn.error |= !turn.draining && !turn.aborted && !finished;
         }
         self.end_turn(out);
@@ -1139,24 +1589,57 @@ fn tool_over(tool: Tool, state: &Value, parent: Option<String>, out: &mut Vec<Ac
     let exit_code = state["metadata"]["exit"].as_i64();
     // A command that was killed has an exit code of null.
     let killed = state["metadata"].get("exit").is_some_and(Value::is_null);
-    let is_error = !completed || killed || exit_code.is_some_and(|c| c != 0) || tool.name == "invalid";
+    let is_error =
+        !completed || killed || exit_code.is_some_and(|c| c != 0) || tool.name == "invalid";
     let output = text(state, if completed { "/output" } else { "/error" }).to_owned();
     let time = &state["time"];
-    let duration_ms = time["end"].as_u64().zip(time["start"].as_u64()).map(|(end, start)| end.saturating_sub(start));
-    let change = (!is_error).then(|| file_change(&tool, state, parent.clone())).flatten();
-    out.push(ToolResult { tool_use_id: tool.id, output, is_error, exit_code, duration_ms, parent_tool_use_id: parent }.into());
+    let duration_ms = time["end"]
+        .as_u64()
+        .zip(time["start"].as_u64())
+        .map(|(end, start)| end.saturating_sub(start));
+    let change = (!is_error)
+        .then(|| file_change(&tool, state, parent.clone()))
+        .flatten();
+    out.push(
+        ToolResult {
+            tool_use_id: tool.id,
+            output,
+            is_error,
+            exit_code,
+            duration_ms,
+            parent_tool_use_id: parent,
+        }
+        .into(),
+    );
     out.extend(change.map(Action::from));
 }
 
 fn file_change(tool: &Tool, state: &Value, parent: Option<String>) -> Option<FileChange> {
-    if !matches!(tool.name.as_str(), "write" | "edit" | "multiedit" | "apply_patch" | "patch") {
+    if !matches!(
+        tool.name.as_str(),
+        "write" | "edit" | "multiedit" | "apply_patch" | "patch"
+    ) {
         return None;
     }
-    let path = [text(state, "/input/filePath"), text(state, "/metadata/filediff/file"), text(state, "/metadata/filepath")];
+    let path = [
+        text(state, "/input/filePath"),
+        text(state, "/metadata/filediff/file"),
+        text(state, "/metadata/filepath"),
+    ];
     let path = path.into_iter().find(|p| !p.is_empty())?.to_owned();
-    let kind = if state["metadata"]["exists"] == false { ChangeKind::Add } else { ChangeKind::Modify };
+    let kind = if state["metadata"]["exists"] == false {
+        ChangeKind::Add
+    } else {
+        ChangeKind::Modify
+    };
     let diff = Some(text(state, "/metadata/diff").to_owned()).filter(|d| !d.is_empty());
-    Some(FileChange { path, kind, diff, tool_use_id: Some(tool.id.clone()), parent_tool_use_id: parent })
+    Some(FileChange {
+        path,
+        kind,
+        diff,
+        tool_use_id: Some(tool.id.clone()),
+        parent_tool_use_id: parent,
+    })
 }
 
 /// A tool's name as every runtime has it.
@@ -1168,7 +1651,10 @@ fn canonical(native: &str, mcp: &[String]) -> String {
         _ => {}
     }
     for server in mcp {
-        if let Some(tool) = native.strip_prefix(&sanitized(server)).and_then(|rest| rest.strip_prefix('_')) {
+        if let Some(tool) = native
+            .strip_prefix(&sanitized(server))
+            .and_then(|rest| rest.strip_prefix('_'))
+        {
             return format!("mcp__{server}__{tool}");
         }
     }
@@ -1184,7 +1670,10 @@ fn news<'a>(seen: &str, output: &'a str) -> &'a str {
     let window = output.strip_prefix("...\n\n").unwrap_or(output);
     let seen = seen.strip_prefix("...\n\n").unwrap_or(seen);
     // The longest end of what was seen that the window begins with.
-    let probe = window.char_indices().nth(32).map_or(window.len(), |(i, _)| i);
+    let probe = window
+        .char_indices()
+        .nth(32)
+        .map_or(window.len(), |(i, _)| i);
     let finder = memchr::memmem::Finder::new(&window[..probe]);
     for start in finder.find_iter(seen.as_bytes()) {
         if let Some(tail) = seen.get(start..)
@@ -1209,7 +1698,11 @@ fn milliseconds_after(id: &str, next: u64) -> Option<u64> {
 /// JSON in which every half of a surrogate pair that stands alone is U+FFFD: JavaScript cuts
 /// texts between the two, and writes what no Unicode text can hold.
 fn mended(json: &str) -> String {
-    let unit = |at: usize| json.get(at..at + 6).and_then(|e| e.strip_prefix("\\u")).and_then(|hex| u16::from_str_radix(hex, 16).ok());
+    let unit = |at: usize| {
+        json.get(at..at + 6)
+            .and_then(|e| e.strip_prefix("\\u"))
+            .and_then(|hex| u16::from_str_radix(hex, 16).ok())
+    };
     let (mut out, mut at) = (String::with_capacity(json.len()), 0);
     while let Some(found) = json[at..].find('\\') {
         let escape = at + found;
@@ -1240,7 +1733,10 @@ mod tests {
     fn reasoning_is_in_the_output_whatever_the_provider_says() {
         let beside = json!({ "total": 128, "input": 100, "output": 15, "reasoning": 13, "cache": { "read": 0, "write": 0 } });
         let within = json!({ "total": 128, "input": 100, "output": 28, "reasoning": 13, "cache": { "read": 0, "write": 0 } });
-        assert_eq!((counts(&beside).output, counts(&within).output), (Some(28), Some(28)));
+        assert_eq!(
+            (counts(&beside).output, counts(&within).output),
+            (Some(28), Some(28))
+        );
     }
 
     #[test]
@@ -1252,9 +1748,15 @@ mod tests {
         let first: String = (1..500).map(line).collect();
         let window: String = (300..700).map(line).collect();
         let windowed = format!("...\n\n{window}");
-        assert_eq!(news(&first, &windowed), (500..700).map(line).collect::<String>());
+        assert_eq!(
+            news(&first, &windowed),
+            (500..700).map(line).collect::<String>()
+        );
         let later = format!("...\n\n{}", (650..900).map(line).collect::<String>());
-        assert_eq!(news(&windowed, &later), (700..900).map(line).collect::<String>());
+        assert_eq!(
+            news(&windowed, &later),
+            (700..900).map(line).collect::<String>()
+        );
         // Nothing in common: all of it.
         assert_eq!(news("x", "...\n\nyy"), "yy");
         assert_eq!(news("é", "éà"), "à");
@@ -1262,20 +1764,28 @@ mod tests {
 
     #[test]
     fn halves_of_surrogate_pairs_are_replaced_and_nothing_else() {
-        for (json, text) in [
+        let cases = [
             (r#""a\ud83e\udd80b""#, "a\u{1F980}b"),
             (r#""\udd80 x""#, "\u{fffd} x"),
             (r#""x \ud83e""#, "x \u{fffd}"),
             (r#""\ud83e\ud83e\udd80""#, "\u{fffd}\u{1F980}"),
             (r#""\\ud83e \" \u00e9 é""#, "\\ud83e \" é é"),
-        ] {
-            assert_eq!(serde_json::from_str::<String>(&mended(json)).unwrap(), text, "{json}");
+        ];
+        for (json, text) in cases {
+            assert_eq!(
+                serde_json::from_str::<String>(&mended(json)).unwrap(),
+                text,
+                "{json}"
+            );
         }
     }
 
     #[test]
     fn the_wait_is_counted_from_the_time_in_the_id() {
-        assert_eq!(milliseconds_after("evt_1fc515d14001smm12J7lh8fiao", 1_795_234_555_197), Some(2089));
+        assert_eq!(
+            milliseconds_after("evt_1fc515d14001smm12J7lh8fiao", 1_795_234_555_197),
+            Some(2089)
+        );
         assert_eq!(milliseconds_after("evt_zz", 1), None);
     }
 }

@@ -14,14 +14,17 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use super::{
-    Action, COMPACTED, Capabilities, Decision, Launch, Phase, Runtime, Setting, Translator, Wiring, model_of_platform, parsed, private_file, sent_at, text,
-    text_of, timed_id,
+    Action, COMPACTED, Capabilities, Decision, Launch, Phase, Runtime, Setting, Translator, Wiring,
+    model_of_platform, parsed, private_file, sent_at, text, text_of, timed_id,
 };
 use crate::adapter::cause;
 use crate::adapter::draft::{Drafts, Kind};
 use crate::adapter::handed::Handed;
 use crate::adapter::inbox::Input;
-use crate::event::{ChangeKind, ErrorEvent, FileChange, Retry, ToolOutput, ToolResult, ToolUse, TurnEnd, TurnEndReason, Unparsed, Usage, Warning};
+use crate::event::{
+    ChangeKind, ErrorEvent, FileChange, Retry, ToolOutput, ToolResult, ToolUse, TurnEnd,
+    TurnEndReason, Unparsed, Usage, Warning,
+};
 
 pub static RUNTIME: Runtime = Runtime {
     id: "pi",
@@ -64,12 +67,36 @@ fn launch(setting: &Setting) -> io::Result<Launch> {
     let home = setting.home.join("pi");
     let sessions = home.join("sessions");
     std::fs::create_dir_all(&sessions)?;
-    let paths = [("anthropic", "anthropic"), ("openai", "openai/v1"), ("google", "google/v1beta")];
-    let providers: Map<String, Value> =
-        paths.iter().map(|(name, path)| ((*name).to_owned(), json!({ "baseUrl": format!("{}/{path}", setting.sidecar) }))).collect();
-    private_file(&home.join("models.json"), &json!({ "providers": providers }).to_string())?;
+    let paths = [
+        ("anthropic", "anthropic"),
+        ("openai", "openai/v1"),
+        ("google", "google/v1beta"),
+    ];
+    let providers: Map<String, Value> = paths
+        .iter()
+        .map(|(name, path)| {
+            (
+                (*name).to_owned(),
+                json!({ "baseUrl": format!("{}/{path}", setting.sidecar) }),
+            )
+        })
+        .collect();
+    private_file(
+        &home.join("models.json"),
+        &json!({ "providers": providers }).to_string(),
+    )?;
     let (provider, model) = setting.model.split_once('/').unwrap_or_default();
-    let mut args = ["--mode", "rpc", "--provider", provider, "--model", model, "--session-dir"].map(text).to_vec();
+    let mut args = [
+        "--mode",
+        "rpc",
+        "--provider",
+        provider,
+        "--model",
+        model,
+        "--session-dir",
+    ]
+    .map(text)
+    .to_vec();
     args.push(sessions.display().to_string());
     let session = setting.resume.clone().map(|id| {
         let there = has_session(&sessions, &id);
@@ -88,14 +115,18 @@ fn launch(setting: &Setting) -> io::Result<Launch> {
     ];
     let mut warnings = Vec::new();
     if !setting.mcp.is_empty() {
-        warnings.push("`project.mcpServers`: pi has no tool servers; it runs without them".to_owned());
+        warnings
+            .push("`project.mcpServers`: pi has no tool servers; it runs without them".to_owned());
     }
     if setting.subagents {
         warnings.push("`session.subagents`: pi has none".to_owned());
     }
     Ok(Launch {
         args,
-        env: env.into_iter().map(|(name, value)| (text(name), value)).collect(),
+        env: env
+            .into_iter()
+            .map(|(name, value)| (text(name), value))
+            .collect(),
         wiring: Wiring::Lines { version_flag: true },
         warnings,
         session,
@@ -104,7 +135,11 @@ fn launch(setting: &Setting) -> io::Result<Launch> {
 
 /// A session's file is written with its first answer.
 fn has_session(sessions: &Path, id: &str) -> bool {
-    std::fs::read_dir(sessions).into_iter().flatten().flatten().any(|file| file.file_name().to_string_lossy().contains(id))
+    std::fs::read_dir(sessions)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .any(|file| file.file_name().to_string_lossy().contains(id))
 }
 
 #[derive(Debug, Default)]
@@ -200,20 +235,32 @@ impl Pi {
             }
             "auto_retry_end" if m["success"] == false => {
                 if let Some(turn) = &mut self.turn {
-                    turn.failure = m["finalError"].as_str().map(str::to_owned).or(turn.failure.take());
+                    turn.failure = m["finalError"]
+                        .as_str()
+                        .map(str::to_owned)
+                        .or(turn.failure.take());
                     turn.over = true;
                 }
                 self.end_turn(out);
             }
             "compaction_start" => {
                 // What failed for its length is tried again behind it.
-                if let Some(turn) = self.turn.as_mut().filter(|t| t.over && m["reason"] == "overflow") {
+                if let Some(turn) = self
+                    .turn
+                    .as_mut()
+                    .filter(|t| t.over && m["reason"] == "overflow")
+                {
                     turn.over = false;
                 }
             }
             "compaction_end" => {
                 if !m["result"].is_null() {
-                    out.push(Warning { message: COMPACTED.into() }.into());
+                    out.push(
+                        Warning {
+                            message: COMPACTED.into(),
+                        }
+                        .into(),
+                    );
                 }
                 if let Some(turn) = self.turn.as_mut().filter(|_| m["reason"] == "overflow") {
                     if m["willRetry"] == true {
@@ -224,14 +271,40 @@ impl Pi {
                     }
                 }
             }
-            "extension_error" => out.push(Warning { message: text(m, "/error").to_owned() }.into()),
-            "extension_ui_request" if matches!(text(m, "/method"), "select" | "confirm" | "input" | "editor") => {
+            "extension_error" => out.push(
+                Warning {
+                    message: text(m, "/error").to_owned(),
+                }
+                .into(),
+            ),
+            "extension_ui_request"
+                if matches!(
+                    text(m, "/method"),
+                    "select" | "confirm" | "input" | "editor"
+                ) =>
+            {
                 // It must not wait for what nobody can answer.
-                out.push(Action::Send(json!({ "type": "extension_ui_response", "id": m["id"], "cancelled": true })));
-                out.push(Warning { message: format!("an extension asked `{}`, and was told that nobody answers", text(m, "/title")) }.into());
+                out.push(Action::Send(
+                    json!({ "type": "extension_ui_response", "id": m["id"], "cancelled": true }),
+                ));
+                out.push(
+                    Warning {
+                        message: format!(
+                            "an extension asked `{}`, and was told that nobody answers",
+                            text(m, "/title")
+                        ),
+                    }
+                    .into(),
+                );
             }
             // `agent_settled` follows each run, `entry_appended` each change of its history.
-            "turn_end" | "queue_update" | "auto_retry_end" | "extension_ui_request" | "session" | "agent_settled" | "entry_appended" => {}
+            "turn_end"
+            | "queue_update"
+            | "auto_retry_end"
+            | "extension_ui_request"
+            | "session"
+            | "agent_settled"
+            | "entry_appended" => {}
             _ => return false,
         }
         true
@@ -241,20 +314,38 @@ impl Pi {
         let failed = m["success"] == false;
         match (text(m, "/command"), text(m, "/id")) {
             ("get_messages", _) => {
-                let messages = m["data"]["messages"].as_array().into_iter().flatten().filter(|m| m["role"] == "user");
-                self.history = messages.filter_map(|m| Some((m["timestamp"].as_i64()?, text_of(&m["content"])))).collect();
+                let messages = m["data"]["messages"]
+                    .as_array()
+                    .into_iter()
+                    .flatten()
+                    .filter(|m| m["role"] == "user");
+                self.history = messages
+                    .filter_map(|m| Some((m["timestamp"].as_i64()?, text_of(&m["content"]))))
+                    .collect();
             }
-            ("get_state", _) if failed => out.push(Action::Broken(format!("pi gave no session: {}", text(m, "/error")))),
+            ("get_state", _) if failed => out.push(Action::Broken(format!(
+                "pi gave no session: {}",
+                text(m, "/error")
+            ))),
             ("get_state", _) if !self.ready => {
                 self.ready = true;
-                out.push(Action::Ready { native_session_id: text(m, "/data/sessionId").to_owned(), resumed: self.resumed });
+                out.push(Action::Ready {
+                    native_session_id: text(m, "/data/sessionId").to_owned(),
+                    resumed: self.resumed,
+                });
             }
-            ("prompt", id) if failed => self.handed.refused(id, format!("pi refused it: {}", text(m, "/error")), out),
+            ("prompt", id) if failed => {
+                self.handed
+                    .refused(id, format!("pi refused it: {}", text(m, "/error")), out)
+            }
             ("prompt", _) if self.turn.is_none() && !self.handed.is_empty() => {
                 self.accepted = true;
                 out.push(Action::Wake(RUN_TIME));
             }
-            ("abort", _) if failed => out.push(Action::Broken(format!("pi cannot be interrupted: {}", text(m, "/error")))),
+            ("abort", _) if failed => out.push(Action::Broken(format!(
+                "pi cannot be interrupted: {}",
+                text(m, "/error")
+            ))),
             _ => {}
         }
     }
@@ -274,7 +365,8 @@ impl Pi {
             if self.file == History::None && !self.handed.is_empty() {
                 // Told with the beginning of its turn, and delivered once it is in the file.
             } else if !self.handed.acknowledge(|_, _| true, out) {
-                self.handed.foreign(&format!("user-{}", message["timestamp"]), &said, out);
+                self.handed
+                    .foreign(&format!("user-{}", message["timestamp"]), &said, out);
             }
         } else if message["role"] == "assistant" {
             self.message = message["timestamp"].to_string();
@@ -284,16 +376,29 @@ impl Pi {
     fn update(&mut self, event: &Value, out: &mut Vec<Action>) {
         let item = format!("{}:{}", self.message, event["contentIndex"]);
         match text(event, "/type") {
-            "text_delta" => self.drafts.write(&item, Kind::Text, text(event, "/delta"), None, out),
-            "thinking_delta" => self.drafts.write(&item, Kind::Reasoning, text(event, "/delta"), None, out),
+            "text_delta" => self
+                .drafts
+                .write(&item, Kind::Text, text(event, "/delta"), None, out),
+            "thinking_delta" => {
+                self.drafts
+                    .write(&item, Kind::Reasoning, text(event, "/delta"), None, out)
+            }
             "text_end" => {
                 let words = text(event, "/content");
-                self.drafts.finish(&item, Kind::Text, words, None, false, out);
+                self.drafts
+                    .finish(&item, Kind::Text, words, None, false, out);
                 if let Some(turn) = &mut self.turn {
                     words.clone_into(&mut turn.final_text);
                 }
             }
-            "thinking_end" => self.drafts.finish(&item, Kind::Reasoning, text(event, "/content"), None, false, out),
+            "thinking_end" => self.drafts.finish(
+                &item,
+                Kind::Reasoning,
+                text(event, "/content"),
+                None,
+                false,
+                out,
+            ),
             _ => {}
         }
     }
@@ -331,22 +436,47 @@ impl Pi {
     }
 
     fn tool_use(&mut self, m: &Value, out: &mut Vec<Action>) {
-        let (id, native_name) = (text(m, "/toolCallId").to_owned(), text(m, "/toolName").to_owned());
+        let (id, native_name) = (
+            text(m, "/toolCallId").to_owned(),
+            text(m, "/toolName").to_owned(),
+        );
         if self.used.insert(id.clone()) {
             self.begin_turn(out);
             self.tools.insert(id.clone(), String::new());
-            let name = if native_name == "find" { "glob".to_owned() } else { native_name.clone() };
-            out.push(ToolUse { tool_use_id: id, name, native_name, input: m["args"].clone(), parent_tool_use_id: None }.into());
+            let name = if native_name == "find" {
+                "glob".to_owned()
+            } else {
+                native_name.clone()
+            };
+            out.push(
+                ToolUse {
+                    tool_use_id: id,
+                    name,
+                    native_name,
+                    input: m["args"].clone(),
+                    parent_tool_use_id: None,
+                }
+                .into(),
+            );
         }
     }
 
     /// All of the output, each time.
     fn tool_output(&mut self, m: &Value, out: &mut Vec<Action>) {
-        let Some(seen) = self.tools.get_mut(text(m, "/toolCallId")) else { return };
+        let Some(seen) = self.tools.get_mut(text(m, "/toolCallId")) else {
+            return;
+        };
         let now = text_of(&m["partialResult"]["content"]);
         // A long one becomes a window of its end: what it has then is told with the result.
         if let Some(news) = now.strip_prefix(seen.as_str()).filter(|n| !n.is_empty()) {
-            out.push(ToolOutput { tool_use_id: text(m, "/toolCallId").into(), text: news.into(), parent_tool_use_id: None }.into());
+            out.push(
+                ToolOutput {
+                    tool_use_id: text(m, "/toolCallId").into(),
+                    text: news.into(),
+                    parent_tool_use_id: None,
+                }
+                .into(),
+            );
             *seen = now;
         }
     }
@@ -363,7 +493,9 @@ impl Pi {
             Some((_, code)) if is_error => code.trim().parse().ok(),
             _ => (!is_error).then_some(0),
         };
-        let path = m["args"]["path"].as_str().filter(|_| matches!(name, "edit" | "write") && !is_error);
+        let path = m["args"]["path"]
+            .as_str()
+            .filter(|_| matches!(name, "edit" | "write") && !is_error);
         let change = path.map(|path| FileChange {
             path: path.to_owned(),
             kind: ChangeKind::Modify,
@@ -371,7 +503,17 @@ impl Pi {
             tool_use_id: Some(id.clone()),
             parent_tool_use_id: None,
         });
-        out.push(ToolResult { tool_use_id: id, output, is_error, exit_code, duration_ms: None, parent_tool_use_id: None }.into());
+        out.push(
+            ToolResult {
+                tool_use_id: id,
+                output,
+                is_error,
+                exit_code,
+                duration_ms: None,
+                parent_tool_use_id: None,
+            }
+            .into(),
+        );
         out.extend(change.map(Action::from));
     }
 
@@ -402,7 +544,16 @@ impl Pi {
             out.push(error.into());
         }
         self.tools.clear();
-        out.push(TurnEnd { turn: 0, reason, usage: turn.usage, duration_ms: 0, final_text: turn.final_text }.into());
+        out.push(
+            TurnEnd {
+                turn: 0,
+                reason,
+                usage: turn.usage,
+                duration_ms: 0,
+                final_text: turn.final_text,
+            }
+            .into(),
+        );
         self.handed.end_turn(out);
         if !self.handed.is_empty() {
             self.stranded = true;
@@ -414,7 +565,11 @@ impl Pi {
 impl Translator for Pi {
     fn open(&mut self, _native_session_id: Option<&str>, resumed: bool, out: &mut Vec<Action>) {
         self.resumed = resumed;
-        self.file = if resumed { History::Written } else { History::None };
+        self.file = if resumed {
+            History::Written
+        } else {
+            History::None
+        };
         self.handed.open(resumed);
         out.push(Action::Send(json!({ "type": "get_messages" })));
         out.push(Action::Send(json!({ "type": "get_state" })));
@@ -433,7 +588,11 @@ impl Translator for Pi {
 
     fn deliver(&mut self, input: &Input, native_id: &str, out: &mut Vec<Action>) {
         self.handed.give(native_id, input);
-        let images: Vec<Value> = input.attachments.iter().map(|a| json!({ "type": "image", "data": a.data, "mimeType": a.media_type })).collect();
+        let images: Vec<Value> = input
+            .attachments
+            .iter()
+            .map(|a| json!({ "type": "image", "data": a.data, "mimeType": a.media_type }))
+            .collect();
         let mut prompt = json!({ "id": input.input_id, "type": "prompt", "message": input.text, "streamingBehavior": "steer" });
         if !images.is_empty() {
             prompt["images"] = images.into();
@@ -443,14 +602,19 @@ impl Translator for Pi {
 
     fn look_for(&mut self, input: &Input, native_id: &str, told: bool, out: &mut Vec<Action>) {
         self.handed.look_for(native_id, input, told);
-        // pi keeps no ids, only times. Inputs arrive in the order in which they were sent, so this one
-        // is the first unmatched message that is not older. In the same millisecond the text decides.
-        let is_it = |(at, said): &(i64, String), sent: i64| *at > sent || *at == sent && *said == input.text;
-        let found = sent_at(native_id).and_then(|sent| self.history.iter().position(|entry| is_it(entry, sent)));
+        // pi keeps no ids, only times. Inputs arrive in the order in which they were sent, so this
+        // one is the first unmatched message that is not older. In the same millisecond the text
+        // decides.
+        let is_it = |(at, said): &(i64, String), sent: i64| {
+            *at > sent || *at == sent && *said == input.text
+        };
+        let found = sent_at(native_id)
+            .and_then(|sent| self.history.iter().position(|entry| is_it(entry, sent)));
         if let Some(found) = found {
             self.history.drain(..=found);
         }
-        self.handed.after_restart(&input.input_id, RUNTIME.name, |_, _| found.is_some(), out);
+        self.handed
+            .after_restart(&input.input_id, RUNTIME.name, |_, _| found.is_some(), out);
     }
 
     fn interrupt(&mut self, out: &mut Vec<Action>) {
@@ -460,7 +624,13 @@ impl Translator for Pi {
         }
     }
 
-    fn answer(&mut self, _request_id: &str, _decision: &Decision, _by: &str, _out: &mut Vec<Action>) -> bool {
+    fn answer(
+        &mut self,
+        _request_id: &str,
+        _decision: &Decision,
+        _by: &str,
+        _out: &mut Vec<Action>,
+    ) -> bool {
         false
     }
 
@@ -473,16 +643,27 @@ impl Translator for Pi {
         }
         if std::mem::take(&mut self.stranded) {
             // It would come with whatever is said next.
-            out.push(Action::Broken("pi kept an input that was to join a run which was stopped".into()));
+            out.push(Action::Broken(
+                "pi kept an input that was to join a run which was stopped".into(),
+            ));
         } else if std::mem::take(&mut self.accepted) {
             self.handed.acknowledge(|_, _| true, out);
-            out.push(Warning { message: "pi took an input without a run: it was a command of an extension".into() }.into());
+            out.push(
+                Warning {
+                    message: "pi took an input without a run: it was a command of an extension"
+                        .into(),
+                }
+                .into(),
+            );
         }
     }
 
     fn close(&mut self, out: &mut Vec<Action>) {
         self.end_turn(out);
-        *self = Pi { used: std::mem::take(&mut self.used), ..Pi::default() };
+        *self = Pi {
+            used: std::mem::take(&mut self.used),
+            ..Pi::default()
+        };
     }
 
     fn phase(&self) -> Phase {
@@ -512,15 +693,27 @@ mod tests {
         let (mut pi, mut out) = (Pi::default(), Vec::new());
         pi.open(Some("session"), true, &mut out);
         let message = |at: i64, text: &str| json!({ "role": "user", "timestamp": at, "content": [{ "type": "text", "text": text }] });
-        let messages = json!([message(50, "before"), message(100, "first"), message(200, "made of the second")]);
+        let messages = json!([
+            message(50, "before"),
+            message(100, "first"),
+            message(200, "made of the second")
+        ]);
         pi.read(json!({ "type": "response", "command": "get_messages", "success": true, "data": { "messages": messages } }).to_string().as_bytes(), &mut out);
         let mut arrived = |text: &str, sent: i64| {
             let mut out = Vec::new();
-            pi.look_for(&Input::new(text.into(), text.into()), &timed_id(sent, [0; 14]), true, &mut out);
+            pi.look_for(
+                &Input::new(text.into(), text.into()),
+                &timed_id(sent, [0; 14]),
+                true,
+                &mut out,
+            );
             out.iter().any(|a| matches!(a, Action::Delivered { .. }))
         };
         assert!(arrived("first", 100), "in the same millisecond");
-        assert!(!arrived("other", 200), "another text in the same millisecond");
+        assert!(
+            !arrived("other", 200),
+            "another text in the same millisecond"
+        );
         assert!(arrived("second", 150));
         assert!(!arrived("third", 160), "nothing is left for it");
     }
@@ -536,17 +729,25 @@ mod tests {
             } else {
                 pi.read(message.to_string().as_bytes(), &mut out);
             }
-            let told = out.iter().filter(|a| matches!(a, Action::Event(Payload::UserMessage(_)))).count();
-            (told, out.iter().any(|a| matches!(a, Action::Delivered { .. })))
+            let told = out
+                .iter()
+                .filter(|a| matches!(a, Action::Event(Payload::UserMessage(_))))
+                .count();
+            (
+                told,
+                out.iter().any(|a| matches!(a, Action::Delivered { .. })),
+            )
         };
-        for (message, expected) in [
+        #[rustfmt::skip]
+        let cases = [
             (json!({ "type": "open" }), (0, false)),
             (json!({ "type": "agent_start" }), (1, false)),
             (json!({ "type": "message_start", "message": { "role": "user", "content": "hello", "timestamp": 1 } }), (0, false)),
             (json!({ "type": "message_start", "message": { "role": "assistant", "timestamp": 2 } }), (0, false)),
             (json!({ "type": "message_end", "message": { "role": "assistant", "stopReason": "stop", "timestamp": 2 } }), (0, false)),
             (json!({ "type": "turn_end" }), (0, true)),
-        ] {
+        ];
+        for (message, expected) in cases {
             assert_eq!(hear(message.clone()), expected, "{message}");
         }
         pi.close(&mut out);

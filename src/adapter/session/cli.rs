@@ -89,13 +89,16 @@ pub(super) struct Tail {
 
 impl Tail {
     pub(super) fn feed(&mut self, bytes: &[u8]) {
-        self.kept.extend(&bytes[bytes.len().saturating_sub(STDERR_TAIL)..]);
+        self.kept
+            .extend(&bytes[bytes.len().saturating_sub(STDERR_TAIL)..]);
         let over = self.kept.len().saturating_sub(STDERR_TAIL);
         self.kept.drain(..over);
     }
 
     pub(super) fn text(&self) -> String {
-        String::from_utf8_lossy(&self.kept.iter().copied().collect::<Vec<u8>>()).trim().to_owned()
+        String::from_utf8_lossy(&self.kept.iter().copied().collect::<Vec<u8>>())
+            .trim()
+            .to_owned()
     }
 }
 
@@ -105,34 +108,96 @@ impl Session {
         self.set_state("starting");
         self.wait_for_sidecar().await?;
         let since = Instant::now();
-        self.stage("runtime_start", StageState::Started, since, None).await;
+        self.stage("runtime_start", StageState::Started, since, None)
+            .await;
         let running = self.launch().await;
         match &running {
-            Ok(_) => self.stage("runtime_start", StageState::Done, since, None).await,
-            Err(Gone::Crashed { why, .. }) => self.stage("runtime_start", StageState::Failed, since, Some(why.clone())).await,
+            Ok(_) => {
+                self.stage("runtime_start", StageState::Done, since, None)
+                    .await
+            }
+            Err(Gone::Crashed { why, .. }) => {
+                self.stage(
+                    "runtime_start",
+                    StageState::Failed,
+                    since,
+                    Some(why.clone()),
+                )
+                .await
+            }
             Err(Gone::Ended(_)) => {}
         }
         running
     }
 
     pub(super) async fn launch(&mut self) -> Result<Running, Gone> {
-        let failed = |why: String| Gone::Crashed { why, status: None, stderr: String::new(), was_ready: false };
-        let random = Token::draw().map_err(|e| failed(format!("no random bytes can be drawn: {e}")))?;
-        let setting = setting(&self.config, &self.session_id, self.balance.native_session_id.clone(), random);
-        let Launch { args, env, wiring, warnings, session } = self.prepare(&setting).await?;
-        let program = self.config.program.clone().unwrap_or_else(|| self.config.runtime.program.to_owned());
+        let failed = |why: String| Gone::Crashed {
+            why,
+            status: None,
+            stderr: String::new(),
+            was_ready: false,
+        };
+        let random =
+            Token::draw().map_err(|e| failed(format!("no random bytes can be drawn: {e}")))?;
+        let setting = setting(
+            &self.config,
+            &self.session_id,
+            self.balance.native_session_id.clone(),
+            random,
+        );
+        let Launch {
+            args,
+            env,
+            wiring,
+            warnings,
+            session,
+        } = self.prepare(&setting).await?;
+        let program = self
+            .config
+            .program
+            .clone()
+            .unwrap_or_else(|| self.config.runtime.program.to_owned());
         let ours: Vec<(String, String)> = self.config.env.iter().cloned().chain(env).collect();
-        let env = process::environment(self.config.inherit_env, &self.config.allow_env, &ours, host(&self.config.sidecar));
-        let path = env.iter().find(|(name, _)| name == "PATH").map(|(_, value)| value.clone());
+        let env = process::environment(
+            self.config.inherit_env,
+            &self.config.allow_env,
+            &ours,
+            host(&self.config.sidecar),
+        );
+        let path = env
+            .iter()
+            .find(|(name, _)| name == "PATH")
+            .map(|(_, value)| value.clone());
         let found = process::find(&program, path.as_ref());
-        let found = found.ok_or_else(|| failed(self.config.runtime.not_found(&program, &self.config.runtime.program_setting())))?;
+        let found = found.ok_or_else(|| {
+            failed(
+                self.config
+                    .runtime
+                    .not_found(&program, &self.config.runtime.program_setting()),
+            )
+        })?;
         let (say, heard) = mpsc::channel(64);
         let speaks_lines = matches!(wiring, Wiring::Lines { .. });
         let (workdir, session_id) = (self.config.workdir.clone(), self.session_id.clone());
-        let program = Program { path: found, args, env, workdir, session: session_id, stdin: speaks_lines };
-        let mut process = Process::start(&program, &say).map_err(|e| failed(format!("`{}` cannot be started: {e}", program.path.display())))?;
+        let program = Program {
+            path: found,
+            args,
+            env,
+            workdir,
+            session: session_id,
+            stdin: speaks_lines,
+        };
+        let mut process = Process::start(&program, &say).map_err(|e| {
+            failed(format!(
+                "`{}` cannot be started: {e}",
+                program.path.display()
+            ))
+        })?;
         self.raw_event(json!({ "type": "start", "command": program.path.display().to_string(), "args": program.args }));
-        let http = Http { address: String::new(), authorization: String::new() };
+        let http = Http {
+            address: String::new(),
+            authorization: String::new(),
+        };
         let input = process.input();
         let mut running = Running {
             process,
@@ -173,7 +238,10 @@ impl Session {
     /// Writes what the CLI reads. A full disk is waited for.
     async fn prepare(&mut self, setting: &Setting) -> Result<Launch, Gone> {
         loop {
-            let private = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&setting.home);
+            let private = std::fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(&setting.home);
             let e = match private.and_then(|()| (self.config.runtime.launch)(setting)) {
                 Ok(launch) => {
                     self.troubles.clear(Part::Settings);
@@ -181,9 +249,17 @@ impl Session {
                 }
                 Err(e) => e,
             };
-            let why = format!("what the CLI reads cannot be written into `{}`: {e}", setting.home.display());
+            let why = format!(
+                "what the CLI reads cannot be written into `{}`: {e}",
+                setting.home.display()
+            );
             if !is_full(&e) {
-                return Err(Gone::Crashed { why, status: None, stderr: String::new(), was_ready: false });
+                return Err(Gone::Crashed {
+                    why,
+                    status: None,
+                    stderr: String::new(),
+                    was_ready: false,
+                });
             }
             if self.troubles.set(Part::Settings, &why) {
                 tracing::error!("{why}; the CLI is not started until it can");
@@ -195,25 +271,50 @@ impl Session {
     }
 
     /// Waits until the CLI can be talked with, and gets a session.
-    async fn connect(&mut self, running: &mut Running, wiring: &Wiring, program: &Program, session: Option<(String, bool)>) -> Result<(), String> {
+    async fn connect(
+        &mut self,
+        running: &mut Running,
+        wiring: &Wiring,
+        program: &Program,
+        session: Option<(String, bool)>,
+    ) -> Result<(), String> {
         let found = match wiring {
-            Wiring::Http { announced, authorization, health, version, events } => {
+            Wiring::Http {
+                announced,
+                authorization,
+                health,
+                version,
+                events,
+            } => {
                 let address = self.find_address(running, *announced).await?;
-                running.http = Http { address, authorization: authorization.clone() };
+                running.http = Http {
+                    address,
+                    authorization: authorization.clone(),
+                };
                 let body = healthy(running, health).await?;
                 let found = version(&body);
-                running.events_task = Some(running.http.events(events, running.say.clone()).await.map_err(|e| format!("its events cannot be read: {e}"))?);
+                running.events_task = Some(
+                    running
+                        .http
+                        .events(events, running.say.clone())
+                        .await
+                        .map_err(|e| format!("its events cannot be read: {e}"))?,
+                );
                 Some(found.unwrap_or_default())
             }
             Wiring::Lines { version_flag: true } => Some(process::version(program).await?),
-            Wiring::Lines { version_flag: false } => None,
+            Wiring::Lines {
+                version_flag: false,
+            } => None,
         };
         if let Some(version) = found {
             self.version = Some(version);
             self.check_version()?;
         }
         let known = self.balance.native_session_id.clone().map(|id| (id, true));
-        let (id, resumed) = session.or(known).map_or((None, false), |(id, resumed)| (Some(id), resumed));
+        let (id, resumed) = session
+            .or(known)
+            .map_or((None, false), |(id, resumed)| (Some(id), resumed));
         let mut actions = Vec::new();
         self.translator.open(id.as_deref(), resumed, &mut actions);
         self.carry_out(running, actions).await;
@@ -232,7 +333,11 @@ impl Session {
     }
 
     /// Where the CLI says that it listens.
-    async fn find_address(&mut self, running: &mut Running, announced: fn(&str) -> Option<String>) -> Result<String, String> {
+    async fn find_address(
+        &mut self,
+        running: &mut Running,
+        announced: fn(&str) -> Option<String>,
+    ) -> Result<String, String> {
         loop {
             let mut address = None;
             tokio::select! {
@@ -258,7 +363,13 @@ impl Session {
         let version = self.version.clone().unwrap_or_default();
         runtime.accept_version(&version)?;
         if !runtime.is_verified(&version) {
-            self.say(Warning { message: format!("{} {version} was not verified; verified: {}", runtime.name, runtime.verified_range()) });
+            self.say(Warning {
+                message: format!(
+                    "{} {version} was not verified; verified: {}",
+                    runtime.name,
+                    runtime.verified_range()
+                ),
+            });
         }
         Ok(())
     }
@@ -266,11 +377,17 @@ impl Session {
     /// A CLI without its provider would only fail, each in its own way. The sidecar may come later
     /// than the agent: it is waited for without end.
     pub(super) async fn wait_for_sidecar(&mut self) -> Result<(), Gone> {
-        let (since, address) = (Instant::now(), self.config.sidecar.trim_start_matches("http://").to_owned());
+        let (since, address) = (
+            Instant::now(),
+            self.config.sidecar.trim_start_matches("http://").to_owned(),
+        );
         let (mut told, mut refused, mut every) = (None::<Instant>, false, SIDECAR_EVERY.0);
         loop {
             self.read_key_again();
-            let http = Http { address: address.clone(), authorization: format!("Bearer {}", self.config.key) };
+            let http = Http {
+                address: address.clone(),
+                authorization: format!("Bearer {}", self.config.key),
+            };
             let why = match http.ask("HEAD", "/", None, SIDECAR_TIME).await {
                 Ok((200, _)) => break,
                 Ok((401, _)) => {
@@ -287,11 +404,23 @@ impl Session {
             self.troubles.set(Part::Sidecar, &why);
             if told.is_none_or(|at| at.elapsed() >= SIDECAR_STAGE) {
                 told = Some(Instant::now());
-                self.stage("sidecar", StageState::Started, since, Some(why.clone())).await;
+                self.stage("sidecar", StageState::Started, since, Some(why.clone()))
+                    .await;
             }
-            if self.config.sidecar_patience.is_some_and(|patience| since.elapsed() > patience) {
-                let why = format!("{why}\nhint: start `outrigger sidecar`, or name another address in `--sidecar` or `sidecar.url`");
-                return Err(Gone::Crashed { why, status: None, stderr: String::new(), was_ready: false });
+            if self
+                .config
+                .sidecar_patience
+                .is_some_and(|patience| since.elapsed() > patience)
+            {
+                let why = format!(
+                    "{why}\nhint: start `outrigger sidecar`, or name another address in `--sidecar` or `sidecar.url`"
+                );
+                return Err(Gone::Crashed {
+                    why,
+                    status: None,
+                    stderr: String::new(),
+                    was_ready: false,
+                });
             }
             if let Some(end) = self.pause(every, "starting").await {
                 self.troubles.clear(Part::Sidecar);
@@ -308,15 +437,23 @@ impl Session {
 
     fn wrong_token(&self, address: &str) -> ErrorEvent {
         let hint = match &self.config.key_file {
-            Some(file) => format!("`{}` must hold the token of the sidecar's `tokenFile`", file.display()),
+            Some(file) => format!(
+                "`{}` must hold the token of the sidecar's `tokenFile`",
+                file.display()
+            ),
             None => "name the file that holds it in `sidecar.tokenFile` of adapter.yaml".to_owned(),
         };
-        ErrorEvent::new(ErrorCode::Auth, format!("the sidecar at {address} refuses this session's token\nhint: {hint}"))
+        ErrorEvent::new(
+            ErrorCode::Auth,
+            format!("the sidecar at {address} refuses this session's token\nhint: {hint}"),
+        )
     }
 
     /// The token may have been renewed since.
     fn read_key_again(&mut self) {
-        let Some(file) = &self.config.key_file else { return };
+        let Some(file) = &self.config.key_file else {
+            return;
+        };
         match read_key(file) {
             Ok(key) => self.config.key = key,
             Err(e) => tracing::warn!("the session's token stays as it was: {e}"),
@@ -339,7 +476,12 @@ impl Session {
     pub(super) async fn gone(&mut self, running: Running, why: String) -> Gone {
         let was_ready = running.ready;
         let (status, stderr) = self.put_down(running).await;
-        Gone::Crashed { why, status, stderr, was_ready }
+        Gone::Crashed {
+            why,
+            status,
+            stderr,
+            was_ready,
+        }
     }
 
     /// Hears its last words, which may say why, and leaves nothing of it running.
@@ -353,9 +495,14 @@ impl Session {
 
     /// Hears what is still in the pipes.
     async fn wind_up(&mut self, running: &mut Running) -> Option<ExitStatus> {
-        let status = tokio::time::timeout(Duration::ZERO, running.process.ended()).await.ok().flatten();
+        let status = tokio::time::timeout(Duration::ZERO, running.process.ended())
+            .await
+            .ok()
+            .flatten();
         let until = Instant::now() + WIND_UP_TIME;
-        while let Ok(Some(heard)) = tokio::time::timeout(Duration::from_millis(50), running.heard.recv()).await {
+        while let Ok(Some(heard)) =
+            tokio::time::timeout(Duration::from_millis(50), running.heard.recv()).await
+        {
             if Instant::now() > until {
                 break;
             }
@@ -367,7 +514,13 @@ impl Session {
             }
         }
         // A last line without its end counts.
-        for (open, kind) in [(running.stdout.are_open(), Heard::Stdout as fn(Bytes) -> Heard), (running.stderr.lines.are_open(), Heard::Stderr)] {
+        for (open, kind) in [
+            (
+                running.stdout.are_open(),
+                Heard::Stdout as fn(Bytes) -> Heard,
+            ),
+            (running.stderr.lines.are_open(), Heard::Stderr),
+        ] {
             if open {
                 self.hear(running, kind(Bytes::from_static(b"\n"))).await;
             }
@@ -385,7 +538,9 @@ async fn healthy(running: &mut Running, path: &str) -> Result<Vec<u8>, String> {
     loop {
         match running.http.ask("GET", path, None, HEALTH_TIME).await {
             Ok((200, body)) => return Ok(body),
-            Ok((401 | 403, _)) => return Err("it does not accept the password that it was given".into()),
+            Ok((401 | 403, _)) => {
+                return Err("it does not accept the password that it was given".into());
+            }
             _ => tokio::select! {
                 () = sleep(HEALTH_EVERY) => {}
                 status = running.process.ended() => return Err(too_early(status)),
@@ -399,7 +554,12 @@ fn too_early(status: Option<ExitStatus>) -> String {
 }
 
 async fn stop_process(running: Running, status: Option<ExitStatus>) -> Option<ExitStatus> {
-    let Running { process, mut heard, say, .. } = running;
+    let Running {
+        process,
+        mut heard,
+        say,
+        ..
+    } = running;
     drop(say);
     // Its pipes are read until it is gone, so that nothing it writes then can block it.
     let drain = async move { while heard.recv().await.is_some() {} };
@@ -411,7 +571,11 @@ async fn stop_process(running: Running, status: Option<ExitStatus>) -> Option<Ex
 
 /// The host of `http://host:port`.
 fn host(url: &str) -> &str {
-    let host = url.trim_start_matches("http://").split('/').next().unwrap_or_default();
+    let host = url
+        .trim_start_matches("http://")
+        .split('/')
+        .next()
+        .unwrap_or_default();
     match host.rsplit_once(':') {
         Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => host,
         _ => host,
@@ -421,15 +585,28 @@ fn host(url: &str) -> &str {
 /// `~/.config` of the CLI.
 fn user_config(config: &Config) -> PathBuf {
     let var = |name: &str| {
-        let ours = config.env.iter().find(|(n, _)| n == name).map(|(_, value)| value.into());
-        ours.or_else(|| std::env::var_os(name)).filter(|value| !value.is_empty())
+        let ours = config
+            .env
+            .iter()
+            .find(|(n, _)| n == name)
+            .map(|(_, value)| value.into());
+        ours.or_else(|| std::env::var_os(name))
+            .filter(|value| !value.is_empty())
     };
     let named = var("XDG_CONFIG_HOME").filter(|_| config.inherit_env);
-    named.map_or_else(|| PathBuf::from(var("HOME").unwrap_or_default()).join(".config"), PathBuf::from)
+    named.map_or_else(
+        || PathBuf::from(var("HOME").unwrap_or_default()).join(".config"),
+        PathBuf::from,
+    )
 }
 
 /// What the registry's runtime is given.
-pub(super) fn setting(config: &Config, session_id: &str, resume: Option<String>, random: String) -> Setting {
+pub(super) fn setting(
+    config: &Config,
+    session_id: &str,
+    resume: Option<String>,
+    random: String,
+) -> Setting {
     Setting {
         session_id: session_id.to_owned(),
         model: config.native_model.clone(),

@@ -13,7 +13,10 @@ use crate::adapter::balance::{self, Balance};
 use crate::adapter::journal::{self, Replay};
 use crate::adapter::transport::Lines;
 use crate::base::token::random_hex;
-use crate::event::{self, AssistantMessage, Event, Payload, Reasoning, SessionStage, SessionStart, StageState, Warning};
+use crate::event::{
+    self, AssistantMessage, Event, Payload, Reasoning, SessionStage, SessionStart, StageState,
+    Warning,
+};
 
 impl Session {
     /// Adds an event to what the next commit shows.
@@ -22,14 +25,26 @@ impl Session {
         if self.balance.is_quiet() && begins_a_turn(&payload) {
             self.journal.journal().are_quiet(&[self.journal.next()]);
         }
-        self.balance.admit(now.as_millisecond(), payload, &mut self.admitted);
+        self.balance
+            .admit(now.as_millisecond(), payload, &mut self.admitted);
         let timestamp = format!("{now:.3}");
         let mut began = 0;
         for (payload, turn_id) in self.admitted.drain(..) {
             let (session_id, runtime) = (&self.session_id, self.config.runtime.id);
             self.journal.append(|sequence, out| {
-                began = began.max(if matches!(payload, Payload::TurnStart(_)) { sequence } else { 0 });
-                let event = Event { session_id: session_id.clone(), sequence, timestamp: timestamp.clone(), turn_id, runtime: runtime.to_owned(), payload };
+                began = began.max(if matches!(payload, Payload::TurnStart(_)) {
+                    sequence
+                } else {
+                    0
+                });
+                let event = Event {
+                    session_id: session_id.clone(),
+                    sequence,
+                    timestamp: timestamp.clone(),
+                    turn_id,
+                    runtime: runtime.to_owned(),
+                    payload,
+                };
                 if let Err(e) = event.write(out) {
                     tracing::error!(error = %e, "an event cannot be written");
                 }
@@ -56,7 +71,9 @@ impl Session {
                 message: format!("the journal could not be written for {:.1} s; the CLI was held back, and nothing was lost", trouble.as_secs_f64()),
             });
             let balance = &self.balance;
-            self.journal.commit(|| serde_json::to_string(balance).unwrap_or_default()).await;
+            self.journal
+                .commit(|| serde_json::to_string(balance).unwrap_or_default())
+                .await;
         }
     }
 
@@ -67,9 +84,24 @@ impl Session {
         }
     }
 
-    pub(super) async fn stage(&mut self, stage: &str, state: StageState, since: Instant, message: Option<String>) {
-        let duration_ms = if state == StageState::Started { 0 } else { since.elapsed().as_millis() as u64 };
-        self.say(SessionStage { stage: stage.to_owned(), state, duration_ms, message });
+    pub(super) async fn stage(
+        &mut self,
+        stage: &str,
+        state: StageState,
+        since: Instant,
+        message: Option<String>,
+    ) {
+        let duration_ms = if state == StageState::Started {
+            0
+        } else {
+            since.elapsed().as_millis() as u64
+        };
+        self.say(SessionStage {
+            stage: stage.to_owned(),
+            state,
+            duration_ms,
+            message,
+        });
         self.commit().await;
     }
 
@@ -100,7 +132,11 @@ pub(super) fn raw_output(raw: &mut Option<journal::Writer>, stream: &str, line: 
 }
 
 /// Which of these inputs does the journal, from `sequence` on, tell of?
-pub(super) fn said_since(journal: &Arc<journal::Journal>, sequence: u64, input_ids: &[&str]) -> HashSet<String> {
+pub(super) fn said_since(
+    journal: &Arc<journal::Journal>,
+    sequence: u64,
+    input_ids: &[&str],
+) -> HashSet<String> {
     let mut found = HashSet::new();
     read_since(journal, sequence, |event| {
         if let Payload::UserMessage(message) = event.payload
@@ -117,14 +153,28 @@ pub(super) fn said_in_pieces(journal: &Arc<journal::Journal>, sequence: u64) -> 
     let mut open = IndexMap::<String, Payload>::new();
     read_since(journal, sequence, |event| match event.payload {
         Payload::AssistantDelta(d) => {
-            let fresh = AssistantMessage { item_id: d.item_id.clone(), text: String::new(), truncated: true, parent_tool_use_id: d.parent_tool_use_id };
-            if let Payload::AssistantMessage(message) = open.entry(d.item_id).or_insert_with(|| fresh.into()) {
+            let fresh = AssistantMessage {
+                item_id: d.item_id.clone(),
+                text: String::new(),
+                truncated: true,
+                parent_tool_use_id: d.parent_tool_use_id,
+            };
+            if let Payload::AssistantMessage(message) =
+                open.entry(d.item_id).or_insert_with(|| fresh.into())
+            {
                 message.text.push_str(&d.text);
             }
         }
         Payload::ReasoningDelta(d) => {
-            let fresh = Reasoning { item_id: d.item_id.clone(), text: String::new(), truncated: true, parent_tool_use_id: d.parent_tool_use_id };
-            if let Payload::Reasoning(reasoning) = open.entry(d.item_id).or_insert_with(|| fresh.into()) {
+            let fresh = Reasoning {
+                item_id: d.item_id.clone(),
+                text: String::new(),
+                truncated: true,
+                parent_tool_use_id: d.parent_tool_use_id,
+            };
+            if let Payload::Reasoning(reasoning) =
+                open.entry(d.item_id).or_insert_with(|| fresh.into())
+            {
                 reasoning.text.push_str(&d.text);
             }
         }
@@ -138,9 +188,15 @@ pub(super) fn said_in_pieces(journal: &Arc<journal::Journal>, sequence: u64) -> 
 fn read_since(journal: &Arc<journal::Journal>, sequence: u64, mut see: impl FnMut(Event)) {
     let (mut cursor, mut lines) = (journal.subscribe(sequence), Lines::default());
     while let Ok(Some(part)) = cursor.read() {
-        let journal::Part::Frames(frames) = part else { continue };
+        let journal::Part::Frames(frames) = part else {
+            continue;
+        };
         lines.feed(&frames, |line| {
-            if let Some(event) = line.ok().and_then(|l| l.strip_prefix(b"data: ")).and_then(|json| Event::read(json).ok()) {
+            if let Some(event) = line
+                .ok()
+                .and_then(|l| l.strip_prefix(b"data: "))
+                .and_then(|json| Event::read(json).ok())
+            {
                 see(event);
             }
         });
@@ -160,8 +216,14 @@ pub struct Rebuilt {
 impl Rebuilt {
     /// Of the session with this id, or of whichever is there.
     pub fn new(session_id: Option<&str>) -> Rebuilt {
-        let fresh = session_id.is_none().then(|| format!("ses_{}", random_hex()));
-        Rebuilt { balance: Balance::new(session_id.or(fresh.as_deref()).unwrap_or_default()), quiet: Vec::new(), fresh }
+        let fresh = session_id
+            .is_none()
+            .then(|| format!("ses_{}", random_hex()));
+        Rebuilt {
+            balance: Balance::new(session_id.or(fresh.as_deref()).unwrap_or_default()),
+            quiet: Vec::new(),
+            fresh,
+        }
     }
 
     fn is_ours(&mut self, session_id: &str) -> Result<(), String> {
@@ -169,7 +231,10 @@ impl Rebuilt {
             session_id.clone_into(&mut self.balance.session_id);
         }
         if session_id != self.balance.session_id {
-            return Err(format!("it belongs to session `{session_id}`, not to `{}`\nhint: another session needs another journal", self.balance.session_id));
+            return Err(format!(
+                "it belongs to session `{session_id}`, not to `{}`\nhint: another session needs another journal",
+                self.balance.session_id
+            ));
         }
         Ok(())
     }
@@ -177,7 +242,9 @@ impl Rebuilt {
 
 impl Replay for Rebuilt {
     fn state(&mut self, json: &[u8]) -> Result<bool, String> {
-        let Ok(state) = serde_json::from_slice::<Balance>(json) else { return Ok(false) };
+        let Ok(state) = serde_json::from_slice::<Balance>(json) else {
+            return Ok(false);
+        };
         self.is_ours(&state.session_id)?;
         self.balance = state;
         Ok(true)
@@ -233,10 +300,22 @@ mod tests {
         let event = |sequence: u64, kind: &str| {
             json!({ "session_id": "s", "sequence": sequence, "timestamp": "t", "type": kind, "runtime": "r", "payload": { "turn": 1 } }).to_string()
         };
-        assert_eq!(rebuilt.frame(7, event(7, "of.the.future").as_bytes()), Ok(true));
-        assert_eq!(rebuilt.frame(8, event(9, "of.the.future").as_bytes()), Ok(false), "it says that it is another");
+        assert_eq!(
+            rebuilt.frame(7, event(7, "of.the.future").as_bytes()),
+            Ok(true)
+        );
+        assert_eq!(
+            rebuilt.frame(8, event(9, "of.the.future").as_bytes()),
+            Ok(false),
+            "it says that it is another"
+        );
         assert_eq!(rebuilt.frame(8, b"{broken"), Ok(false));
-        let other = event(9, "warning").replace("\"turn\":1", "\"message\":\"x\"").replace("\"s\"", "\"another\"");
-        assert!(rebuilt.frame(9, other.as_bytes()).is_err(), "another session's");
+        let other = event(9, "warning")
+            .replace("\"turn\":1", "\"message\":\"x\"")
+            .replace("\"s\"", "\"another\"");
+        assert!(
+            rebuilt.frame(9, other.as_bytes()).is_err(),
+            "another session's"
+        );
     }
 }

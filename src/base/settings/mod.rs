@@ -34,13 +34,20 @@ const LONGEST_PATH: usize = 200;
 
 impl Problems {
     pub fn add(&self, path: &str, what: impl std::fmt::Display) {
-        self.0.borrow_mut().push(Problem { path: path.to_owned(), what: what.to_string() });
+        self.0.borrow_mut().push(Problem {
+            path: path.to_owned(),
+            what: what.to_string(),
+        });
     }
 
-    /// Takes all, each with its place: the path, and the line in `text` that the path leads to, as far
-    /// as it can be found.
+    /// Takes all, each with its place: the path, and the line in `text` that the path leads to, as
+    /// far as it can be found.
     pub fn take(&self, text: &str) -> Vec<String> {
-        self.0.take().iter().map(|problem| problem.told(text)).collect()
+        self.0
+            .take()
+            .iter()
+            .map(|problem| problem.told(text))
+            .collect()
     }
 
     /// Whether `path` itself is wrong, and not only something below it.
@@ -51,7 +58,10 @@ impl Problems {
     /// Whether something at or below `path` is wrong.
     fn are_at(&self, path: &str) -> bool {
         let below = |rest: &str| rest.is_empty() || rest.starts_with(['.', '[']);
-        self.0.borrow().iter().any(|problem| problem.path.strip_prefix(path).is_some_and(below))
+        self.0
+            .borrow()
+            .iter()
+            .any(|problem| problem.path.strip_prefix(path).is_some_and(below))
     }
 }
 
@@ -62,7 +72,11 @@ impl Problem {
             return what;
         }
         let hidden = looks_like_a_key(path) || path.len() > LONGEST_PATH;
-        let place = if hidden { shown(path) } else { format!("`{}`", on_one_line(path)) };
+        let place = if hidden {
+            shown(path)
+        } else {
+            format!("`{}`", on_one_line(path))
+        };
         match line_of(text, path) {
             Some(line) => format!("{place} (line {line}): {what}"),
             None => format!("{place}: {what}"),
@@ -72,12 +86,20 @@ impl Problem {
 
 /// The known word that is spelled most like `word`, if any is near enough to be meant.
 pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let scored = known.into_iter().map(|k| (strsim::jaro_winkler(&word.to_lowercase(), &k.to_lowercase()), k));
-    scored.filter(|(score, _)| *score > 0.85).max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, k)| k)
+    let scored = known.into_iter().map(|k| {
+        (
+            strsim::jaro_winkler(&word.to_lowercase(), &k.to_lowercase()),
+            k,
+        )
+    });
+    scored
+        .filter(|(score, _)| *score > 0.85)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, k)| k)
 }
 
-/// The end of a message, `; did you mean …?`, with the known word nearest to `word`. It is empty where
-/// no known word is near.
+/// The end of a message, `; did you mean …?`, with the known word nearest to `word`. It is empty
+/// where no known word is near.
 pub fn did_you_mean<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> String {
     nearest(word, known).map_or_else(String::new, |k| format!("; did you mean `{k}`?"))
 }
@@ -105,11 +127,20 @@ impl Section {
         for (key, value) in map {
             let name = camel_case(&key);
             if camel.insert(name, value).is_some() {
-                let place = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+                let place = if path.is_empty() {
+                    key.clone()
+                } else {
+                    format!("{path}.{key}")
+                };
                 problems.add(&place, "stands in both spellings");
             }
         }
-        Section { path: path.to_owned(), map: camel, known: Vec::new(), problems: problems.clone() }
+        Section {
+            path: path.to_owned(),
+            map: camel,
+            known: Vec::new(),
+            problems: problems.clone(),
+        }
     }
 
     pub fn path(&self, key: &str) -> String {
@@ -167,7 +198,8 @@ impl Section {
 
     pub fn section(&mut self, key: &'static str) -> Option<Section> {
         let path = self.path(key);
-        self.value(key).map(|v| Section::new(&path, v, &self.problems))
+        self.value(key)
+            .map(|v| Section::new(&path, v, &self.problems))
     }
 
     /// The mapping at this key. It is empty where there is none, and where something else stands,
@@ -197,7 +229,11 @@ impl Section {
     pub fn sections(&mut self, key: &'static str) -> Vec<Section> {
         let path = self.path(key);
         match self.value(key) {
-            Some(Value::Array(items)) => items.into_iter().enumerate().map(|(i, v)| Section::new(&format!("{path}[{i}]"), v, &self.problems)).collect(),
+            Some(Value::Array(items)) => items
+                .into_iter()
+                .enumerate()
+                .map(|(i, v)| Section::new(&format!("{path}[{i}]"), v, &self.problems))
+                .collect(),
             Some(other) => {
                 self.add(key, format!("expected a list, found {}", kind(&other)));
                 Vec::new()
@@ -218,14 +254,18 @@ impl Section {
 
     /// A list of strings; `None` when absent.
     pub fn strings(&mut self, key: &'static str) -> Option<Vec<String>> {
-        self.items(key).map(|items| items.into_iter().map(|(_, text)| text).collect())
+        self.items(key)
+            .map(|items| items.into_iter().map(|(_, text)| text).collect())
     }
 
     /// A list of strings, each with its place (`key[2]`); `None` when absent.
     pub fn items(&mut self, key: &'static str) -> Option<Vec<(String, String)>> {
         let value = self.value(key)?;
         let Value::Array(items) = value else {
-            self.add(key, format!("expected a list of strings, found {}", kind(&value)));
+            self.add(
+                key,
+                format!("expected a list of strings, found {}", kind(&value)),
+            );
             return None;
         };
         let mut texts = Vec::new();
@@ -243,12 +283,26 @@ impl Section {
     pub fn hosts(&mut self, key: &'static str) -> Vec<String> {
         let items = self.items(key).unwrap_or_default();
         for (place, host) in &items {
-            let plain = host.split('.').all(|label| !label.is_empty() && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-'));
+            let plain = host.split('.').all(|label| {
+                !label.is_empty()
+                    && label
+                        .bytes()
+                        .all(|b| b.is_ascii_alphanumeric() || b == b'-')
+            });
             if !plain {
-                self.add(place, format!("{} is not a name such as `agent.example`, without scheme and port", shown(host)));
+                self.add(
+                    place,
+                    format!(
+                        "{} is not a name such as `agent.example`, without scheme and port",
+                        shown(host)
+                    ),
+                );
             }
         }
-        items.into_iter().map(|(_, host)| host.to_ascii_lowercase()).collect()
+        items
+            .into_iter()
+            .map(|(_, host)| host.to_ascii_lowercase())
+            .collect()
     }
 
     /// The id of a session.
@@ -267,7 +321,10 @@ impl Section {
             match value {
                 Value::String(s) => _ = texts.insert(name, s),
                 Value::Number(_) | Value::Bool(_) => _ = texts.insert(name, value.to_string()),
-                other => self.add(&format!("{key}.{name}"), format!("expected a string, found {}", kind(&other))),
+                other => self.add(
+                    &format!("{key}.{name}"),
+                    format!("expected a string, found {}", kind(&other)),
+                ),
             }
         }
         texts
@@ -278,7 +335,10 @@ impl Section {
         match self.value(key)? {
             Value::Bool(b) => Some(b),
             other => {
-                self.add(key, format!("expected `true` or `false`, found {}", kind(&other)));
+                self.add(
+                    key,
+                    format!("expected `true` or `false`, found {}", kind(&other)),
+                );
                 None
             }
         }
@@ -289,8 +349,19 @@ impl Section {
         let value = self.value(key)?;
         let found = value.as_u64().filter(|n| (low..=high).contains(n));
         if found.is_none() {
-            let range = if high == u64::MAX { format!("of at least {low}") } else { format!("from {low} to {high}") };
-            self.add(key, format!("{} is not a whole number {range}{}", written(&value), unquoted(&value)));
+            let range = if high == u64::MAX {
+                format!("of at least {low}")
+            } else {
+                format!("from {low} to {high}")
+            };
+            self.add(
+                key,
+                format!(
+                    "{} is not a whole number {range}{}",
+                    written(&value),
+                    unquoted(&value)
+                ),
+            );
         }
         found
     }
@@ -300,7 +371,14 @@ impl Section {
         let value = self.value(key)?;
         let found = value.as_f64().filter(|n| n.is_finite() && *n > 0.0);
         if found.is_none() {
-            self.add(key, format!("{} is not a number above 0{}", written(&value), unquoted(&value)));
+            self.add(
+                key,
+                format!(
+                    "{} is not a number above 0{}",
+                    written(&value),
+                    unquoted(&value)
+                ),
+            );
         }
         found
     }
@@ -310,7 +388,9 @@ impl Section {
         const FORM: &str = "a whole number with one unit: `500ms`, `60s`, `15m` or `1h`";
         let value = self.value(key)?;
         let wrong = match value.as_str().map(parse_duration) {
-            Some(Some(time)) if !time.is_zero() && time <= Duration::from_secs(7 * 86_400) => return Some(time),
+            Some(Some(time)) if !time.is_zero() && time <= Duration::from_secs(7 * 86_400) => {
+                return Some(time);
+            }
             Some(Some(_)) => "is not between `1ms` and `168h`".to_owned(),
             None if value.is_u64() => format!("has no unit; expected {FORM}"),
             _ => format!("is not a time; expected {FORM}"),
@@ -322,13 +402,26 @@ impl Section {
     /// One of a few texts.
     pub fn choice<T: Copy>(&mut self, key: &'static str, choices: &[(&str, T)]) -> Option<T> {
         let value = self.value(key)?;
-        let s = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        let s = value
+            .as_str()
+            .map_or_else(|| value.to_string(), str::to_owned);
         let found = choices.iter().find(|(name, _)| *name == s).map(|(_, t)| *t);
         if found.is_none() {
             let names: Vec<String> = choices.iter().map(|(n, _)| format!("`{n}`")).collect();
             let meant = did_you_mean(&s, choices.iter().map(|(name, _)| *name));
-            let read = if value.is_boolean() { " (YAML reads `yes`, `no`, `on` and `off` as `true` and `false`)" } else { "" };
-            self.add(key, format!("{} is not one of {}{meant}{read}", written(&value), names.join(", ")));
+            let read = if value.is_boolean() {
+                " (YAML reads `yes`, `no`, `on` and `off` as `true` and `false`)"
+            } else {
+                ""
+            };
+            self.add(
+                key,
+                format!(
+                    "{} is not one of {}{meant}{read}",
+                    written(&value),
+                    names.join(", ")
+                ),
+            );
         }
         found
     }
@@ -339,7 +432,10 @@ impl Drop for Section {
         for key in self.map.keys() {
             let known: Vec<String> = self.known.iter().map(|k| format!("`{k}`")).collect();
             let meant = did_you_mean(key, self.known.iter().copied());
-            self.problems.add(&self.path(key), format!("unknown key{meant}; known here: {}", known.join(", ")));
+            self.problems.add(
+                &self.path(key),
+                format!("unknown key{meant}; known here: {}", known.join(", ")),
+            );
         }
     }
 }
@@ -349,8 +445,18 @@ impl Drop for Section {
 /// # Errors
 /// Why this cannot be one.
 pub fn check_session_id(id: &str) -> Result<(), String> {
-    let fine = (1..=128).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"._~:@+-".contains(&b));
-    if fine { Ok(()) } else { Err(format!("{} is not a session's id: 1 to 128 letters, digits and `._~:@+-`", shown(id))) }
+    let fine = (1..=128).contains(&id.len())
+        && id
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"._~:@+-".contains(&b));
+    if fine {
+        Ok(())
+    } else {
+        Err(format!(
+            "{} is not a session's id: 1 to 128 letters, digits and `._~:@+-`",
+            shown(id)
+        ))
+    }
 }
 
 /// Describes a value that has the wrong type. A string is not repeated: where a mapping belongs, it
@@ -379,7 +485,9 @@ fn written(value: &Value) -> String {
 fn unquoted(value: &Value) -> &'static str {
     match value.as_str().map(str::trim) {
         Some(s) if s.parse::<f64>().is_ok() => "; write it without quotes",
-        Some(s) if s.starts_with(|c: char| c.is_ascii_digit()) => "; write the plain number, without a unit",
+        Some(s) if s.starts_with(|c: char| c.is_ascii_digit()) => {
+            "; write the plain number, without a unit"
+        }
         _ => "",
     }
 }
@@ -430,12 +538,23 @@ mod tests {
         }
         let all = problems.take("");
         assert_eq!(all.len(), 3, "{all:?}");
-        assert!(all[0].starts_with("`list[0].n`") && all[1].contains("`list[1].z`: unknown key") && all[2].starts_with("`t`: `5x`"), "{all:?}");
+        assert!(
+            all[0].starts_with("`list[0].n`")
+                && all[1].contains("`list[1].z`: unknown key")
+                && all[2].starts_with("`t`: `5x`"),
+            "{all:?}"
+        );
     }
 
     #[test]
     fn what_was_meant_is_said() {
-        assert_eq!((nearest("auditt", ["audit", "admin"]), nearest("zzz", ["audit"])), (Some("audit"), None));
+        assert_eq!(
+            (
+                nearest("auditt", ["audit", "admin"]),
+                nearest("zzz", ["audit"])
+            ),
+            (Some("audit"), None)
+        );
     }
 
     fn said(yaml: &str, read: impl Fn(&mut Section)) -> Vec<String> {
@@ -447,20 +566,65 @@ mod tests {
     #[test]
     fn one_mistake_is_one_message_that_fits_the_value() {
         let scope = |s: &mut Section| _ = s.required("scope", "`ai.anthropic`");
-        assert_eq!(said("scop: x", scope), ["`scop`: unknown key; did you mean `scope`?; known here: `scope`"]);
-        assert_eq!(said("scope: 5", scope), ["`scope`: expected a string, found the number `5`"]);
-        assert_eq!(said("{}", scope), ["`scope`: is needed, such as `ai.anthropic`"]);
-        let nested = |s: &mut Section| _ = s.section("secretRef").map(|mut s| s.required("name", "`x`"));
-        assert_eq!(said("secretRef: sk-ant-api03-secret", nested), ["`secretRef`: expected a mapping, found a string"]);
+        assert_eq!(
+            said("scop: x", scope),
+            ["`scop`: unknown key; did you mean `scope`?; known here: `scope`"]
+        );
+        assert_eq!(
+            said("scope: 5", scope),
+            ["`scope`: expected a string, found the number `5`"]
+        );
+        assert_eq!(
+            said("{}", scope),
+            ["`scope`: is needed, such as `ai.anthropic`"]
+        );
+        let nested = |s: &mut Section| {
+            _ = s
+                .section("secretRef")
+                .map(|mut s| s.required("name", "`x`"))
+        };
+        assert_eq!(
+            said("secretRef: sk-ant-api03-secret", nested),
+            ["`secretRef`: expected a mapping, found a string"]
+        );
         let time = |s: &mut Section| _ = s.duration("t");
-        assert_eq!(said("t: 60000", time), ["`t`: `60000` has no unit; expected a whole number with one unit: `500ms`, `60s`, `15m` or `1h`"]);
-        assert_eq!(said("t: 720h", time), ["`t`: `720h` is not between `1ms` and `168h`"]);
+        assert_eq!(
+            said("t: 60000", time),
+            [
+                "`t`: `60000` has no unit; expected a whole number with one unit: `500ms`, `60s`, `15m` or `1h`"
+            ]
+        );
+        assert_eq!(
+            said("t: 720h", time),
+            ["`t`: `720h` is not between `1ms` and `168h`"]
+        );
         let number = |s: &mut Section| _ = s.integer("n", 1, 9);
-        assert_eq!(said("n: \"8\"", number), ["`n`: `8` is not a whole number from 1 to 9; write it without quotes"]);
-        assert_eq!(said("n: 2M", number), ["`n`: `2M` is not a whole number from 1 to 9; write the plain number, without a unit"]);
+        assert_eq!(
+            said("n: \"8\"", number),
+            ["`n`: `8` is not a whole number from 1 to 9; write it without quotes"]
+        );
+        assert_eq!(
+            said("n: 2M", number),
+            ["`n`: `2M` is not a whole number from 1 to 9; write the plain number, without a unit"]
+        );
         let choice = |s: &mut Section| _ = s.choice("c", &[("allow", ()), ("deny", ())]);
-        assert!(said("c: yes", choice)[0].starts_with("`c`: `true` is not one of `allow`, `deny` (YAML reads `yes`"));
-        let items = |s: &mut Section| s.items("l").into_iter().flatten().for_each(|(place, text)| s.add(&place, text));
-        assert_eq!(said("l: [[a], 5, b]", items), ["`l[0]`: expected a string, found a list", "`l[1]`: expected a string, found the number `5`", "`l[2]`: b"]);
+        assert!(
+            said("c: yes", choice)[0]
+                .starts_with("`c`: `true` is not one of `allow`, `deny` (YAML reads `yes`")
+        );
+        let items = |s: &mut Section| {
+            s.items("l")
+                .into_iter()
+                .flatten()
+                .for_each(|(place, text)| s.add(&place, text))
+        };
+        assert_eq!(
+            said("l: [[a], 5, b]", items),
+            [
+                "`l[0]`: expected a string, found a list",
+                "`l[1]`: expected a string, found the number `5`",
+                "`l[2]`: b"
+            ]
+        );
     }
 }

@@ -32,7 +32,10 @@ pub struct Head {
 
 impl Default for Head {
     fn default() -> Self {
-        Head { seq: 0, hash: "0".repeat(64) }
+        Head {
+            seq: 0,
+            hash: "0".repeat(64),
+        }
     }
 }
 
@@ -93,12 +96,21 @@ impl SigningKey {
     /// # Errors
     /// What is wrong with the file; never its content.
     pub fn read(path: &Path) -> Result<SigningKey, String> {
-        let wrong = || format!("{} is not a file with an Ed25519 key in PEM; `openssl genpkey -algorithm ed25519` writes one", shown(&path.to_string_lossy()));
+        let wrong = || {
+            format!(
+                "{} is not a file with an Ed25519 key in PEM; `openssl genpkey -algorithm ed25519` writes one",
+                shown(&path.to_string_lossy())
+            )
+        };
         let der = PrivatePkcs8KeyDer::from_pem_file(path).map_err(|e| match e {
-            rustls::pki_types::pem::Error::Io(e) => format!("cannot read {}: {e}", shown(&path.to_string_lossy())),
+            rustls::pki_types::pem::Error::Io(e) => {
+                format!("cannot read {}: {e}", shown(&path.to_string_lossy()))
+            }
             _ => wrong(),
         })?;
-        Ed25519KeyPair::from_pkcs8_maybe_unchecked(der.secret_pkcs8_der()).map(SigningKey).map_err(|_| wrong())
+        Ed25519KeyPair::from_pkcs8_maybe_unchecked(der.secret_pkcs8_der())
+            .map(SigningKey)
+            .map_err(|_| wrong())
     }
 
     pub fn public(&self) -> &[u8] {
@@ -112,7 +124,11 @@ impl SigningKey {
 /// What is wrong with the file.
 pub fn public_key(path: &Path) -> Result<Vec<u8>, String> {
     let file = shown(&path.to_string_lossy());
-    let wrong = || format!("{file} is not an Ed25519 public key in PEM; `openssl pkey -in KEY -pubout` writes one");
+    let wrong = || {
+        format!(
+            "{file} is not an Ed25519 public key in PEM; `openssl pkey -in KEY -pubout` writes one"
+        )
+    };
     let der = SubjectPublicKeyInfoDer::from_pem_file(path).map_err(|e| match e {
         rustls::pki_types::pem::Error::Io(e) => format!("cannot read {file}: {e}"),
         _ => wrong(),
@@ -130,7 +146,11 @@ fn statement(session: &str, seq: u64, head: &str) -> String {
 
 /// The record of a checkpoint, without its links.
 pub fn checkpoint(key: &SigningKey, session: &str, head: &Head) -> String {
-    let signature = STANDARD.encode(key.0.sign(statement(session, head.seq, &head.hash).as_bytes()).as_ref());
+    let signature = STANDARD.encode(
+        key.0
+            .sign(statement(session, head.seq, &head.hash).as_bytes())
+            .as_ref(),
+    );
     json!({
         "ts": jiff::Timestamp::now(),
         "checkpoint": { "session_id": session, "seq": head.seq, "head": head.hash, "signature": signature },
@@ -140,8 +160,15 @@ pub fn checkpoint(key: &SigningKey, session: &str, head: &Head) -> String {
 
 impl Checkpoint {
     pub fn is_signed_by(&self, public: &[u8]) -> bool {
-        let Ok(signature) = STANDARD.decode(&self.signature) else { return false };
-        UnparsedPublicKey::new(&ED25519, public).verify(statement(&self.session_id, self.seq, &self.head).as_bytes(), &signature).is_ok()
+        let Ok(signature) = STANDARD.decode(&self.signature) else {
+            return false;
+        };
+        UnparsedPublicKey::new(&ED25519, public)
+            .verify(
+                statement(&self.session_id, self.seq, &self.head).as_bytes(),
+                &signature,
+            )
+            .is_ok()
     }
 }
 
@@ -157,7 +184,10 @@ mod tests {
         }
         let text = String::from_utf8(out).unwrap();
         let lines: Vec<&str> = text.lines().collect();
-        let links: Vec<Links> = lines.iter().map(|l| serde_json::from_str(l).unwrap()).collect();
+        let links: Vec<Links> = lines
+            .iter()
+            .map(|l| serde_json::from_str(l).unwrap())
+            .collect();
         assert_eq!((links[0].seq, links[1].seq), (1, 2));
         assert_eq!(links[0].prev, Head::default().hash);
         assert_eq!(links[1].prev, hash(lines[0].as_bytes()));
@@ -174,7 +204,10 @@ mod tests {
         let key = SigningKey::read(&file).unwrap();
         let public = public_key(&dir.path().join("public.pem")).unwrap();
         assert_eq!(key.public(), public);
-        let mut head = Head { seq: 7, hash: "x".into() };
+        let mut head = Head {
+            seq: 7,
+            hash: "x".into(),
+        };
         let (record, mut line) = (checkpoint(&key, "s", &head), Vec::new());
         head.append(record.as_bytes(), &mut line);
         let line: Links = serde_json::from_slice(&line).unwrap();

@@ -48,8 +48,16 @@ impl AuditFile {
         let mut file = open(path).map_err(at)?;
         lock(&file).map_err(|_| format!("`{}` is in use by another sidecar", path.display()))?;
         let len = repair(&mut file).map_err(at)?;
-        let keep_for = (config.keep_days > 0).then(|| Duration::from_secs(u64::from(config.keep_days) * 86_400));
-        Ok(AuditFile { file, path: path.into(), len, max_bytes: config.max_bytes, keep: config.keep, keep_for })
+        let keep_for = (config.keep_days > 0)
+            .then(|| Duration::from_secs(u64::from(config.keep_days) * 86_400));
+        Ok(AuditFile {
+            file,
+            path: path.into(),
+            len,
+            max_bytes: config.max_bytes,
+            keep: config.keep,
+            keep_for,
+        })
     }
 
     /// Would this batch begin a new file?
@@ -64,7 +72,10 @@ impl AuditFile {
             self.file = rotate(&self.path, self.keep, self.keep_for)?;
             self.len = 0;
         }
-        let written = self.file.write_all(batch).and_then(|()| self.file.sync_data());
+        let written = self
+            .file
+            .write_all(batch)
+            .and_then(|()| self.file.sync_data());
         if let Err(e) = written {
             let _ = self.file.set_len(self.len);
             let _ = self.file.seek(SeekFrom::Start(self.len));
@@ -96,7 +107,11 @@ impl AuditFile {
             begins += copy(&self.file, self.len, &fresh)?;
         }
         (self.file, self.len) = (fresh, begins);
-        Ok(if removed { Watched::Restored } else { Watched::Moved })
+        Ok(if removed {
+            Watched::Restored
+        } else {
+            Watched::Moved
+        })
     }
 }
 
@@ -104,7 +119,11 @@ impl AuditFile {
 pub fn all(path: &Path) -> Vec<PathBuf> {
     let mut rotated: Vec<u32> = numbers(path);
     rotated.sort_unstable_by(|a, b| b.cmp(a));
-    rotated.into_iter().map(|n| numbered(path, n)).chain(path.exists().then(|| path.to_owned())).collect()
+    rotated
+        .into_iter()
+        .map(|n| numbered(path, n))
+        .chain(path.exists().then(|| path.to_owned()))
+        .collect()
 }
 
 fn numbered(path: &Path, n: u32) -> PathBuf {
@@ -112,10 +131,31 @@ fn numbered(path: &Path, n: u32) -> PathBuf {
 }
 
 fn numbers(path: &Path) -> Vec<u32> {
-    let (Some(dir), Some(name)) = (path.parent(), path.file_name().map(|n| format!("{}.", n.to_string_lossy()))) else { return Vec::new() };
-    let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
-    let Ok(entries) = std::fs::read_dir(dir) else { return Vec::new() };
-    entries.filter_map(|e| e.ok()?.file_name().to_str()?.strip_prefix(&name)?.parse().ok()).collect()
+    let (Some(dir), Some(name)) = (
+        path.parent(),
+        path.file_name()
+            .map(|n| format!("{}.", n.to_string_lossy())),
+    ) else {
+        return Vec::new();
+    };
+    let dir = if dir.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        dir
+    };
+    let Ok(entries) = std::fs::read_dir(dir) else {
+        return Vec::new();
+    };
+    entries
+        .filter_map(|e| {
+            e.ok()?
+                .file_name()
+                .to_str()?
+                .strip_prefix(&name)?
+                .parse()
+                .ok()
+        })
+        .collect()
 }
 
 fn copy(from: &File, len: u64, to: &File) -> std::io::Result<u64> {
@@ -134,11 +174,17 @@ fn copy(from: &File, len: u64, to: &File) -> std::io::Result<u64> {
 }
 
 fn open(path: &Path) -> std::io::Result<File> {
-    OpenOptions::new().read(true).append(true).create(true).mode(0o640).open(path)
+    OpenOptions::new()
+        .read(true)
+        .append(true)
+        .create(true)
+        .mode(0o640)
+        .open(path)
 }
 
 fn lock(file: &File) -> std::io::Result<()> {
-    rustix::fs::flock(file, rustix::fs::FlockOperation::NonBlockingLockExclusive).map_err(Into::into)
+    rustix::fs::flock(file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
+        .map_err(Into::into)
 }
 
 /// Cuts a record that a crash left half-written. Returns the length.
@@ -158,7 +204,10 @@ fn repair(file: &mut File) -> std::io::Result<u64> {
         end = from;
     }
     if end < len {
-        tracing::warn!(bytes = len - end, "the audit file ended in half a record, which is cut off");
+        tracing::warn!(
+            bytes = len - end,
+            "the audit file ended in half a record, which is cut off"
+        );
         file.set_len(end)?;
     }
     Ok(end)
@@ -191,11 +240,19 @@ fn expire(path: &Path, keep: u32, keep_for: Option<Duration>) {
     // The file that is rotated now becomes number 1.
     for n in numbers(path).into_iter().filter(|n| *n >= keep) {
         let file = numbered(path, n);
-        let age = file.metadata().and_then(|m| m.modified()).ok().and_then(|m| m.elapsed().ok());
+        let age = file
+            .metadata()
+            .and_then(|m| m.modified())
+            .ok()
+            .and_then(|m| m.elapsed().ok());
         if age.is_some_and(|age| age > keep_for) {
             match std::fs::remove_file(&file) {
-                Ok(()) => tracing::info!(file = %file.display(), "an audit file older than `audit.keepDays` is deleted"),
-                Err(e) => tracing::warn!(file = %file.display(), error = %e, "an old audit file cannot be deleted"),
+                Ok(()) => {
+                    tracing::info!(file = %file.display(), "an audit file older than `audit.keepDays` is deleted")
+                }
+                Err(e) => {
+                    tracing::warn!(file = %file.display(), error = %e, "an old audit file cannot be deleted")
+                }
             }
         }
     }

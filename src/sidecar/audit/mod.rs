@@ -78,7 +78,9 @@ impl Entry {
         self.record.decision = Decision::Allow;
         let held = admission.held();
         self.admission = Some(admission);
-        let Some(notes) = &self.log.shared.notes else { return Ok(()) };
+        let Some(notes) = &self.log.shared.notes else {
+            return Ok(());
+        };
         match notes.put(&self.record, held.as_ref()) {
             Ok(place) => self.place = Some(place),
             Err(e) => {
@@ -102,15 +104,19 @@ impl Entry {
     /// log of its own.
     pub fn is_told_apart(&mut self) -> bool {
         // What was let in has a charge and a note of its own.
-        self.shared = self.admission.is_none() && self.place.is_none() && !self.log.shared.refused.has_room();
+        self.shared =
+            self.admission.is_none() && self.place.is_none() && !self.log.shared.refused.has_room();
         !self.shared
     }
 }
 
 /// The answer while records cannot be written.
 pub fn unavailable() -> Denial {
-    let mut denial =
-        Denial::new(Code::AuditUnavailable, "audit records cannot be written, so nothing is served").hint("an operator must make room under the audit file");
+    let mut denial = Denial::new(
+        Code::AuditUnavailable,
+        "audit records cannot be written, so nothing is served",
+    )
+    .hint("an operator must make room under the audit file");
     denial.retry_after = Some(Duration::from_secs(5));
     denial
 }
@@ -128,7 +134,9 @@ impl Drop for Entry {
             self.record.code = Some("client_closed");
         }
         self.record.charged = self.admission.take().and_then(Admission::finish);
-        self.log.metrics.request(&self.record, self.label, self.model_label);
+        self.log
+            .metrics
+            .request(&self.record, self.label, self.model_label);
         let shared = &self.log.shared;
         if self.shared {
             shared.refused.add(&self.record, &self.log.metrics);
@@ -187,7 +195,11 @@ impl Shared {
             return;
         }
         let end = waiting.bytes.len();
-        waiting.records.push(Mark { end, charge: record.charged.take(), place });
+        waiting.records.push(Mark {
+            end,
+            charge: record.charged.take(),
+            place,
+        });
         if end > MAX_WAITING {
             self.full.store(true, Ordering::Release);
         }
@@ -203,9 +215,14 @@ impl Shared {
 /// # Errors
 /// Why not.
 pub fn check(config: &AuditConfig) -> Result<(), String> {
-    let Some(path) = &config.file else { return Ok(()) };
+    let Some(path) = &config.file else {
+        return Ok(());
+    };
     if path.exists() {
-        std::fs::OpenOptions::new().append(true).open(path).map_err(|e| format!("`{}` cannot be written: {e}", path.display()))?;
+        std::fs::OpenOptions::new()
+            .append(true)
+            .open(path)
+            .map_err(|e| format!("`{}` cannot be written: {e}", path.display()))?;
     } else {
         disk::can_be_made(path)?;
     }
@@ -217,12 +234,27 @@ impl Audit {
     ///
     /// # Errors
     /// When the file cannot be opened, or another sidecar holds it.
-    pub fn open(config: &AuditConfig, recovered: Recovered, session: &str, metrics: Arc<Metrics>) -> Result<(Audit, Writer), String> {
+    pub fn open(
+        config: &AuditConfig,
+        recovered: Recovered,
+        session: &str,
+        metrics: Arc<Metrics>,
+    ) -> Result<(Audit, Writer), String> {
         let mut writing = writer::Writing::open(config, recovered, session)?;
         let notes = writing.begin()?;
-        let shared = Arc::new(Shared { notes, ..Shared::default() });
+        let shared = Arc::new(Shared {
+            notes,
+            ..Shared::default()
+        });
         let writer = writing.start(shared.clone(), metrics.clone())?;
-        Ok((Audit { shared, metrics, session: session.into() }, writer))
+        Ok((
+            Audit {
+                shared,
+                metrics,
+                session: session.into(),
+            },
+            writer,
+        ))
     }
 
     /// Opens the record of a request that has just arrived.
@@ -251,7 +283,8 @@ impl Audit {
 
     /// Can records be written?
     pub fn works(&self) -> bool {
-        !self.shared.failed.load(Ordering::Acquire) && self.shared.notes.as_ref().is_none_or(Notes::works)
+        !self.shared.failed.load(Ordering::Acquire)
+            && self.shared.notes.as_ref().is_none_or(Notes::works)
     }
 
     /// No more records fit: nobody may be served, not even with a refusal.
@@ -267,12 +300,17 @@ impl Audit {
 /// Unique across restarts: a random start, then a count. In letters: some CLIs look for numbers
 /// such as 429 or 502 anywhere in an error, and try again for it.
 fn request_id() -> String {
-    static START: LazyLock<String> = LazyLock::new(|| format!("req_{}", lettered(&crate::base::token::random_hex())));
+    static START: LazyLock<String> =
+        LazyLock::new(|| format!("req_{}", lettered(&crate::base::token::random_hex())));
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     let mut id = String::with_capacity(START.len() + 8);
     id.push_str(&START);
-    id.extend((0..8).rev().map(|digit| char::from(b'a' + (count >> (4 * digit) & 0xf) as u8)));
+    id.extend(
+        (0..8)
+            .rev()
+            .map(|digit| char::from(b'a' + (count >> (4 * digit) & 0xf) as u8)),
+    );
     id
 }
 

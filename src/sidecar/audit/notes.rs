@@ -71,8 +71,15 @@ struct Places {
 
 /// Where the notes stand: beside the state file.
 pub fn path(state: &Path) -> PathBuf {
-    let name = state.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    state.with_file_name(format!("{}.open", name.trim_end_matches(".json").trim_end_matches(".state")))
+    let name = state
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
+    state.with_file_name(format!(
+        "{}.open",
+        name.trim_end_matches(".json").trim_end_matches(".state")
+    ))
 }
 
 /// The notes that the last process left.
@@ -89,15 +96,29 @@ pub fn left_behind(path: &Path) -> io::Result<Vec<Found>> {
         let end = memchr::memchr(b'\n', place)?;
         serde_json::from_slice(&place[..end]).ok()
     };
-    Ok(bytes.chunks(PLACE).filter(|p| p.first() == Some(&b'{')).filter_map(note).collect())
+    Ok(bytes
+        .chunks(PLACE)
+        .filter(|p| p.first() == Some(&b'{'))
+        .filter_map(note)
+        .collect())
 }
 
 impl Notes {
     /// # Errors
     /// The file system's.
     pub fn create(path: &Path) -> io::Result<Notes> {
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o640).open(path)?;
-        Ok(Notes { file, places: Mutex::default(), failed: AtomicBool::new(false) })
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o640)
+            .open(path)?;
+        Ok(Notes {
+            file,
+            places: Mutex::default(),
+            failed: AtomicBool::new(false),
+        })
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Places> {
@@ -133,10 +154,20 @@ impl Notes {
         serde_json::to_writer(&mut line, &full)?;
         if line.len() >= PLACE {
             line.clear();
-            serde_json::to_writer(&mut line, &Note { model_requested: None, scope_matched: None, client_session: None, ..full })?;
+            serde_json::to_writer(
+                &mut line,
+                &Note {
+                    model_requested: None,
+                    scope_matched: None,
+                    client_session: None,
+                    ..full
+                },
+            )?;
         }
         line.push(b'\n');
-        let written = self.file.write_all_at(&line, u64::from(place) * PLACE as u64);
+        let written = self
+            .file
+            .write_all_at(&line, u64::from(place) * PLACE as u64);
         places.line = line;
         if let Err(e) = &written {
             places.free.push(place);
@@ -158,7 +189,11 @@ impl Notes {
         }
         let places = self.lock();
         let next = places.free.last().copied().unwrap_or(places.next);
-        if self.file.write_all_at(&[0; PLACE], u64::from(next) * PLACE as u64).is_ok() {
+        if self
+            .file
+            .write_all_at(&[0; PLACE], u64::from(next) * PLACE as u64)
+            .is_ok()
+        {
             self.failed.store(false, Ordering::Release);
             tracing::warn!("requests are noted again");
         }
@@ -184,7 +219,9 @@ impl Notes {
         stale.dedup();
         let free: std::collections::BTreeSet<Place> = places.free.iter().copied().collect();
         for place in stale.into_iter().filter(|p| free.contains(p)) {
-            let _ = self.file.write_all_at(b"\0", u64::from(place) * PLACE as u64);
+            let _ = self
+                .file
+                .write_all_at(b"\0", u64::from(place) * PLACE as u64);
         }
     }
 }
@@ -198,10 +235,20 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = path(&dir.path().join("audit.state.json"));
         assert!(file.ends_with("audit.open"));
-        let record = |id: &str| Record { model_requested: Some("m".repeat(200)), ..Record::new(id.into(), "ses".into()) };
-        let charge = Charge { tokens: 5, usd: 0.5, grants: vec!["g".into()], at: 1 };
+        let record = |id: &str| Record {
+            model_requested: Some("m".repeat(200)),
+            ..Record::new(id.into(), "ses".into())
+        };
+        let charge = Charge {
+            tokens: 5,
+            usd: 0.5,
+            grants: vec!["g".into()],
+            at: 1,
+        };
         let notes = Notes::create(&file).unwrap();
-        let mut places: Vec<Place> = (0..5).map(|i| notes.put(&record(&format!("r{i}")), Some(&charge)).unwrap()).collect();
+        let mut places: Vec<Place> = (0..5)
+            .map(|i| notes.put(&record(&format!("r{i}")), Some(&charge)).unwrap())
+            .collect();
         notes.release(&mut places.drain(..2).collect());
         notes.put(&record("again"), None).unwrap();
         notes.tidy();

@@ -43,47 +43,96 @@ struct Line {
 /// # Errors
 /// When a file is there but cannot be read.
 pub fn recover(config: &AuditConfig) -> Result<Recovered, String> {
-    let Some(path) = &config.state else { return Ok(Recovered::default()) };
-    let at = |e: &dyn std::fmt::Display| format!("the state file `{}` cannot be used: {e}", path.display());
+    let Some(path) = &config.state else {
+        return Ok(Recovered::default());
+    };
+    let at = |e: &dyn std::fmt::Display| {
+        format!("the state file `{}` cannot be used: {e}", path.display())
+    };
     let mut state = State::read(path).map_err(|e| at(&e))?;
     let notes = notes::path(path);
-    let mut left: BTreeMap<String, Found> = notes::left_behind(&notes).map_err(|e| at(&e))?.into_iter().map(|n| (n.request_id.clone(), n)).collect();
-    let mut head = Head { seq: state.seq, hash: if state.head.is_empty() { Head::default().hash } else { state.head.clone() } };
+    let mut left: BTreeMap<String, Found> = notes::left_behind(&notes)
+        .map_err(|e| at(&e))?
+        .into_iter()
+        .map(|n| (n.request_id.clone(), n))
+        .collect();
+    let mut head = Head {
+        seq: state.seq,
+        hash: if state.head.is_empty() {
+            Head::default().hash
+        } else {
+            state.head.clone()
+        },
+    };
     if let Some(audit) = &config.file {
         let recorded = follow(audit, &mut state, &mut head, !left.is_empty())?;
         left.retain(|id, _| !recorded.contains(id));
     }
     if state.seq > head.seq {
-        tracing::error!(last = head.seq, known = state.seq, "records are missing at the end of the audit file; `outrigger audit verify` shows where");
-        head = Head { seq: state.seq, hash: state.head.clone() };
+        tracing::error!(
+            last = head.seq,
+            known = state.seq,
+            "records are missing at the end of the audit file; `outrigger audit verify` shows where"
+        );
+        head = Head {
+            seq: state.seq,
+            hash: state.head.clone(),
+        };
     }
-    let unknown = left.into_values().map(|note| complete(note, &mut state)).collect::<Vec<_>>();
+    let unknown = left
+        .into_values()
+        .map(|note| complete(note, &mut state))
+        .collect::<Vec<_>>();
     if !unknown.is_empty() {
-        tracing::warn!(requests = unknown.len(), "requests were under way when the last process ended; they are recorded as `unknown`");
+        tracing::warn!(
+            requests = unknown.len(),
+            "requests were under way when the last process ended; they are recorded as `unknown`"
+        );
     }
-    Ok(Recovered { state, head, unknown, notes: Some(notes) })
+    Ok(Recovered {
+        state,
+        head,
+        unknown,
+        notes: Some(notes),
+    })
 }
 
 /// Adds what was charged after the state was saved. Returns the requests that have a record, of
 /// the current file and the one before it, where `all` of them are wanted.
-fn follow(path: &Path, state: &mut State, head: &mut Head, all: bool) -> Result<HashSet<String>, String> {
+fn follow(
+    path: &Path,
+    state: &mut State,
+    head: &mut Head,
+    all: bool,
+) -> Result<HashSet<String>, String> {
     let mut recorded = HashSet::new();
     let files = file::all(path);
     let newest = files.iter().rev().find_map(|f| tail(f));
     let mut last = newest.clone();
-    let is_known = newest.is_some_and(|line| serde_json::from_slice::<Line>(&line).is_ok_and(|l| l.seq == state.seq));
+    let is_known = newest.is_some_and(|line| {
+        serde_json::from_slice::<Line>(&line).is_ok_and(|l| l.seq == state.seq)
+    });
     // As many files as hold records that the state does not know; of the notes, the last two.
-    let begins_before = |file: &&PathBuf| first_seq(file).is_some_and(|first| first <= state.seq + 1);
+    let begins_before =
+        |file: &&PathBuf| first_seq(file).is_some_and(|first| first <= state.seq + 1);
     let unread = match (is_known, all) {
         (true, false) => 0,
         (true, true) => 2,
-        (false, _) => files.iter().rev().position(|f| begins_before(&f)).map_or(files.len(), |i| i + 1).max(2),
+        (false, _) => files
+            .iter()
+            .rev()
+            .position(|f| begins_before(&f))
+            .map_or(files.len(), |i| i + 1)
+            .max(2),
     };
     for file in files.iter().rev().take(unread).rev() {
-        let opened = File::open(file).map_err(|e| format!("the audit file `{}` cannot be read: {e}", file.display()))?;
+        let opened = File::open(file)
+            .map_err(|e| format!("the audit file `{}` cannot be read: {e}", file.display()))?;
         for line in BufReader::new(opened).split(b'\n') {
             let Ok(line) = line else { break };
-            let Ok(parsed) = serde_json::from_slice::<Line>(&line) else { continue };
+            let Ok(parsed) = serde_json::from_slice::<Line>(&line) else {
+                continue;
+            };
             if let Some(charge) = parsed.charged.filter(|_| parsed.seq > state.seq) {
                 state.charge(&charge);
             }
@@ -94,7 +143,10 @@ fn follow(path: &Path, state: &mut State, head: &mut Head, all: bool) -> Result<
     if let Some(line) = last
         && let Ok(parsed) = serde_json::from_slice::<Line>(&line)
     {
-        *head = Head { seq: parsed.seq, hash: chain::hash(&line) };
+        *head = Head {
+            seq: parsed.seq,
+            hash: chain::hash(&line),
+        };
         if parsed.seq > state.seq {
             (state.seq, state.head) = (parsed.seq, head.hash.clone());
         }
@@ -119,7 +171,9 @@ fn tail(path: &Path) -> Option<Vec<u8>> {
 /// The number of the first record of a file.
 fn first_seq(path: &Path) -> Option<u64> {
     let mut line = Vec::new();
-    BufReader::new(File::open(path).ok()?).read_until(b'\n', &mut line).ok()?;
+    BufReader::new(File::open(path).ok()?)
+        .read_until(b'\n', &mut line)
+        .ok()?;
     serde_json::from_slice::<Line>(&line).ok().map(|l| l.seq)
 }
 
@@ -130,7 +184,10 @@ fn complete(note: Found, state: &mut State) -> Vec<u8> {
     }
     let mut record = serde_json::Map::new();
     let mut rest = note.rest;
-    record.insert("ts".into(), jiff::Timestamp::from_microsecond(note.at).map_or(Value::Null, |ts| json!(ts)));
+    record.insert(
+        "ts".into(),
+        jiff::Timestamp::from_microsecond(note.at).map_or(Value::Null, |ts| json!(ts)),
+    );
     record.insert("request_id".into(), note.request_id.into());
     record.append(&mut rest);
     let known = json!({

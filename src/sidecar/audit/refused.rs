@@ -39,7 +39,10 @@ struct Group {
 
 impl Default for Refused {
     fn default() -> Self {
-        Refused { rate: RateLimiter::direct(Quota::per_second(PER_SECOND).allow_burst(BURST)), groups: Mutex::default() }
+        Refused {
+            rate: RateLimiter::direct(Quota::per_second(PER_SECOND).allow_burst(BURST)),
+            groups: Mutex::default(),
+        }
     }
 }
 
@@ -57,7 +60,9 @@ impl Refused {
         metrics.coalesced.inc();
         let mut groups = self.lock();
         let group = groups.entry(record.code.unwrap_or("none")).or_default();
-        let (shared, count, _) = group.open.get_or_insert_with(|| (Box::new(record.clone()), 0, Instant::now()));
+        let (shared, count, _) = group
+            .open
+            .get_or_insert_with(|| (Box::new(record.clone()), 0, Instant::now()));
         *count += 1;
         // What they do not have in common is not said of them.
         if shared.provider != record.provider {
@@ -76,13 +81,21 @@ impl Refused {
         let now = Instant::now();
         let due = |group: &Group| {
             let recent = group.written.is_some_and(|at| now - at < INTERVAL);
-            group.open.as_ref().is_some_and(|(_, _, since)| closing || (now - *since >= SOON && !recent))
+            group
+                .open
+                .as_ref()
+                .is_some_and(|(_, _, since)| closing || (now - *since >= SOON && !recent))
         };
         let mut groups = self.lock();
         let ready = groups.values_mut().filter(|g| due(g)).filter_map(|group| {
             group.written = Some(now);
             group.open.take()
         });
-        ready.map(|(record, count, _)| Record { count: Some(count), ..*record }).collect()
+        ready
+            .map(|(record, count, _)| Record {
+                count: Some(count),
+                ..*record
+            })
+            .collect()
     }
 }

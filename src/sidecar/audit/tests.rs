@@ -6,7 +6,14 @@ use crate::sidecar::ledger::{State, grant_id};
 use crate::sidecar::limit::{Ledger, Limits};
 
 fn config(dir: &Path) -> AuditConfig {
-    AuditConfig { file: Some(dir.join("a.jsonl")), max_bytes: 1 << 20, keep: 3, keep_days: 30, signing_key: None, state: Some(dir.join("s.state.json")) }
+    AuditConfig {
+        file: Some(dir.join("a.jsonl")),
+        max_bytes: 1 << 20,
+        keep: 3,
+        keep_days: 30,
+        signing_key: None,
+        state: Some(dir.join("s.state.json")),
+    }
 }
 
 fn open(config: &AuditConfig) -> Result<(Audit, Writer), String> {
@@ -14,12 +21,19 @@ fn open(config: &AuditConfig) -> Result<(Audit, Writer), String> {
 }
 
 fn lines(path: &Path) -> Vec<serde_json::Value> {
-    std::fs::read_to_string(path).unwrap_or_default().lines().map(|l| serde_json::from_str(l).unwrap()).collect()
+    std::fs::read_to_string(path)
+        .unwrap_or_default()
+        .lines()
+        .map(|l| serde_json::from_str(l).unwrap())
+        .collect()
 }
 
 /// Every record of the chain, the oldest first.
 fn everything(config: &AuditConfig) -> Vec<serde_json::Value> {
-    file::all(config.file.as_ref().unwrap()).iter().flat_map(|f| lines(f)).collect()
+    file::all(config.file.as_ref().unwrap())
+        .iter()
+        .flat_map(|f| lines(f))
+        .collect()
 }
 
 /// The first break, which there must be.
@@ -56,7 +70,10 @@ fn every_entry_is_one_line_whatever_becomes_of_it() {
     let mut e = audit.entry();
     e.record.model_requested = Some("\u{1b}[31m\n\"x".into());
     drop(e);
-    assert!(open(&config).is_err(), "a second sidecar must not share the file");
+    assert!(
+        open(&config).is_err(),
+        "a second sidecar must not share the file"
+    );
     close(writer);
     let all = everything(&config);
     assert_eq!(all.len(), 2);
@@ -81,7 +98,10 @@ fn half_a_record_is_cut_off_at_start() {
 #[test]
 fn the_chain_goes_on_over_rotations_and_restarts() {
     let dir = tempfile::tempdir().unwrap();
-    let config = AuditConfig { max_bytes: 4096, ..config(dir.path()) };
+    let config = AuditConfig {
+        max_bytes: 4096,
+        ..config(dir.path())
+    };
     for _ in 0..12 {
         let (audit, writer) = open(&config).unwrap();
         for _ in 0..3 {
@@ -91,14 +111,22 @@ fn the_chain_goes_on_over_rotations_and_restarts() {
     }
     let whole = verified(&config);
     assert_eq!((whole.records, whole.first, whole.last), (36, 1, 36));
-    assert!(whole.files > config.keep as usize + 1, "none is deleted before it is old enough");
+    assert!(
+        whole.files > config.keep as usize + 1,
+        "none is deleted before it is old enough"
+    );
     assert!(config.file.unwrap().metadata().unwrap().len() <= 4096);
 }
 
 #[test]
 fn files_that_are_old_enough_are_deleted_beyond_the_number_to_keep() {
     let dir = tempfile::tempdir().unwrap();
-    let config = AuditConfig { max_bytes: 4096, keep: 2, keep_days: 1, ..config(dir.path()) };
+    let config = AuditConfig {
+        max_bytes: 4096,
+        keep: 2,
+        keep_days: 1,
+        ..config(dir.path())
+    };
     let (audit, writer) = open(&config).unwrap();
     let path = config.file.clone().unwrap();
     let file = |n: u32| PathBuf::from(format!("{}.{n}", path.display()));
@@ -110,7 +138,12 @@ fn files_that_are_old_enough_are_deleted_beyond_the_number_to_keep() {
     assert!(before > 4);
     let old = std::time::SystemTime::now() - Duration::from_secs(90_000);
     for n in 1..before as u32 {
-        std::fs::File::options().write(true).open(file(n)).unwrap().set_modified(old).unwrap();
+        std::fs::File::options()
+            .write(true)
+            .open(file(n))
+            .unwrap()
+            .set_modified(old)
+            .unwrap();
     }
     for n in 60..80 {
         drop(audit.entry());
@@ -139,9 +172,15 @@ fn a_change_or_a_missing_record_is_named() {
     };
     let all: Vec<&str> = whole.lines().collect();
     let changed = broken(whole.replacen("\"decision\":\"deny\"", "\"decision\":\"allow\"", 3));
-    assert_eq!(changed.line, 2, "the record behind the first changed one shows it");
+    assert_eq!(
+        changed.line, 2,
+        "the record behind the first changed one shows it"
+    );
     let missing = broken([all[0], all[1], all[3], all[4], ""].join("\n"));
-    assert!(missing.line == 3 && missing.why.contains("missing"), "{missing}");
+    assert!(
+        missing.line == 3 && missing.why.contains("missing"),
+        "{missing}"
+    );
     let swapped = broken([all[0], all[2], all[1], all[3], all[4], ""].join("\n"));
     assert_eq!(swapped.line, 2);
     assert!(broken("nonsense\n".into()).why.contains("not a record"));
@@ -157,13 +196,21 @@ fn records_that_were_cut_off_at_the_end_are_missed_by_the_next_process() {
         drop(audit.entry());
     }
     close(writer);
-    let kept: String = std::fs::read_to_string(&path).unwrap().lines().take(2).map(|l| format!("{l}\n")).collect();
+    let kept: String = std::fs::read_to_string(&path)
+        .unwrap()
+        .lines()
+        .take(2)
+        .map(|l| format!("{l}\n"))
+        .collect();
     std::fs::write(&path, kept).unwrap();
     let (audit, writer) = open(&config).unwrap();
     drop(audit.entry());
     close(writer);
     let found = first_break(&path, None);
-    assert!(found.line == 3 && found.why.contains("record 5 follows record 2"), "{found}");
+    assert!(
+        found.line == 3 && found.why.contains("record 5 follows record 2"),
+        "{found}"
+    );
 }
 
 #[test]
@@ -173,7 +220,10 @@ fn a_signed_chain_is_verified_by_its_public_key() {
     let pair = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
     std::fs::write(&key, pair.serialize_pem()).unwrap();
     let public = chain::SigningKey::read(&key).unwrap().public().to_vec();
-    let config = AuditConfig { signing_key: Some(key), ..config(dir.path()) };
+    let config = AuditConfig {
+        signing_key: Some(key),
+        ..config(dir.path())
+    };
     for _ in 0..2 {
         let (audit, writer) = open(&config).unwrap();
         drop(audit.entry());
@@ -181,12 +231,29 @@ fn a_signed_chain_is_verified_by_its_public_key() {
     }
     let path = config.file.clone().unwrap();
     assert_eq!(verify::verify(&path, Some(&public)).unwrap().checkpoints, 2);
-    let unsigned: String = std::fs::read_to_string(&path).unwrap().lines().filter(|l| !l.contains("checkpoint")).take(1).map(|l| format!("{l}\n")).collect();
+    let unsigned: String = std::fs::read_to_string(&path)
+        .unwrap()
+        .lines()
+        .filter(|l| !l.contains("checkpoint"))
+        .take(1)
+        .map(|l| format!("{l}\n"))
+        .collect();
     let forged = dir.path().join("forged.jsonl");
     std::fs::write(&forged, unsigned).unwrap();
-    assert!(first_break(&forged, Some(&public)).why.contains("no signed checkpoint"));
-    assert!(matches!(verify::verify(&dir.path().join("none"), None), Err(NotVerified::Unreadable { .. })));
-    assert!(first_break(&path, Some(&[7; 32])).why.contains("does not match"));
+    assert!(
+        first_break(&forged, Some(&public))
+            .why
+            .contains("no signed checkpoint")
+    );
+    assert!(matches!(
+        verify::verify(&dir.path().join("none"), None),
+        Err(NotVerified::Unreadable { .. })
+    ));
+    assert!(
+        first_break(&path, Some(&[7; 32]))
+            .why
+            .contains("does not match")
+    );
 }
 
 #[test]
@@ -205,14 +272,20 @@ fn a_file_that_was_removed_is_restored_and_one_that_was_moved_is_begun_anew() {
     until("a new file", || path.exists());
     drop(audit.entry());
     close(writer);
-    assert_eq!((lines(&dir.path().join("taken")).len(), lines(&path).len()), (2, 1));
+    assert_eq!(
+        (lines(&dir.path().join("taken")).len(), lines(&path).len()),
+        (2, 1)
+    );
 }
 
 #[test]
 fn a_disk_that_fails_closes_the_door_and_opens_it_again() {
     // A directory in the way of the new file: rotation fails as a full disk would.
     let dir = tempfile::tempdir().unwrap();
-    let config = AuditConfig { max_bytes: 4096, ..config(dir.path()) };
+    let config = AuditConfig {
+        max_bytes: 4096,
+        ..config(dir.path())
+    };
     let path = config.file.clone().unwrap();
     let (audit, writer) = open(&config).unwrap();
     let blocked = path.with_extension("next");
@@ -240,7 +313,11 @@ fn refused_requests_share_records_beyond_a_rate() {
     const REFUSED: usize = 20_000;
     for i in 0..REFUSED {
         let mut entry = audit.entry();
-        entry.record.code = Some(if i % 2 == 0 { "scope_denied" } else { "route_denied" });
+        entry.record.code = Some(if i % 2 == 0 {
+            "scope_denied"
+        } else {
+            "route_denied"
+        });
         entry.record.status = Some(403);
         let _ = entry.is_told_apart();
     }
@@ -248,8 +325,15 @@ fn refused_requests_share_records_beyond_a_rate() {
     let all = everything(&config);
     assert!(all.len() < 1100, "{} records", all.len());
     assert!(all.iter().any(|r| r["code"] == "marker"));
-    let counted: u64 = all.iter().filter(|r| r["code"] != "marker").map(|r| r["count"].as_u64().unwrap_or(1)).sum();
-    assert_eq!(counted as usize, REFUSED, "each is in a record, or counted in one");
+    let counted: u64 = all
+        .iter()
+        .filter(|r| r["code"] != "marker")
+        .map(|r| r["count"].as_u64().unwrap_or(1))
+        .sum();
+    assert_eq!(
+        counted as usize, REFUSED,
+        "each is in a record, or counted in one"
+    );
 }
 
 #[test]
@@ -258,7 +342,13 @@ fn what_was_let_in_shares_no_record_and_leaves_no_note() {
     let config = config(dir.path());
     let (audit, writer) = open(&config).unwrap();
     let ledger = Ledger::new(&State::default(), Some("ses"));
-    let limiter = ledger.limiter("ai.x", &Limits { tokens_per_day: Some(1_000_000), ..Limits::default() });
+    let limiter = ledger.limiter(
+        "ai.x",
+        &Limits {
+            tokens_per_day: Some(1_000_000),
+            ..Limits::default()
+        },
+    );
     // A flood of refusals, and then requests that are let in and fail.
     for _ in 0..2000 {
         let _ = audit.entry().is_told_apart();
@@ -272,14 +362,23 @@ fn what_was_let_in_shares_no_record_and_leaves_no_note() {
     }
     close(writer);
     let again = recover(&config).unwrap();
-    assert_eq!((again.unknown.len(), again.state.grants[&grant_id("ai.x")].tokens), (0, 50));
+    assert_eq!(
+        (
+            again.unknown.len(),
+            again.state.grants[&grant_id("ai.x")].tokens
+        ),
+        (0, 50)
+    );
 }
 
 #[test]
 fn what_was_under_way_stands_as_unknown_and_is_charged_by_its_hold() {
     let dir = tempfile::tempdir().unwrap();
     let config = config(dir.path());
-    let limits = Limits { tokens_per_day: Some(1000), ..Limits::default() };
+    let limits = Limits {
+        tokens_per_day: Some(1000),
+        ..Limits::default()
+    };
     let (audit, writer) = open(&config).unwrap();
     let ledger = Ledger::new(&State::default(), Some("ses"));
     let limiter = ledger.limiter("ai.x", &limits);
@@ -306,13 +405,24 @@ fn what_was_under_way_stands_as_unknown_and_is_charged_by_its_hold() {
     drop(under_way);
     close(writer);
 
-    let killed = AuditConfig { file: Some(copy.path().join("a.jsonl")), state: Some(copy.path().join("s.state.json")), ..config };
+    let killed = AuditConfig {
+        file: Some(copy.path().join("a.jsonl")),
+        state: Some(copy.path().join("s.state.json")),
+        ..config
+    };
     let recovered = recover(&killed).unwrap();
-    assert_eq!(recovered.state.grants[&grant_id("ai.x")].tokens, 37, "7 of the first, and all that the second held");
+    assert_eq!(
+        recovered.state.grants[&grant_id("ai.x")].tokens,
+        37,
+        "7 of the first, and all that the second held"
+    );
     let (_, writer) = Audit::open(&killed, recovered, "ses", Arc::default()).unwrap();
     close(writer);
     let all = everything(&killed);
-    assert_eq!((all.len(), &all[1]["code"], &all[1]["charged"]["tokens"]), (2, &"unknown".into(), &30.into()));
+    assert_eq!(
+        (all.len(), &all[1]["code"], &all[1]["charged"]["tokens"]),
+        (2, &"unknown".into(), &30.into())
+    );
     assert_eq!(all[1]["request_id"], *id);
     assert_eq!(verified(&killed).records, 2);
     // Another start finds nothing more to do.

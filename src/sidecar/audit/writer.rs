@@ -39,7 +39,9 @@ impl Writer {
     pub fn close(mut self, limit: Duration) {
         self.shared.lock().closing = true;
         self.shared.wake.notify_all();
-        let Some(thread) = self.thread.take() else { return };
+        let Some(thread) = self.thread.take() else {
+            return;
+        };
         let until = Instant::now() + limit;
         while !thread.is_finished() && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(5));
@@ -89,13 +91,26 @@ pub struct Writing {
 }
 
 impl Writing {
-    pub fn open(config: &AuditConfig, recovered: Recovered, session: &str) -> Result<Writing, String> {
+    pub fn open(
+        config: &AuditConfig,
+        recovered: Recovered,
+        session: &str,
+    ) -> Result<Writing, String> {
         let sink = match &config.file {
             Some(path) => Sink::File(AuditFile::open(path, config)?),
             None => Sink::Stdout,
         };
-        let key = config.signing_key.as_deref().map(SigningKey::read).transpose()?;
-        let Recovered { mut state, head, unknown, notes } = recovered;
+        let key = config
+            .signing_key
+            .as_deref()
+            .map(SigningKey::read)
+            .transpose()?;
+        let Recovered {
+            mut state,
+            head,
+            unknown,
+            notes,
+        } = recovered;
         state.enter(session);
         Ok(Writing {
             sink,
@@ -117,7 +132,9 @@ impl Writing {
     pub fn begin(&mut self) -> Result<Option<Notes>, String> {
         let cannot = |e: std::io::Error| e.to_string();
         let (mut head, mut lines) = (self.head.clone(), Vec::new());
-        self.unknown.drain(..).for_each(|record| head.append(&record, &mut lines));
+        self.unknown
+            .drain(..)
+            .for_each(|record| head.append(&record, &mut lines));
         if !lines.is_empty() {
             self.sink.write(&lines).map_err(cannot)?;
         }
@@ -127,15 +144,27 @@ impl Writing {
             if let Some(dir) = path.parent() {
                 std::fs::create_dir_all(dir).map_err(cannot)?;
             }
-            self.state.write(path).map_err(|e| format!("`{}`: {e}", path.display()))?;
+            self.state
+                .write(path)
+                .map_err(|e| format!("`{}`: {e}", path.display()))?;
         }
-        self.notes.as_deref().map(Notes::create).transpose().map_err(cannot)
+        self.notes
+            .as_deref()
+            .map(Notes::create)
+            .transpose()
+            .map_err(cannot)
     }
 
     pub fn start(mut self, shared: Arc<Shared>, metrics: Arc<Metrics>) -> Result<Writer, String> {
         let ours = shared.clone();
-        let thread = std::thread::Builder::new().name("audit".into()).spawn(move || self.run(&ours, &metrics)).map_err(|e| e.to_string())?;
-        Ok(Writer { shared, thread: Some(thread) })
+        let thread = std::thread::Builder::new()
+            .name("audit".into())
+            .spawn(move || self.run(&ours, &metrics))
+            .map_err(|e| e.to_string())?;
+        Ok(Writer {
+            shared,
+            thread: Some(thread),
+        })
     }
 
     fn run(&mut self, shared: &Shared, metrics: &Metrics) {
@@ -145,7 +174,9 @@ impl Writing {
             self.tick(shared, closing);
             if !batch.1.is_empty() {
                 self.write_out(shared, &batch, &mut lines, closing);
-                shared.written.fetch_add(batch.1.len() as u64, Ordering::Relaxed);
+                shared
+                    .written
+                    .fetch_add(batch.1.len() as u64, Ordering::Relaxed);
                 batch.0.clear();
                 batch.1.clear();
             }
@@ -167,7 +198,11 @@ impl Writing {
         let mut waiting = shared.lock();
         if waiting.bytes.is_empty() && !waiting.closing {
             let soon = if self.dirty { SAVE } else { TICK };
-            waiting = shared.wake.wait_timeout(waiting, soon).unwrap_or_else(PoisonError::into_inner).0;
+            waiting = shared
+                .wake
+                .wait_timeout(waiting, soon)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
         }
         if !waiting.closing && !waiting.bytes.is_empty() {
             drop(waiting);
@@ -195,14 +230,24 @@ impl Writing {
         if let Sink::File(file) = &mut self.sink {
             match file.watch() {
                 Ok(Watched::InPlace) => {}
-                Ok(Watched::Restored) => tracing::error!("the audit file was removed; its records are written to a new one"),
-                Ok(Watched::Moved) => tracing::warn!("the audit file was moved; a new one is begun"),
+                Ok(Watched::Restored) => tracing::error!(
+                    "the audit file was removed; its records are written to a new one"
+                ),
+                Ok(Watched::Moved) => {
+                    tracing::warn!("the audit file was moved; a new one is begun")
+                }
                 Err(e) => fail(shared, &e),
             }
         }
     }
 
-    fn write_out(&mut self, shared: &Shared, batch: &(Vec<u8>, Vec<Mark>), lines: &mut Vec<u8>, closing: bool) {
+    fn write_out(
+        &mut self,
+        shared: &Shared,
+        batch: &(Vec<u8>, Vec<Mark>),
+        lines: &mut Vec<u8>,
+        closing: bool,
+    ) {
         let (mut head, mut from) = (self.head.clone(), 0);
         lines.clear();
         for mark in &batch.1 {
@@ -232,7 +277,10 @@ impl Writing {
             fail(shared, &e);
             tries += 1;
             if (closing || shared.lock().closing) && tries > 3 {
-                tracing::error!(bytes = lines.len(), "audit records could not be written before the process ended");
+                tracing::error!(
+                    bytes = lines.len(),
+                    "audit records could not be written before the process ended"
+                );
                 return false;
             }
             std::thread::sleep(RETRY);
@@ -285,7 +333,9 @@ impl Writing {
                 self.dirty = false;
                 self.release(shared);
             }
-            Err(e) => tracing::error!(error = %e, file = %path.display(), "spent budgets cannot be saved"),
+            Err(e) => {
+                tracing::error!(error = %e, file = %path.display(), "spent budgets cannot be saved")
+            }
         }
     }
 }

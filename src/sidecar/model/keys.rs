@@ -75,8 +75,9 @@ pub(super) enum KeyRole {
 }
 
 use KeyRole::{
-    AllowedModels, Chooses, Container, Copies, Format, Generation, Geography, MaxOutput, Model, Models, MultiAgent, NetworkPolicy, Reads, Server, SkillId,
-    Speed, Stored, StoredObject, StoredText, Thread, Tier,
+    AllowedModels, Chooses, Container, Copies, Format, Generation, Geography, MaxOutput, Model,
+    Models, MultiAgent, NetworkPolicy, Reads, Server, SkillId, Speed, Stored, StoredObject,
+    StoredText, Thread, Tier,
 };
 
 /// Keys that decide at any depth. A second one in the same object, or one that only a lenient
@@ -147,7 +148,12 @@ pub(super) const OPAQUE: &[&str] = &[
 ];
 
 /// The user's content below the top level.
-pub(super) const CONTENT: &[&str] = &["content", "contents", "systemInstruction", "system_instruction"];
+pub(super) const CONTENT: &[&str] = &[
+    "content",
+    "contents",
+    "systemInstruction",
+    "system_instruction",
+];
 
 /// A key that decides: where it stands in the table, and what it means.
 #[derive(Debug, Clone, Copy)]
@@ -164,17 +170,22 @@ struct Possible([u32; 32]);
 impl Possible {
     fn place(name: &str) -> Option<(usize, u32)> {
         let first = name.bytes().next()?.to_ascii_lowercase();
-        first.is_ascii_lowercase().then(|| (name.len(), 1 << (first - b'a')))
+        first
+            .is_ascii_lowercase()
+            .then(|| (name.len(), 1 << (first - b'a')))
     }
 
     fn add(&mut self, name: &str) {
-        if let Some((slot, bit)) = Possible::place(name).and_then(|(len, bit)| Some((self.0.get_mut(len)?, bit))) {
+        if let Some((slot, bit)) =
+            Possible::place(name).and_then(|(len, bit)| Some((self.0.get_mut(len)?, bit)))
+        {
             *slot |= bit;
         }
     }
 
     fn holds(&self, name: &str) -> bool {
-        Possible::place(name).is_some_and(|(len, bit)| self.0.get(len).is_some_and(|slot| slot & bit != 0))
+        Possible::place(name)
+            .is_some_and(|(len, bit)| self.0.get(len).is_some_and(|slot| slot & bit != 0))
     }
 }
 
@@ -188,15 +199,33 @@ struct Tables {
 }
 
 static TABLES: LazyLock<Tables> = LazyLock::new(|| {
-    let deciding = || DECIDING.iter().enumerate().map(|(i, (name, role))| Deciding { index: i as u32, name, role: *role });
+    let deciding = || {
+        DECIDING
+            .iter()
+            .enumerate()
+            .map(|(i, (name, role))| Deciding {
+                index: i as u32,
+                name,
+                role: *role,
+            })
+    };
     let mut possible = Possible::default();
-    DECIDING.iter().chain(SPENDING).for_each(|(name, _)| possible.add(name));
+    DECIDING
+        .iter()
+        .chain(SPENDING)
+        .for_each(|(name, _)| possible.add(name));
     Tables {
         possible,
         exact: deciding().map(|d| (d.name, d)).collect(),
-        folded: deciding().map(|d| (d.name.to_ascii_lowercase(), d)).collect(),
+        folded: deciding()
+            .map(|d| (d.name.to_ascii_lowercase(), d))
+            .collect(),
         spending: SPENDING.iter().copied().collect(),
-        longest: DECIDING.iter().map(|(name, _)| name.len()).max().unwrap_or(0),
+        longest: DECIDING
+            .iter()
+            .map(|(name, _)| name.len())
+            .max()
+            .unwrap_or(0),
     }
 });
 
@@ -204,11 +233,19 @@ static TABLES: LazyLock<Tables> = LazyLock::new(|| {
 pub(super) const COUNT: u32 = DECIDING.len() as u32;
 
 pub(super) fn deciding(name: &str) -> Option<Deciding> {
-    TABLES.possible.holds(name).then(|| TABLES.exact.get(name).copied()).flatten()
+    TABLES
+        .possible
+        .holds(name)
+        .then(|| TABLES.exact.get(name).copied())
+        .flatten()
 }
 
 pub(super) fn spending(name: &str) -> Option<KeyRole> {
-    TABLES.possible.holds(name).then(|| TABLES.spending.get(name).copied()).flatten()
+    TABLES
+        .possible
+        .holds(name)
+        .then(|| TABLES.spending.get(name).copied())
+        .flatten()
 }
 
 /// The key that a lenient parser would take `name` for, if `name` is not that key itself.
@@ -217,19 +254,34 @@ pub(super) fn twin(name: &str) -> Option<&'static str> {
         return None;
     }
     if !name.is_ascii() {
-        return folds_to_ascii(name).then(|| TABLES.folded.get(&fold(name))).flatten().map(|d| d.name);
+        return folds_to_ascii(name)
+            .then(|| TABLES.folded.get(&fold(name)))
+            .flatten()
+            .map(|d| d.name);
     }
     let mut lower = [0u8; 32];
-    let lower = lower.get_mut(..name.len()).filter(|_| name.len() <= TABLES.longest)?;
+    let lower = lower
+        .get_mut(..name.len())
+        .filter(|_| name.len() <= TABLES.longest)?;
     lower.copy_from_slice(name.as_bytes());
     lower.make_ascii_lowercase();
-    std::str::from_utf8(lower).ok().and_then(|lower| TABLES.folded.get(lower)).map(|d| d.name)
+    std::str::from_utf8(lower)
+        .ok()
+        .and_then(|lower| TABLES.folded.get(lower))
+        .map(|d| d.name)
 }
 
 /// Could the name be one of our keys without case and compatibility characters? Most names in
 /// other scripts are told by their first letter.
 fn folds_to_ascii(name: &str) -> bool {
-    let ascii = |c: char| c.is_ascii() || std::iter::once(c).nfkc().flat_map(char::to_uppercase).flat_map(char::to_lowercase).all(|c| c.is_ascii());
+    let ascii = |c: char| {
+        c.is_ascii()
+            || std::iter::once(c)
+                .nfkc()
+                .flat_map(char::to_uppercase)
+                .flat_map(char::to_lowercase)
+                .all(|c| c.is_ascii())
+    };
     name.len() <= 8 * TABLES.longest && name.chars().all(ascii)
 }
 
@@ -239,7 +291,11 @@ pub(super) fn fold(name: &str) -> String {
     if name.is_ascii() {
         return name.to_ascii_lowercase();
     }
-    name.nfkc().flat_map(char::to_uppercase).flat_map(char::to_lowercase).nfkc().collect()
+    name.nfkc()
+        .flat_map(char::to_uppercase)
+        .flat_map(char::to_lowercase)
+        .nfkc()
+        .collect()
 }
 
 #[cfg(test)]
@@ -252,15 +308,33 @@ mod tests {
         assert_eq!(TABLES.exact.len(), DECIDING.len());
         assert!(TABLES.longest < TABLES.possible.0.len());
         for (name, _) in DECIDING {
-            assert!(spending(name).is_none() && !OPAQUE.contains(name) && !CONTENT.contains(name), "{name}");
-            assert!(deciding(name).is_some() && twin(&name.to_uppercase()).is_some(), "{name}");
+            assert!(
+                spending(name).is_none() && !OPAQUE.contains(name) && !CONTENT.contains(name),
+                "{name}"
+            );
+            assert!(
+                deciding(name).is_some() && twin(&name.to_uppercase()).is_some(),
+                "{name}"
+            );
         }
     }
 
     #[test]
     fn keys_that_only_a_lenient_parser_equates_are_found() {
-        for odd in ["Model", "MODEL", "ⓜodel", "ℳodel", "MODEℓ", "𝐦odel", "ｍodel", "fallback\u{17f}", "mcpservers", "MCPSERVERS", "server_URL", "FileUri"]
-        {
+        for odd in [
+            "Model",
+            "MODEL",
+            "ⓜodel",
+            "ℳodel",
+            "MODEℓ",
+            "𝐦odel",
+            "ｍodel",
+            "fallback\u{17f}",
+            "mcpservers",
+            "MCPSERVERS",
+            "server_URL",
+            "FileUri",
+        ] {
             assert!(twin(odd).is_some(), "{odd}");
         }
         for plain in ["tool", "modeling", "temperature", "naïve", "größe"] {

@@ -58,7 +58,8 @@ pub struct CostFacts {
 impl CostFacts {
     /// The most output tokens of all the replies that it asks for.
     pub fn most_output(&self) -> Option<u64> {
-        self.max_output.map(|each| each.saturating_mul(self.copies.max(1)))
+        self.max_output
+            .map(|each| each.saturating_mul(self.copies.max(1)))
     }
 }
 
@@ -102,7 +103,10 @@ impl RequestFacts {
     /// Part of the input is not in the body, so it is counted as the model's whole context: it is
     /// kept at the provider, or stands where its size cannot be seen.
     pub fn may_fill_context(&self) -> bool {
-        self.cost.unseen || self.features.contains(&Feature::StoredObjects) || self.thread || !self.references.is_empty()
+        self.cost.unseen
+            || self.features.contains(&Feature::StoredObjects)
+            || self.thread
+            || !self.references.is_empty()
     }
 
     fn feature(&mut self, feature: Feature) {
@@ -119,7 +123,10 @@ pub fn is_id_byte(b: u8) -> bool {
 /// The ids that providers use; nothing that could be read as a path, a list or a glob. `#` leads
 /// to a deployment of Fireworks.
 pub fn is_id(s: &str) -> bool {
-    (1..=256).contains(&s.len()) && s.bytes().all(|b| is_id_byte(b) || b == b'#') && !s.contains("..") && !s.contains("//")
+    (1..=256).contains(&s.len())
+        && s.bytes().all(|b| is_id_byte(b) || b == b'#')
+        && !s.contains("..")
+        && !s.contains("//")
 }
 
 /// Reads what the request asks for.
@@ -138,15 +145,32 @@ pub async fn read(route: &Route, body: &BufferedBody) -> Result<RequestFacts, De
             let path = route.model().unwrap_or_default();
             let strip = |m: String| m.strip_prefix("models/").map(str::to_owned).unwrap_or(m);
             if let Some(main) = facts.main.take().map(strip).filter(|m| m != path) {
-                return Err(doubt(format!("the path names model `{path}`, the body `{main}`")));
+                return Err(doubt(format!(
+                    "the path names model `{path}`, the body `{main}`"
+                )));
             }
-            facts.extra = facts.extra.into_iter().map(strip).filter(|m| m != path).collect();
+            facts.extra = facts
+                .extra
+                .into_iter()
+                .map(strip)
+                .filter(|m| m != path)
+                .collect();
             facts.main = Some(path.to_owned());
         }
-        ModelPlace::BodyOrFirst if facts.main.is_none() && !facts.extra.is_empty() => facts.main = Some(facts.extra.remove(0)),
+        ModelPlace::BodyOrFirst if facts.main.is_none() && !facts.extra.is_empty() => {
+            facts.main = Some(facts.extra.remove(0))
+        }
         // An agent that is kept at the provider brings its own model.
-        ModelPlace::BodyOrAgent if facts.main.is_none() && facts.features.contains(&Feature::StoredObjects) => facts.any = true,
-        ModelPlace::Body | ModelPlace::BodyOrFirst | ModelPlace::BodyOrAgent if facts.main.is_none() => return Err(doubt("`model` is missing".into())),
+        ModelPlace::BodyOrAgent
+            if facts.main.is_none() && facts.features.contains(&Feature::StoredObjects) =>
+        {
+            facts.any = true
+        }
+        ModelPlace::Body | ModelPlace::BodyOrFirst | ModelPlace::BodyOrAgent
+            if facts.main.is_none() =>
+        {
+            return Err(doubt("`model` is missing".into()));
+        }
         ModelPlace::Body | ModelPlace::BodyOrFirst | ModelPlace::BodyOrAgent => {}
     }
     if let Some(odd) = facts.models().find(|m| !is_id(m)) {
@@ -156,14 +180,21 @@ pub async fn read(route: &Route, body: &BufferedBody) -> Result<RequestFacts, De
 }
 
 fn doubt(what: String) -> Denial {
-    Denial::new(Code::BadRequest, format!("cannot determine the model of this request: {what}"))
+    Denial::new(
+        Code::BadRequest,
+        format!("cannot determine the model of this request: {what}"),
+    )
 }
 
 /// What is walked before others have their turn: some 50 µs of prose, 1 ms of keys.
 const TURN: usize = 128 * 1024;
 
 /// Walks the whole body, and gives the thread back on the way.
-async fn walk(rules: &'static BodyRules, body: &BufferedBody, stream: StreamBy) -> Result<RequestFacts, Denial> {
+async fn walk(
+    rules: &'static BodyRules,
+    body: &BufferedBody,
+    stream: StreamBy,
+) -> Result<RequestFacts, Denial> {
     let mut scanner = Scanner::new(rules, stream);
     let mut parser = Parser::new();
     let mut parsed = Ok(());
@@ -185,7 +216,10 @@ async fn walk(rules: &'static BodyRules, body: &BufferedBody, stream: StreamBy) 
     }
     let parsed = parsed.and_then(|()| parser.finish(&mut |e: Event<'_>| scanner.event(e)));
     if let Err(e) = parsed {
-        return Err(Denial::new(Code::BadRequest, format!("the request body is not JSON: {e}")));
+        return Err(Denial::new(
+            Code::BadRequest,
+            format!("the request body is not JSON: {e}"),
+        ));
     }
     match scanner.fault {
         Some(fault) => Err(doubt(fault)),
@@ -201,16 +235,37 @@ mod tests {
     use crate::sidecar::provider::{anthropic, google, openai};
 
     fn walk_in(body: &str, rules: &'static BodyRules) -> Result<RequestFacts, Denial> {
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        let walk = |pieces| runtime.block_on(super::walk(rules, &BufferedBody::of(pieces), StreamBy::Flag));
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        let walk = |pieces| {
+            runtime.block_on(super::walk(
+                rules,
+                &BufferedBody::of(pieces),
+                StreamBy::Flag,
+            ))
+        };
         let whole = walk(vec![Bytes::from(body.to_owned())]);
-        let split = walk(body.as_bytes().chunks(1).map(Bytes::copy_from_slice).collect());
+        let split = walk(
+            body.as_bytes()
+                .chunks(1)
+                .map(Bytes::copy_from_slice)
+                .collect(),
+        );
         assert_eq!(whole.as_ref().ok(), split.as_ref().ok());
         whole
     }
 
-    fn body_of(provider: &'static crate::sidecar::provider::registry::Provider, endpoint: &str) -> &'static BodyRules {
-        provider.endpoints.iter().find(|e| e.name == endpoint).unwrap().body
+    fn body_of(
+        provider: &'static crate::sidecar::provider::registry::Provider,
+        endpoint: &str,
+    ) -> &'static BodyRules {
+        provider
+            .endpoints
+            .iter()
+            .find(|e| e.name == endpoint)
+            .unwrap()
+            .body
     }
 
     #[test]
@@ -224,7 +279,11 @@ mod tests {
         .unwrap();
         assert_eq!(asked.models().collect::<Vec<_>>(), ["a", "b", "c", "d"]);
         assert!(asked.stream && !asked.any);
-        assert!(walk_in(r#"{"model":"a","fallbacks":"default"}"#, messages).unwrap().any);
+        assert!(
+            walk_in(r#"{"model":"a","fallbacks":"default"}"#, messages)
+                .unwrap()
+                .any
+        );
         let responses = body_of(&openai::PROVIDER, "responses");
         let asked = walk_in(r#"{"model":"a","input":[{"type":"additional_tools","tools":[{"type":"image_generation","model":"b"}]},{"model":"not","content":[{"model":"not"}]}]}"#, responses).unwrap();
         assert_eq!(asked.models().collect::<Vec<_>>(), ["a", "b"]);
@@ -264,13 +323,24 @@ mod tests {
     fn restricted_features_count_only_when_used() {
         let messages = body_of(&anthropic::PROVIDER, "messages");
         let features = |b: &str| walk_in(b, messages).unwrap().features;
-        assert_eq!(features(r#"{"model":"a","mcp_servers":[],"container":null}"#), []);
-        assert_eq!(features(r#"{"model":"a","mcp_servers":[{"url":"x"}],"container":"c"}"#), [Feature::McpServers, Feature::StoredObjects]);
+        assert_eq!(
+            features(r#"{"model":"a","mcp_servers":[],"container":null}"#),
+            []
+        );
+        assert_eq!(
+            features(r#"{"model":"a","mcp_servers":[{"url":"x"}],"container":"c"}"#),
+            [Feature::McpServers, Feature::StoredObjects]
+        );
         let responses = body_of(&openai::PROVIDER, "responses");
         let features = |b: &str| walk_in(b, responses).unwrap().features;
-        assert_eq!(features(r#"{"model":"a","background":false,"previous_response_id":null}"#), []);
         assert_eq!(
-            features(r#"{"model":"a","background":true,"tools":[{"type":"mcp","server_url":"https://x"}]}"#),
+            features(r#"{"model":"a","background":false,"previous_response_id":null}"#),
+            []
+        );
+        assert_eq!(
+            features(
+                r#"{"model":"a","background":true,"tools":[{"type":"mcp","server_url":"https://x"}]}"#
+            ),
             [Feature::Background, Feature::McpServers]
         );
     }

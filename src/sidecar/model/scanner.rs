@@ -33,7 +33,17 @@ const CONTENT_TOOLS: &[&str] = &["definition", "tools"];
 /// Types whose `file_id` repeats what the provider itself said.
 const ECHOES: &[&str] = &["code_execution_output", "bash_code_execution_output"];
 /// Tools of providers that read what is not in the request, by how their types begin.
-const READERS: &[&str] = &["web_search", "web_fetch", "file_search", "code_execution", "code_interpreter", "google_search", "url_context", "shell", "mcp"];
+const READERS: &[&str] = &[
+    "web_search",
+    "web_fetch",
+    "file_search",
+    "code_execution",
+    "code_interpreter",
+    "google_search",
+    "url_context",
+    "shell",
+    "mcp",
+];
 /// Ids of one request's content; none that a person or a CLI made has so many.
 const MAX_IDS: usize = 8_192;
 /// Types of content that are pictures.
@@ -126,7 +136,10 @@ impl Scanner {
             ids: Vec::new(),
             values: 0,
             fault: None,
-            facts: RequestFacts { stream, ..RequestFacts::default() },
+            facts: RequestFacts {
+                stream,
+                ..RequestFacts::default()
+            },
         }
     }
 
@@ -142,25 +155,39 @@ impl Scanner {
         if counts && self.levels.last().is_none_or(|l| l.place == Place::Request) {
             self.values += 1;
             if self.values > MAX_VALUES {
-                self.fail(format!("more than {MAX_VALUES} keys and lists outside its content"));
+                self.fail(format!(
+                    "more than {MAX_VALUES} keys and lists outside its content"
+                ));
                 return Flow::Skip;
             }
         }
-        let inherited = self.levels.last().map_or((KeyRole::Nothing, Place::Request), |l| (KeyRole::Nothing, l.place));
+        let inherited = self
+            .levels
+            .last()
+            .map_or((KeyRole::Nothing, Place::Request), |l| {
+                (KeyRole::Nothing, l.place)
+            });
         let (role, place) = match event {
             // Not consumed: a key comes before its value.
             Event::Key(key) => return self.key(key),
             _ => std::mem::replace(&mut self.next, inherited),
         };
         match event {
-            Event::OpenObject | Event::OpenArray => self.open(role, place, event == Event::OpenObject),
+            Event::OpenObject | Event::OpenArray => {
+                self.open(role, place, event == Event::OpenObject)
+            }
             Event::Close => self.close(),
             Event::String(text) => self.string(self.role_here(role), text),
             Event::Scalar(s) => self.scalar(self.role_here(role), s),
             Event::Key(_) => {}
         }
         // What stands in a list means what the list does.
-        self.next = self.levels.last().map_or((KeyRole::Nothing, Place::Request), |l| (KeyRole::Nothing, l.place));
+        self.next = self
+            .levels
+            .last()
+            .map_or((KeyRole::Nothing, Place::Request), |l| {
+                (KeyRole::Nothing, l.place)
+            });
         Flow::Visit
     }
 
@@ -197,7 +224,9 @@ impl Scanner {
                 self.fail("`models` or `fallbacks` is an object".into());
                 KeyRole::Nothing
             }
-            (KeyRole::Nothing, KeyRole::ToolParameters | KeyRole::ParameterModel) => KeyRole::ToolParameters,
+            (KeyRole::Nothing, KeyRole::ToolParameters | KeyRole::ParameterModel) => {
+                KeyRole::ToolParameters
+            }
             (KeyRole::ParameterModel, _) if object => KeyRole::ToolParameters,
             (KeyRole::Nothing, KeyRole::NetworkPolicy) => KeyRole::NetworkPolicy,
             (KeyRole::Reads, _) => {
@@ -220,18 +249,41 @@ impl Scanner {
                 self.facts.feature(Feature::StoredObjects);
                 KeyRole::Nothing
             }
-            (role @ (KeyRole::Models | KeyRole::AllowedModels | KeyRole::Restricted(_) | KeyRole::ToolParameters), _) => role,
-            (role @ (KeyRole::NetworkPolicy | KeyRole::Container | KeyRole::ParameterModel | KeyRole::MultiAgent | KeyRole::Generation | KeyRole::Svg), _) => {
-                role
-            }
+            (
+                role @ (KeyRole::Models
+                | KeyRole::AllowedModels
+                | KeyRole::Restricted(_)
+                | KeyRole::ToolParameters),
+                _,
+            ) => role,
+            (
+                role @ (KeyRole::NetworkPolicy
+                | KeyRole::Container
+                | KeyRole::ParameterModel
+                | KeyRole::MultiAgent
+                | KeyRole::Generation
+                | KeyRole::Svg),
+                _,
+            ) => role,
             _ => KeyRole::Nothing,
         };
         let ids_from = self.ids.len();
-        self.levels.push(Level { place, role, top: parent.is_none(), list: !object, found: 0, seen: 0, parameters_from: None, ids_from });
+        self.levels.push(Level {
+            place,
+            role,
+            top: parent.is_none(),
+            list: !object,
+            found: 0,
+            seen: 0,
+            parameters_from: None,
+            ids_from,
+        });
     }
 
     fn close(&mut self) {
-        let Some(level) = self.levels.pop() else { return };
+        let Some(level) = self.levels.pop() else {
+            return;
+        };
         let has = |bits: u32| level.found & bits != 0;
         if let Some(from) = level.parameters_from {
             let named = self.parameters.split_off(from.min(self.parameters.len()));
@@ -251,7 +303,10 @@ impl Scanner {
         }
         // An item of the list of the input with an id alone is a reference, too.
         let bare = self.levels.len() == 2 && !(has(found::TYPED) || has(found::ROLE));
-        let refers = self.rules.item_references && (bare || has(found::REFERENCE) || (has(found::NEEDS_PAYLOAD) && !has(found::PAYLOAD)));
+        let refers = self.rules.item_references
+            && (bare
+                || has(found::REFERENCE)
+                || (has(found::NEEDS_PAYLOAD) && !has(found::PAYLOAD)));
         let echoes = has(found::ECHO) && !has(found::OTHER_TYPE);
         for id in self.ids.split_off(level.ids_from.min(self.ids.len())) {
             match id {
@@ -278,7 +333,12 @@ impl Scanner {
     }
 
     fn key(&mut self, key: Text<'_>) -> Flow {
-        let Some(&Level { place, role, top, .. }) = self.levels.last() else { return Flow::Visit };
+        let Some(&Level {
+            place, role, top, ..
+        }) = self.levels.last()
+        else {
+            return Flow::Visit;
+        };
         if let KeyRole::Restricted(feature) = role {
             self.facts.feature(feature);
         }
@@ -290,8 +350,20 @@ impl Scanner {
             return Flow::Skip;
         };
         if in_parameters {
-            let names_model = keys::deciding(name).is_some_and(|d| matches!(d.role, KeyRole::Model | KeyRole::Models | KeyRole::AllowedModels));
-            self.next = (if names_model { KeyRole::ParameterModel } else { KeyRole::Nothing }, place);
+            let names_model = keys::deciding(name).is_some_and(|d| {
+                matches!(
+                    d.role,
+                    KeyRole::Model | KeyRole::Models | KeyRole::AllowedModels
+                )
+            });
+            self.next = (
+                if names_model {
+                    KeyRole::ParameterModel
+                } else {
+                    KeyRole::Nothing
+                },
+                place,
+            );
             return Flow::Visit;
         }
         if place == Place::Content {
@@ -308,12 +380,20 @@ impl Scanner {
 
     fn request_key(&mut self, name: &str, within: KeyRole, top: bool) -> Flow {
         let listed = |list: &[&str]| list.contains(&name);
-        let followed = if top { listed(self.rules.content) } else { listed(keys::CONTENT) };
+        let followed = if top {
+            listed(self.rules.content)
+        } else {
+            listed(keys::CONTENT)
+        };
         if followed {
             self.next = (KeyRole::Nothing, Place::Content);
             return Flow::Visit;
         }
-        let opaque = if top { listed(self.rules.opaque) } else { listed(keys::OPAQUE) };
+        let opaque = if top {
+            listed(self.rules.opaque)
+        } else {
+            listed(keys::OPAQUE)
+        };
         if opaque || name == "tool_choice" {
             return Flow::Skip;
         }
@@ -321,7 +401,11 @@ impl Scanner {
             self.fail(format!("`{name}` wraps another request"));
             return Flow::Skip;
         }
-        let restricted = self.rules.restricted.iter().find(|(k, _)| top && *k == name);
+        let restricted = self
+            .rules
+            .restricted
+            .iter()
+            .find(|(k, _)| top && *k == name);
         let role = match (restricted, keys::deciding(name)) {
             (Some((_, feature)), _) => KeyRole::Restricted(*feature),
             (None, Some(deciding)) => self.decided(name, deciding.role, top),
@@ -338,7 +422,9 @@ impl Scanner {
                 "id" if within == KeyRole::Container => KeyRole::Restricted(Feature::StoredObjects),
                 "svg" => KeyRole::Svg,
                 "enabled" if within == KeyRole::MultiAgent => KeyRole::Chooses,
-                "allowed_domains" if within == KeyRole::NetworkPolicy => KeyRole::Restricted(Feature::McpServers),
+                "allowed_domains" if within == KeyRole::NetworkPolicy => {
+                    KeyRole::Restricted(Feature::McpServers)
+                }
                 "stream" if top && self.reads_flag => KeyRole::Stream,
                 _ => self.spending(name, within, top),
             },
@@ -365,7 +451,9 @@ impl Scanner {
     fn spending(&mut self, name: &str, within: KeyRole, top: bool) -> KeyRole {
         let here = top || within == KeyRole::Generation;
         match keys::spending(name).unwrap_or(KeyRole::Nothing) {
-            KeyRole::MaxOutput if !(here && self.rules.max_output.contains(&name)) => KeyRole::Nothing,
+            KeyRole::MaxOutput if !(here && self.rules.max_output.contains(&name)) => {
+                KeyRole::Nothing
+            }
             KeyRole::Copies if !here => KeyRole::Nothing,
             role => role,
         }
@@ -390,7 +478,10 @@ impl Scanner {
             }
             _ if CONTENT_PARTS.contains(&name) => KeyRole::Nothing,
             _ if CONTENT_TOOLS.iter().any(|k| keys::fold(name) == *k) => {
-                self.fail(format!("`{}` could be read as the definition of a tool", name.escape_debug()));
+                self.fail(format!(
+                    "`{}` could be read as the definition of a tool",
+                    name.escape_debug()
+                ));
                 return Flow::Skip;
             }
             _ => return Flow::Skip,
@@ -402,14 +493,25 @@ impl Scanner {
     /// Refuses a deciding key that stands twice, or one that only a lenient parser would take
     /// for it.
     fn deciding(&mut self, name: &str, top: bool) -> Result<(), Flow> {
-        let own = || keys::AT_THE_TOP.iter().copied().chain(self.rules.restricted.iter().map(|(k, _)| *k)).filter(|_| top);
+        let own = || {
+            keys::AT_THE_TOP
+                .iter()
+                .copied()
+                .chain(self.rules.restricted.iter().map(|(k, _)| *k))
+                .filter(|_| top)
+        };
         let exact = match keys::deciding(name) {
             Some(deciding) => Some((deciding.index, deciding.name)),
-            None => own().enumerate().find(|(_, k)| *k == name).map(|(i, k)| (keys::COUNT + i as u32, k)),
+            None => own()
+                .enumerate()
+                .find(|(_, k)| *k == name)
+                .map(|(i, k)| (keys::COUNT + i as u32, k)),
         };
         if let Some((index, key)) = exact {
             let bit = 1u128 << index;
-            let Some(level) = self.levels.last_mut() else { return Ok(()) };
+            let Some(level) = self.levels.last_mut() else {
+                return Ok(());
+            };
             if level.seen & bit != 0 {
                 self.fail(format!("`{key}` stands twice"));
                 return Err(Flow::Skip);
@@ -423,7 +525,10 @@ impl Scanner {
         });
         match twin {
             Some(key) => {
-                self.fail(format!("`{}` could be read as `{key}`", name.escape_debug()));
+                self.fail(format!(
+                    "`{}` could be read as `{key}`",
+                    name.escape_debug()
+                ));
                 Err(Flow::Skip)
             }
             None => Ok(()),
@@ -447,17 +552,24 @@ impl Scanner {
             KeyRole::StoredText | KeyRole::Container => self.facts.feature(Feature::StoredObjects),
             KeyRole::Chooses => self.facts.any = true,
             KeyRole::Type => self.typed(text.as_str().unwrap_or_default()),
-            KeyRole::Plugin => self.facts.any |= (self.rules.chooses)(ToolName::Plugin(text.as_str().unwrap_or_default())),
+            KeyRole::Plugin => {
+                self.facts.any |=
+                    (self.rules.chooses)(ToolName::Plugin(text.as_str().unwrap_or_default()))
+            }
             // A pattern of models to choose from.
             KeyRole::AllowedModels if text.bytes.contains(&b'*') => self.facts.any = true,
             KeyRole::AllowedModels => self.string(KeyRole::Models, text),
             // What cannot be read is no model id, and is refused if the tool is not a function.
-            KeyRole::ParameterModel if self.parameters.len() <= MAX_MODELS => self.parameters.push(text.as_str().unwrap_or("\0").to_owned()),
+            KeyRole::ParameterModel if self.parameters.len() <= MAX_MODELS => self
+                .parameters
+                .push(text.as_str().unwrap_or("\0").to_owned()),
             KeyRole::Speed => self.facts.cost.fast |= text.as_str() == Some("fast"),
             KeyRole::Tier => self.facts.cost.priority |= text.as_str() == Some("priority"),
             KeyRole::Geography => self.facts.cost.us_only |= text.as_str() == Some("us"),
             // Google takes numbers as strings, too.
-            KeyRole::MaxOutput | KeyRole::Copies => self.scalar(role, text.as_str().unwrap_or_default()),
+            KeyRole::MaxOutput | KeyRole::Copies => {
+                self.scalar(role, text.as_str().unwrap_or_default())
+            }
             KeyRole::Format if text.as_str() == Some("svg") => self.found(found::SVG_FORMAT),
             _ => self.content_string(role, text),
         }
@@ -481,7 +593,9 @@ impl Scanner {
             KeyRole::Payload => self.found(found::PAYLOAD),
             KeyRole::MediaType => {
                 let kind = text.as_str().unwrap_or_default();
-                self.facts.cost.unseen |= kind == "application/pdf" || kind.starts_with("video/") || kind.starts_with("audio/");
+                self.facts.cost.unseen |= kind == "application/pdf"
+                    || kind.starts_with("video/")
+                    || kind.starts_with("audio/");
                 self.facts.cost.images += u32::from(kind.starts_with("image/"));
             }
             _ => {}
@@ -489,9 +603,19 @@ impl Scanner {
     }
 
     fn typed(&mut self, kind: &str) {
-        let content = self.levels.last().is_some_and(|l| l.place == Place::Content);
+        let content = self
+            .levels
+            .last()
+            .is_some_and(|l| l.place == Place::Content);
         if content {
-            self.found(found::TYPED | if ECHOES.contains(&kind) { found::ECHO } else { found::OTHER_TYPE });
+            self.found(
+                found::TYPED
+                    | if ECHOES.contains(&kind) {
+                        found::ECHO
+                    } else {
+                        found::OTHER_TYPE
+                    },
+            );
             self.facts.cost.images += u32::from(IMAGES.contains(&kind));
             if kind.ends_with("_result") {
                 self.found(found::RESULT);
@@ -499,7 +623,9 @@ impl Scanner {
             match kind {
                 "item_reference" => self.found(found::REFERENCE),
                 "reasoning" | "image_generation_call" => self.found(found::NEEDS_PAYLOAD),
-                "container_upload" | "container_reference" => self.facts.feature(Feature::StoredObjects),
+                "container_upload" | "container_reference" => {
+                    self.facts.feature(Feature::StoredObjects)
+                }
                 _ => {}
             }
             return;
@@ -509,7 +635,9 @@ impl Scanner {
         match kind {
             "function" | "custom" | "tool_search" => {}
             "mcp" | "mcp_server" => self.facts.feature(Feature::McpServers),
-            "container_reference" | "skill_reference" | "skill_registry" | "gcs" | "retrieval" => self.facts.feature(Feature::StoredObjects),
+            "container_reference" | "skill_reference" | "skill_registry" | "gcs" | "retrieval" => {
+                self.facts.feature(Feature::StoredObjects)
+            }
             "image_generation" => self.found(found::IMAGE_TOOL | found::SPECIAL_TOOL),
             "anthropic" => self.found(found::OWN_SKILL | found::SPECIAL_TOOL),
             _ => self.found(found::SPECIAL_TOOL),
@@ -527,13 +655,21 @@ impl Scanner {
         // Zero means "no limit" to some servers.
         let number = || s.parse::<f64>().ok().filter(|n| *n > 0.0).map(|n| n as u64);
         match role {
-            KeyRole::MainModel | KeyRole::Model | KeyRole::Models if s != "null" => self.fail(format!("`model` is `{s}`, not a string")),
-            KeyRole::Restricted(feature) if s != "null" && s != "false" => self.facts.feature(feature),
+            KeyRole::MainModel | KeyRole::Model | KeyRole::Models if s != "null" => {
+                self.fail(format!("`model` is `{s}`, not a string"))
+            }
+            KeyRole::Restricted(feature) if s != "null" && s != "false" => {
+                self.facts.feature(feature)
+            }
             KeyRole::Chooses if s != "null" && s != "false" => self.facts.any = true,
             KeyRole::Stream => self.facts.stream = s == "true",
-            KeyRole::MaxOutput => self.facts.cost.max_output = self.facts.cost.max_output.max(number()),
+            KeyRole::MaxOutput => {
+                self.facts.cost.max_output = self.facts.cost.max_output.max(number())
+            }
             KeyRole::Reads => self.facts.cost.reads |= s == "true",
-            KeyRole::Copies => self.facts.cost.copies = self.facts.cost.copies.max(number().unwrap_or(1)),
+            KeyRole::Copies => {
+                self.facts.cost.copies = self.facts.cost.copies.max(number().unwrap_or(1))
+            }
             _ => {}
         }
     }
@@ -542,8 +678,14 @@ impl Scanner {
 /// Google's files, and objects of its storage. Only an address of the web elsewhere is content.
 fn is_stored(uri: &[u8]) -> bool {
     let uri = String::from_utf8_lossy(uri).to_ascii_lowercase();
-    match uri.strip_prefix("https://").or_else(|| uri.strip_prefix("http://")) {
-        Some(rest) => rest.split(['/', '?', '#']).next().is_some_and(|host| host.contains("googleapis.com")),
+    match uri
+        .strip_prefix("https://")
+        .or_else(|| uri.strip_prefix("http://"))
+    {
+        Some(rest) => rest
+            .split(['/', '?', '#'])
+            .next()
+            .is_some_and(|host| host.contains("googleapis.com")),
         None => !uri.starts_with("data:"),
     }
 }

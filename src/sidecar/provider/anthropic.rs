@@ -3,7 +3,10 @@
 //! Formats: `@anthropic-ai/sdk` 1.11 (resources, errors, streaming) and the LLM gateway
 //! contract of Claude Code's documentation.
 
-use super::registry::{Auth, BASE, Billing, BodyRules, Endpoint, Feature, ModelPlace, NO_BODY, Provider, StreamBy, Verb, never, nobody};
+use super::registry::{
+    Auth, BASE, Billing, BodyRules, Endpoint, Feature, ModelPlace, NO_BODY, Provider, StreamBy,
+    Verb, never, nobody,
+};
 use crate::sidecar::limit::Utilisation;
 use crate::sidecar::refusal::{self, Answer, Client, Code, Refusal, Shape};
 use crate::sidecar::usage::{Complete, Field, Format, Raw, Usage};
@@ -74,21 +77,39 @@ pub static PROVIDER: Provider = Provider {
     local: false,
 };
 
-pub(super) const FORWARDS: &[&str] = &["anthropic-version", "anthropic-beta", "anthropic-dangerous-direct-browser-access", "x-claude-code-*"];
+pub(super) const FORWARDS: &[&str] = &[
+    "anthropic-version",
+    "anthropic-beta",
+    "anthropic-dangerous-direct-browser-access",
+    "x-claude-code-*",
+];
 
 /// What Claude Code's description of a gateway's replies calls for: how far the cap is used, and
 /// a threshold once it is passed.
 fn notices(budget: &Utilisation) -> Vec<(&'static str, String)> {
     let threshold = [0.95, 0.75].into_iter().find(|t| budget.used >= *t);
-    let status = if threshold.is_some() { "allowed_warning" } else { "allowed" };
+    let status = if threshold.is_some() {
+        "allowed_warning"
+    } else {
+        "allowed"
+    };
     let mut headers = vec![
         ("anthropic-ratelimit-unified-status", status.to_owned()),
-        ("anthropic-ratelimit-unified-representative-claim", "overage".into()),
+        (
+            "anthropic-ratelimit-unified-representative-claim",
+            "overage".into(),
+        ),
         ("anthropic-ratelimit-unified-overage-status", status.into()),
-        ("anthropic-ratelimit-unified-overage-utilization", format!("{:.2}", budget.used.min(1.0))),
+        (
+            "anthropic-ratelimit-unified-overage-utilization",
+            format!("{:.2}", budget.used.min(1.0)),
+        ),
     ];
     if let Some(threshold) = threshold {
-        headers.push(("anthropic-ratelimit-unified-overage-surpassed-threshold", threshold.to_string()));
+        headers.push((
+            "anthropic-ratelimit-unified-overage-surpassed-threshold",
+            threshold.to_string(),
+        ));
     }
     if let Some(at) = budget.resets_at {
         headers.push(("anthropic-ratelimit-unified-reset", at.to_string()));
@@ -100,7 +121,17 @@ fn notices(budget: &Utilisation) -> Vec<(&'static str, String)> {
 pub(super) const MESSAGES: BodyRules = BodyRules {
     model: ModelPlace::Body,
     content: &["messages", "system"],
-    opaque: &["metadata", "output_config", "output_format", "thinking", "context_management", "stop_sequences", "diagnostics", "safeguards", "tags"],
+    opaque: &[
+        "metadata",
+        "output_config",
+        "output_format",
+        "thinking",
+        "context_management",
+        "stop_sequences",
+        "diagnostics",
+        "safeguards",
+        "tags",
+    ],
     restricted: &[
         ("mcp_servers", Feature::McpServers),
         ("fallback_credit_token", Feature::StoredObjects),
@@ -120,7 +151,14 @@ fn without_oauth(value: &str) -> Cow<'_, str> {
     if !value.split(',').any(|b| is_oauth(&b)) {
         return Cow::Borrowed(value);
     }
-    Cow::Owned(value.split(',').filter(|b| !is_oauth(b)).map(str::trim).collect::<Vec<_>>().join(","))
+    Cow::Owned(
+        value
+            .split(',')
+            .filter(|b| !is_oauth(b))
+            .map(str::trim)
+            .collect::<Vec<_>>()
+            .join(","),
+    )
 }
 
 pub(super) static FORMAT: Format = Format {
@@ -131,23 +169,44 @@ pub(super) static FORMAT: Format = Format {
         ("usage.input_tokens", Field::Input),
         ("usage.cache_read_input_tokens", Field::CacheRead),
         ("usage.cache_creation_input_tokens", Field::CacheWrite),
-        ("usage.cache_creation.ephemeral_1h_input_tokens", Field::CacheWrite1h),
+        (
+            "usage.cache_creation.ephemeral_1h_input_tokens",
+            Field::CacheWrite1h,
+        ),
         ("usage.output_tokens", Field::Output),
-        ("usage.output_tokens_details.thinking_tokens", Field::Reasoning),
+        (
+            "usage.output_tokens_details.thinking_tokens",
+            Field::Reasoning,
+        ),
         ("message.usage.input_tokens", Field::Input),
         ("message.usage.cache_read_input_tokens", Field::CacheRead),
-        ("message.usage.cache_creation_input_tokens", Field::CacheWrite),
-        ("message.usage.cache_creation.ephemeral_1h_input_tokens", Field::CacheWrite1h),
+        (
+            "message.usage.cache_creation_input_tokens",
+            Field::CacheWrite,
+        ),
+        (
+            "message.usage.cache_creation.ephemeral_1h_input_tokens",
+            Field::CacheWrite1h,
+        ),
         ("message.usage.output_tokens", Field::Output),
         ("usage.iterations", Field::Extras),
         ("usage.iterations[].type", Field::ExtraKind),
         ("usage.iterations[].model", Field::ExtraModel),
         ("usage.iterations[].input_tokens", Field::ExtraInput),
-        ("usage.iterations[].cache_read_input_tokens", Field::ExtraCacheRead),
-        ("usage.iterations[].cache_creation_input_tokens", Field::ExtraCacheWrite),
+        (
+            "usage.iterations[].cache_read_input_tokens",
+            Field::ExtraCacheRead,
+        ),
+        (
+            "usage.iterations[].cache_creation_input_tokens",
+            Field::ExtraCacheWrite,
+        ),
         ("usage.iterations[].output_tokens", Field::ExtraOutput),
         ("usage.server_tool_use.web_search_requests", Field::Searches),
-        ("message.usage.server_tool_use.web_search_requests", Field::Searches),
+        (
+            "message.usage.server_tool_use.web_search_requests",
+            Field::Searches,
+        ),
         ("usage.speed", Field::Speed),
         ("message.usage.speed", Field::Speed),
         ("usage.inference_geo", Field::Geography),
@@ -171,7 +230,12 @@ fn normal(raw: &Raw) -> Option<Usage> {
         output: raw.output,
         reasoning: raw.reasoning,
         cost_usd: None,
-        extra: raw.extras.iter().filter(|e| billed_apart(&e.kind)).cloned().collect(),
+        extra: raw
+            .extras
+            .iter()
+            .filter(|e| billed_apart(&e.kind))
+            .cloned()
+            .collect(),
         ..Usage::default()
     }
     .known()
@@ -181,14 +245,18 @@ const SHAPE: Shape = Shape { answer };
 
 fn answer(refusal: &Refusal<'_>) -> Answer {
     let (status, kind) = match refusal.code {
-        // One request by each of 15 clients, with the text on the screen. A 429 is retried or waited
-        // for until the reset, and an `invalid_request_error` makes Claude Code drop fields and try
-        // again.
+        // One request by each of 15 clients, with the text on the screen. A 429 is retried or
+        // waited for until the reset, and an `invalid_request_error` makes Claude Code drop fields
+        // and try again.
         Code::BudgetExhausted => (400, "billing_error"),
         // "A scope that is not granted is answered with 403" holds for everybody but these: Claude
         // Code shows this type as it is, without a login prompt and without a fallback model, and
         // the others lose the text of a 403.
-        Code::ScopeDenied | Code::SecretMissing | Code::UpstreamAuth if refusal.client != Client::Other => (400, "policy_blocked"),
+        Code::ScopeDenied | Code::SecretMissing | Code::UpstreamAuth
+            if refusal.client != Client::Other =>
+        {
+            (400, "policy_blocked")
+        }
         code => match code.status() {
             403 => (403, "permission_error"),
             404 | 405 => (code.status(), "not_found_error"),
@@ -199,7 +267,9 @@ fn answer(refusal: &Refusal<'_>) -> Answer {
             s => (s, "invalid_request_error"),
         },
     };
-    let code = refusal.detail.map_or_else(|| refusal::local_code(refusal.code), str::to_owned);
+    let code = refusal
+        .detail
+        .map_or_else(|| refusal::local_code(refusal.code), str::to_owned);
     Answer::new(
         status,
         json!({

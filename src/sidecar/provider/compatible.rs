@@ -5,21 +5,56 @@
 use super::openai;
 use crate::sidecar::usage::{Complete, Format, Raw, Usage};
 
-use super::registry::{Auth, BASE, Billing, BodyRules, Endpoint, Feature, NO_BODY, Provider, StreamBy, Verb, never, no_notices};
+use super::registry::{
+    Auth, BASE, Billing, BodyRules, Endpoint, Feature, NO_BODY, Provider, StreamBy, Verb, never,
+    no_notices,
+};
 
 pub static GENERIC: Provider = BASE_PROVIDER;
-pub static GROQ: Provider = Provider { kind: "groq", base_url: Some("https://api.groq.com/openai/v1"), ..BASE_PROVIDER };
-pub static MISTRAL: Provider = Provider { kind: "mistral", base_url: Some("https://api.mistral.ai/v1"), ..BASE_PROVIDER };
+pub static GROQ: Provider = Provider {
+    kind: "groq",
+    base_url: Some("https://api.groq.com/openai/v1"),
+    ..BASE_PROVIDER
+};
+pub static MISTRAL: Provider = Provider {
+    kind: "mistral",
+    base_url: Some("https://api.mistral.ai/v1"),
+    ..BASE_PROVIDER
+};
 pub static XAI: Provider = Provider {
     kind: "xai",
     base_url: Some("https://api.x.ai/v1"),
-    endpoints: &[Endpoint { usage: Some(&XAI_FORMAT), body: &XAI_CHAT, ..CHAT }, RESPONSES, MODELS],
+    endpoints: &[
+        Endpoint {
+            usage: Some(&XAI_FORMAT),
+            body: &XAI_CHAT,
+            ..CHAT
+        },
+        RESPONSES,
+        MODELS,
+    ],
     ..BASE_PROVIDER
 };
-pub static DEEPSEEK: Provider = Provider { kind: "deepseek", base_url: Some("https://api.deepseek.com"), ..BASE_PROVIDER };
-pub static TOGETHER: Provider = Provider { kind: "together", base_url: Some("https://api.together.xyz/v1"), ..BASE_PROVIDER };
-pub static FIREWORKS: Provider = Provider { kind: "fireworks", base_url: Some("https://api.fireworks.ai/inference/v1"), ..BASE_PROVIDER };
-pub static CEREBRAS: Provider = Provider { kind: "cerebras", base_url: Some("https://api.cerebras.ai/v1"), ..BASE_PROVIDER };
+pub static DEEPSEEK: Provider = Provider {
+    kind: "deepseek",
+    base_url: Some("https://api.deepseek.com"),
+    ..BASE_PROVIDER
+};
+pub static TOGETHER: Provider = Provider {
+    kind: "together",
+    base_url: Some("https://api.together.xyz/v1"),
+    ..BASE_PROVIDER
+};
+pub static FIREWORKS: Provider = Provider {
+    kind: "fireworks",
+    base_url: Some("https://api.fireworks.ai/inference/v1"),
+    ..BASE_PROVIDER
+};
+pub static CEREBRAS: Provider = Provider {
+    kind: "cerebras",
+    base_url: Some("https://api.cerebras.ai/v1"),
+    ..BASE_PROVIDER
+};
 
 const BASE_PROVIDER: Provider = Provider {
     kind: "openai-compatible",
@@ -54,16 +89,33 @@ const RESPONSES: Endpoint = Endpoint {
     usage: Some(&openai::RESPONSES_FORMAT),
     ..BASE
 };
-const MODELS: Endpoint =
-    Endpoint { name: "models", method: Verb::Get, paths: &["models", "v1/models"], upstream: "models", billing: Billing::Models, body: &NO_BODY, ..BASE };
+const MODELS: Endpoint = Endpoint {
+    name: "models",
+    method: Verb::Get,
+    paths: &["models", "v1/models"],
+    upstream: "models",
+    billing: Billing::Models,
+    body: &NO_BODY,
+    ..BASE
+};
 
 /// A deferred reply is fetched by a later request, which nobody here would see.
-const XAI_CHAT: BodyRules = BodyRules { restricted: &[("deferred", Feature::Background)], ..openai::OPEN_CHAT };
+const XAI_CHAT: BodyRules = BodyRules {
+    restricted: &[("deferred", Feature::Background)],
+    ..openai::OPEN_CHAT
+};
 
 /// xAI reports reasoning beside `completion_tokens`, and bills both.
-static XAI_FORMAT: Format = Format { fields: openai::CHAT_FIELDS, complete: Complete::Done, normal: with_reasoning };
+static XAI_FORMAT: Format = Format {
+    fields: openai::CHAT_FIELDS,
+    complete: Complete::Done,
+    normal: with_reasoning,
+};
 
 fn with_reasoning(raw: &Raw) -> Option<Usage> {
     let output = raw.output.map(|n| n + raw.reasoning.unwrap_or(0));
-    openai::normal(&Raw { output, ..raw.clone() })
+    openai::normal(&Raw {
+        output,
+        ..raw.clone()
+    })
 }

@@ -2,7 +2,10 @@
 //!
 //! Formats: `@google/genai` 2.32 and the error handling of Gemini CLI.
 
-use super::registry::{Auth, BASE, Billing, BodyRules, Endpoint, Feature, ModelPlace, NO_BODY, Provider, StreamBy, Verb, never, no_notices, nobody};
+use super::registry::{
+    Auth, BASE, Billing, BodyRules, Endpoint, Feature, ModelPlace, NO_BODY, Provider, StreamBy,
+    Verb, never, no_notices, nobody,
+};
 use crate::sidecar::refusal::{self, Answer, Code, Refusal, Shape};
 use crate::sidecar::usage::{Complete, Field, Format, Raw, Usage};
 use serde_json::json;
@@ -13,38 +16,96 @@ pub static PROVIDER: Provider = Provider {
     auth: Auth::Header("x-goog-api-key"),
     shape: SHAPE,
     endpoints: &[
-        Endpoint { bare: V1BETA_GENERATE, ..GENERATE },
+        Endpoint {
+            bare: V1BETA_GENERATE,
+            ..GENERATE
+        },
         Endpoint {
             paths: &["v1/models/{model}:generateContent"],
             bare: &["v1/models/{model}:generateContent"],
             upstream: "v1/models/{model}:generateContent",
             ..GENERATE
         },
-        Endpoint { bare: V1BETA_STREAM, ..STREAM },
+        Endpoint {
+            bare: V1BETA_STREAM,
+            ..STREAM
+        },
         Endpoint {
             paths: &["v1/models/{model}:streamGenerateContent"],
             bare: &["v1/models/{model}:streamGenerateContent"],
             upstream: "v1/models/{model}:streamGenerateContent",
             ..STREAM
         },
-        Endpoint { bare: &["v1beta/models/{model}:countTokens"], ..COUNT },
-        Endpoint { paths: &["v1/models/{model}:countTokens"], bare: &["v1/models/{model}:countTokens"], upstream: "v1/models/{model}:countTokens", ..COUNT },
-        Endpoint { paths: &["v1beta/models/{model}:embedContent", "models/{model}:embedContent"], upstream: "v1beta/models/{model}:embedContent", ..EMBED },
-        Endpoint { paths: &["v1/models/{model}:embedContent"], upstream: "v1/models/{model}:embedContent", ..EMBED },
+        Endpoint {
+            bare: &["v1beta/models/{model}:countTokens"],
+            ..COUNT
+        },
+        Endpoint {
+            paths: &["v1/models/{model}:countTokens"],
+            bare: &["v1/models/{model}:countTokens"],
+            upstream: "v1/models/{model}:countTokens",
+            ..COUNT
+        },
+        Endpoint {
+            paths: &[
+                "v1beta/models/{model}:embedContent",
+                "models/{model}:embedContent",
+            ],
+            upstream: "v1beta/models/{model}:embedContent",
+            ..EMBED
+        },
+        Endpoint {
+            paths: &["v1/models/{model}:embedContent"],
+            upstream: "v1/models/{model}:embedContent",
+            ..EMBED
+        },
         // What the official libraries send for `embedContent`.
         Endpoint {
-            paths: &["v1beta/models/{model}:batchEmbedContents", "models/{model}:batchEmbedContents"],
+            paths: &[
+                "v1beta/models/{model}:batchEmbedContents",
+                "models/{model}:batchEmbedContents",
+            ],
             upstream: "v1beta/models/{model}:batchEmbedContents",
             ..EMBED
         },
-        Endpoint { paths: &["v1/models/{model}:batchEmbedContents"], upstream: "v1/models/{model}:batchEmbedContents", ..EMBED },
-        Endpoint { paths: &["v1beta/interactions"], upstream: "v1beta/interactions", ..INTERACT },
-        Endpoint { paths: &["v1/interactions"], upstream: "v1/interactions", ..INTERACT },
-        Endpoint { paths: &["v1beta/models", "models"], bare: &["v1beta/models"], upstream: "v1beta/models", ..LIST },
+        Endpoint {
+            paths: &["v1/models/{model}:batchEmbedContents"],
+            upstream: "v1/models/{model}:batchEmbedContents",
+            ..EMBED
+        },
+        Endpoint {
+            paths: &["v1beta/interactions"],
+            upstream: "v1beta/interactions",
+            ..INTERACT
+        },
+        Endpoint {
+            paths: &["v1/interactions"],
+            upstream: "v1/interactions",
+            ..INTERACT
+        },
+        Endpoint {
+            paths: &["v1beta/models", "models"],
+            bare: &["v1beta/models"],
+            upstream: "v1beta/models",
+            ..LIST
+        },
         // `GET /v1/models` without a mount is OpenAI's or Anthropic's.
-        Endpoint { paths: &["v1/models"], upstream: "v1/models", ..LIST },
-        Endpoint { paths: &["v1beta/models/{model}", "models/{model}"], bare: &["v1beta/models/{model}"], upstream: "v1beta/models/{model}", ..MODEL },
-        Endpoint { paths: &["v1/models/{model}"], upstream: "v1/models/{model}", ..MODEL },
+        Endpoint {
+            paths: &["v1/models"],
+            upstream: "v1/models",
+            ..LIST
+        },
+        Endpoint {
+            paths: &["v1beta/models/{model}", "models/{model}"],
+            bare: &["v1beta/models/{model}"],
+            upstream: "v1beta/models/{model}",
+            ..MODEL
+        },
+        Endpoint {
+            paths: &["v1/models/{model}"],
+            upstream: "v1/models/{model}",
+            ..MODEL
+        },
     ],
     opaque_models: never,
     forwards: &["x-goog-api-client", "x-server-timeout"],
@@ -70,7 +131,13 @@ const QUERY: &[&str] = &[
     "prettyPrint",
 ];
 
-const EMBED: Endpoint = Endpoint { name: "embedContent", optional: true, query: &[], generates: false, ..GENERATE };
+const EMBED: Endpoint = Endpoint {
+    name: "embedContent",
+    optional: true,
+    query: &[],
+    generates: false,
+    ..GENERATE
+};
 
 const INTERACT: Endpoint = Endpoint {
     name: "interactions",
@@ -93,11 +160,21 @@ const LIST: Endpoint = Endpoint {
     ..BASE
 };
 
-const MODEL: Endpoint = Endpoint { name: "model", method: Verb::Get, billing: Billing::Free, query_credentials: KEYS, body: &NO_BODY, ..BASE };
+const MODEL: Endpoint = Endpoint {
+    name: "model",
+    method: Verb::Get,
+    billing: Billing::Free,
+    query_credentials: KEYS,
+    body: &NO_BODY,
+    ..BASE
+};
 
 const GENERATE: Endpoint = Endpoint {
     name: "generateContent",
-    paths: &["v1beta/models/{model}:generateContent", "models/{model}:generateContent"],
+    paths: &[
+        "v1beta/models/{model}:generateContent",
+        "models/{model}:generateContent",
+    ],
     upstream: "v1beta/models/{model}:generateContent",
     query: QUERY,
     query_credentials: KEYS,
@@ -108,7 +185,10 @@ const GENERATE: Endpoint = Endpoint {
 
 const STREAM: Endpoint = Endpoint {
     name: "streamGenerateContent",
-    paths: &["v1beta/models/{model}:streamGenerateContent", "models/{model}:streamGenerateContent"],
+    paths: &[
+        "v1beta/models/{model}:streamGenerateContent",
+        "models/{model}:streamGenerateContent",
+    ],
     upstream: "v1beta/models/{model}:streamGenerateContent",
     stream: StreamBy::Always,
     ..GENERATE
@@ -116,7 +196,10 @@ const STREAM: Endpoint = Endpoint {
 
 const COUNT: Endpoint = Endpoint {
     name: "countTokens",
-    paths: &["v1beta/models/{model}:countTokens", "models/{model}:countTokens"],
+    paths: &[
+        "v1beta/models/{model}:countTokens",
+        "models/{model}:countTokens",
+    ],
     upstream: "v1beta/models/{model}:countTokens",
     billing: Billing::Free,
     usage: None,
@@ -125,7 +208,12 @@ const COUNT: Endpoint = Endpoint {
 
 const CONTENT: BodyRules = BodyRules {
     model: ModelPlace::Path,
-    content: &["contents", "systemInstruction", "system_instruction", "content"],
+    content: &[
+        "contents",
+        "systemInstruction",
+        "system_instruction",
+        "content",
+    ],
     opaque: &["safetySettings", "safety_settings", "labels"],
     restricted: &[],
     chooses: nobody,
@@ -179,9 +267,18 @@ static FORMAT: Format = Format {
         ("usageMetadata.thoughtsTokenCount", Field::Reasoning),
         ("usageMetadata.toolUsePromptTokenCount", Field::ToolPrompt),
         ("candidates[].finishReason", Field::Finished),
-        ("candidates[].groundingMetadata.webSearchQueries[]", Field::Search),
-        ("usageMetadata.candidatesTokensDetails[].modality", Field::Modality),
-        ("usageMetadata.candidatesTokensDetails[].tokenCount", Field::ModalityCount),
+        (
+            "candidates[].groundingMetadata.webSearchQueries[]",
+            Field::Search,
+        ),
+        (
+            "usageMetadata.candidatesTokensDetails[].modality",
+            Field::Modality,
+        ),
+        (
+            "usageMetadata.candidatesTokensDetails[].tokenCount",
+            Field::ModalityCount,
+        ),
         ("error.status", Field::ErrorType),
         ("error.message", Field::ErrorMessage),
         // Without `alt=sse` a stream is one JSON array, sent in pieces.
@@ -190,10 +287,22 @@ static FORMAT: Format = Format {
         ("[].usageMetadata.cachedContentTokenCount", Field::CacheRead),
         ("[].usageMetadata.candidatesTokenCount", Field::Output),
         ("[].usageMetadata.thoughtsTokenCount", Field::Reasoning),
-        ("[].usageMetadata.toolUsePromptTokenCount", Field::ToolPrompt),
-        ("[].candidates[].groundingMetadata.webSearchQueries[]", Field::Search),
-        ("[].usageMetadata.candidatesTokensDetails[].modality", Field::Modality),
-        ("[].usageMetadata.candidatesTokensDetails[].tokenCount", Field::ModalityCount),
+        (
+            "[].usageMetadata.toolUsePromptTokenCount",
+            Field::ToolPrompt,
+        ),
+        (
+            "[].candidates[].groundingMetadata.webSearchQueries[]",
+            Field::Search,
+        ),
+        (
+            "[].usageMetadata.candidatesTokensDetails[].modality",
+            Field::Modality,
+        ),
+        (
+            "[].usageMetadata.candidatesTokensDetails[].tokenCount",
+            Field::ModalityCount,
+        ),
         ("[].candidates[].finishReason", Field::Finished),
         ("[].error.status", Field::ErrorType),
         ("[].error.message", Field::ErrorMessage),
@@ -205,9 +314,19 @@ static FORMAT: Format = Format {
 /// `promptTokenCount` includes the cache, `candidatesTokenCount` excludes thoughts, and the
 /// prompt of tool use stands beside both. Counts are cumulative: the last chunk wins.
 fn normal(raw: &Raw) -> Option<Usage> {
-    let sum = |a: Option<u64>, b: Option<u64>| if a.is_none() && b.is_none() { None } else { Some(a.unwrap_or(0) + b.unwrap_or(0)) };
+    let sum = |a: Option<u64>, b: Option<u64>| {
+        if a.is_none() && b.is_none() {
+            None
+        } else {
+            Some(a.unwrap_or(0) + b.unwrap_or(0))
+        }
+    };
     Usage {
-        input: sum(raw.input.map(|n| n.saturating_sub(raw.cache_read.unwrap_or(0))), raw.tool_prompt),
+        input: sum(
+            raw.input
+                .map(|n| n.saturating_sub(raw.cache_read.unwrap_or(0))),
+            raw.tool_prompt,
+        ),
         cache_read: raw.cache_read,
         cache_write: None,
         cache_write_1h: None,
@@ -234,9 +353,14 @@ fn answer(refusal: &Refusal<'_>) -> Answer {
         (_, s) => (s, "INVALID_ARGUMENT"),
     };
     let reason = refusal::local_code(refusal.code).to_uppercase();
-    let mut details = vec![json!({ "@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": reason, "domain": "outrigger.local", "metadata": {} })];
+    let mut details = vec![
+        json!({ "@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": reason, "domain": "outrigger.local", "metadata": {} }),
+    ];
     if let Some(after) = refusal.retry_after {
         details.push(json!({ "@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": format!("{}s", after.as_secs_f64().ceil()) }));
     }
-    Answer::new(status, json!({ "error": { "code": status, "message": refusal.message, "status": name, "details": details } }))
+    Answer::new(
+        status,
+        json!({ "error": { "code": status, "message": refusal.message, "status": name, "details": details } }),
+    )
 }

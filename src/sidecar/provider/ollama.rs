@@ -3,7 +3,10 @@
 //! A model whose id ends in `cloud` leaves the machine: a pattern does not cover it, only a
 //! grant of all of Ollama or one that names it.
 
-use super::registry::{Auth, BASE, Billing, BodyRules, Endpoint, ModelPlace, NO_BODY, Provider, StreamBy, Verb, no_notices, nobody};
+use super::registry::{
+    Auth, BASE, Billing, BodyRules, Endpoint, ModelPlace, NO_BODY, Provider, StreamBy, Verb,
+    no_notices, nobody,
+};
 use super::{anthropic, openai};
 use crate::sidecar::refusal::{Answer, Refusal, Shape};
 use crate::sidecar::usage::{Complete, Field, Format};
@@ -61,11 +64,50 @@ pub static PROVIDER: Provider = Provider {
             usage: Some(&anthropic::FORMAT),
             ..BASE
         },
-        Endpoint { name: "show", paths: &["api/show"], upstream: "api/show", billing: Billing::Free, body: &NATIVE, ..BASE },
-        Endpoint { name: "tags", method: Verb::Get, paths: &["api/tags"], upstream: "api/tags", billing: Billing::Models, body: &NO_BODY, ..BASE },
-        Endpoint { name: "ps", method: Verb::Get, paths: &["api/ps"], upstream: "api/ps", billing: Billing::Models, body: &NO_BODY, ..BASE },
-        Endpoint { name: "models", method: Verb::Get, paths: &["v1/models"], upstream: "v1/models", billing: Billing::Models, body: &NO_BODY, ..BASE },
-        Endpoint { name: "version", method: Verb::Get, paths: &["api/version"], upstream: "api/version", billing: Billing::Free, body: &NO_BODY, ..BASE },
+        Endpoint {
+            name: "show",
+            paths: &["api/show"],
+            upstream: "api/show",
+            billing: Billing::Free,
+            body: &NATIVE,
+            ..BASE
+        },
+        Endpoint {
+            name: "tags",
+            method: Verb::Get,
+            paths: &["api/tags"],
+            upstream: "api/tags",
+            billing: Billing::Models,
+            body: &NO_BODY,
+            ..BASE
+        },
+        Endpoint {
+            name: "ps",
+            method: Verb::Get,
+            paths: &["api/ps"],
+            upstream: "api/ps",
+            billing: Billing::Models,
+            body: &NO_BODY,
+            ..BASE
+        },
+        Endpoint {
+            name: "models",
+            method: Verb::Get,
+            paths: &["v1/models"],
+            upstream: "v1/models",
+            billing: Billing::Models,
+            body: &NO_BODY,
+            ..BASE
+        },
+        Endpoint {
+            name: "version",
+            method: Verb::Get,
+            paths: &["api/version"],
+            upstream: "api/version",
+            billing: Billing::Free,
+            body: &NO_BODY,
+            ..BASE
+        },
     ],
     opaque_models: leaves_the_machine,
     forwards: &["anthropic-version", "anthropic-beta", "openai-beta"],
@@ -85,7 +127,10 @@ fn leaves_the_machine(model: &str) -> bool {
 const NATIVE: BodyRules = BodyRules {
     model: ModelPlace::Body,
     content: &[],
-    opaque: &["messages", "prompt", "system", "template", "suffix", "images", "format", "options", "context", "raw"],
+    opaque: &[
+        "messages", "prompt", "system", "template", "suffix", "images", "format", "options",
+        "context", "raw",
+    ],
     restricted: &[],
     chooses: nobody,
     max_output: &[],

@@ -2,7 +2,10 @@
 //!
 //! Formats: `openai` 6.49 (npm) and the sources of Codex for what it retries.
 
-use super::registry::{Auth, BASE, Billing, BodyRules, Endpoint, Feature, ModelPlace, NO_BODY, Provider, StreamBy, Verb, never, no_notices, nobody};
+use super::registry::{
+    Auth, BASE, Billing, BodyRules, Endpoint, Feature, ModelPlace, NO_BODY, Provider, StreamBy,
+    Verb, never, no_notices, nobody,
+};
 use crate::sidecar::refusal::{self, Answer, Client, Code, Refusal, Shape};
 use crate::sidecar::usage::{Complete, Field, Format, Raw, Usage};
 use serde_json::json;
@@ -139,7 +142,16 @@ pub(super) const RESPONSES: BodyRules = BodyRules {
     model: ModelPlace::Body,
     // "Responses lite" puts the tools into the first input item.
     content: &["input"],
-    opaque: &["instructions", "metadata", "client_metadata", "text", "reasoning", "include", "prompt_cache_key", "prompt_cache_options"],
+    opaque: &[
+        "instructions",
+        "metadata",
+        "client_metadata",
+        "text",
+        "reasoning",
+        "include",
+        "prompt_cache_key",
+        "prompt_cache_options",
+    ],
     restricted: &[
         ("prompt", Feature::StoredObjects),
         ("conversation", Feature::StoredObjects),
@@ -152,12 +164,23 @@ pub(super) const RESPONSES: BodyRules = BodyRules {
 };
 
 /// The same of servers that keep nothing of OpenAI's: an id there is a name and no reference.
-pub(super) const OPEN_RESPONSES: BodyRules = BodyRules { item_references: false, ..RESPONSES };
+pub(super) const OPEN_RESPONSES: BodyRules = BodyRules {
+    item_references: false,
+    ..RESPONSES
+};
 
 pub(super) const CHAT: BodyRules = BodyRules {
     model: ModelPlace::Body,
     content: &["messages"],
-    opaque: &["functions", "response_format", "metadata", "prediction", "stop", "logit_bias", "user"],
+    opaque: &[
+        "functions",
+        "response_format",
+        "metadata",
+        "prediction",
+        "stop",
+        "logit_bias",
+        "user",
+    ],
     restricted: &[],
     chooses: nobody,
     max_output: &["max_tokens", "max_completion_tokens"],
@@ -165,27 +188,54 @@ pub(super) const CHAT: BodyRules = BodyRules {
 };
 
 /// The same of servers that may not know OpenAI's newer name for the limit.
-pub(super) const OPEN_CHAT: BodyRules = BodyRules { max_output: &["max_tokens"], ..CHAT };
+pub(super) const OPEN_CHAT: BodyRules = BodyRules {
+    max_output: &["max_tokens"],
+    ..CHAT
+};
 
-const EMBEDDINGS: BodyRules = BodyRules { content: &[], opaque: &["input", "user"], ..CHAT };
-const COMPLETIONS: BodyRules = BodyRules { content: &[], opaque: &["prompt", "suffix", "stop", "logit_bias", "user"], ..CHAT };
+const EMBEDDINGS: BodyRules = BodyRules {
+    content: &[],
+    opaque: &["input", "user"],
+    ..CHAT
+};
+const COMPLETIONS: BodyRules = BodyRules {
+    content: &[],
+    opaque: &["prompt", "suffix", "stop", "logit_bias", "user"],
+    ..CHAT
+};
 
-pub(super) static CHAT_FORMAT: Format = Format { fields: CHAT_FIELDS, complete: Complete::Done, normal };
+pub(super) static CHAT_FORMAT: Format = Format {
+    fields: CHAT_FIELDS,
+    complete: Complete::Done,
+    normal,
+};
 
 pub(super) const CHAT_FIELDS: &[(&str, Field)] = &[
     ("model", Field::Model),
     ("usage.prompt_tokens", Field::Input),
     ("usage.completion_tokens", Field::Output),
-    ("usage.prompt_tokens_details.cached_tokens", Field::CacheRead),
-    ("usage.prompt_tokens_details.cache_write_tokens", Field::CacheWrite),
-    ("usage.completion_tokens_details.reasoning_tokens", Field::Reasoning),
+    (
+        "usage.prompt_tokens_details.cached_tokens",
+        Field::CacheRead,
+    ),
+    (
+        "usage.prompt_tokens_details.cache_write_tokens",
+        Field::CacheWrite,
+    ),
+    (
+        "usage.completion_tokens_details.reasoning_tokens",
+        Field::Reasoning,
+    ),
     // OpenRouter's own bill in USD beats every table.
     ("usage.cost", Field::Cost),
     ("usage.prompt_cache_hit_tokens", Field::CacheRead), // DeepSeek
     ("usage.num_cached_tokens", Field::CacheRead),       // Mistral
     ("x_groq.usage.prompt_tokens", Field::Input),
     ("x_groq.usage.completion_tokens", Field::Output),
-    ("x_groq.usage.prompt_tokens_details.cached_tokens", Field::CacheRead),
+    (
+        "x_groq.usage.prompt_tokens_details.cached_tokens",
+        Field::CacheRead,
+    ),
     ("error", Field::ErrorMessage), // Ollama: a string
     ("error.type", Field::ErrorType),
     ("error.code", Field::ErrorCode),
@@ -203,20 +253,41 @@ pub(super) static RESPONSES_FORMAT: Format = Format {
         ("type", Field::Type),
         ("usage.input_tokens", Field::Input),
         ("usage.input_tokens_details.cached_tokens", Field::CacheRead),
-        ("usage.input_tokens_details.cache_write_tokens", Field::CacheWrite),
+        (
+            "usage.input_tokens_details.cache_write_tokens",
+            Field::CacheWrite,
+        ),
         ("usage.output_tokens", Field::Output),
-        ("usage.output_tokens_details.reasoning_tokens", Field::Reasoning),
+        (
+            "usage.output_tokens_details.reasoning_tokens",
+            Field::Reasoning,
+        ),
         ("response.usage.input_tokens", Field::Input),
-        ("response.usage.input_tokens_details.cached_tokens", Field::CacheRead),
-        ("response.usage.input_tokens_details.cache_write_tokens", Field::CacheWrite),
+        (
+            "response.usage.input_tokens_details.cached_tokens",
+            Field::CacheRead,
+        ),
+        (
+            "response.usage.input_tokens_details.cache_write_tokens",
+            Field::CacheWrite,
+        ),
         ("response.usage.output_tokens", Field::Output),
-        ("response.usage.output_tokens_details.reasoning_tokens", Field::Reasoning),
+        (
+            "response.usage.output_tokens_details.reasoning_tokens",
+            Field::Reasoning,
+        ),
         ("output[].type", Field::OutputItem),
         ("response.output[].type", Field::OutputItem),
         ("tool_usage.image_gen.input_tokens", Field::PictureInput),
         ("tool_usage.image_gen.output_tokens", Field::PictureOutput),
-        ("response.tool_usage.image_gen.input_tokens", Field::PictureInput),
-        ("response.tool_usage.image_gen.output_tokens", Field::PictureOutput),
+        (
+            "response.tool_usage.image_gen.input_tokens",
+            Field::PictureInput,
+        ),
+        (
+            "response.tool_usage.image_gen.output_tokens",
+            Field::PictureOutput,
+        ),
         ("output[].id", Field::ObjectId),
         ("output[].container_id", Field::ObjectId),
         ("response.output[].id", Field::ObjectId),
@@ -231,7 +302,11 @@ pub(super) static RESPONSES_FORMAT: Format = Format {
         ("code", Field::EventErrorType),
         ("message", Field::EventErrorMessage),
     ],
-    complete: Complete::Type(&["response.completed", "response.incomplete", "response.failed"]),
+    complete: Complete::Type(&[
+        "response.completed",
+        "response.incomplete",
+        "response.failed",
+    ]),
     normal,
 };
 
@@ -271,5 +346,8 @@ fn answer(refusal: &Refusal<'_>) -> Answer {
         Code::WebsocketUnsupported => "websocket_unsupported".to_owned(),
         code => refusal::local_code(code),
     };
-    Answer::new(status, json!({ "error": { "message": refusal.message, "type": kind, "param": null, "code": code } }))
+    Answer::new(
+        status,
+        json!({ "error": { "message": refusal.message, "type": kind, "param": null, "code": code } }),
+    )
 }

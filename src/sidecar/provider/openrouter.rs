@@ -1,6 +1,9 @@
 //! OpenRouter: Chat Completions with a choice of models.
 
-use super::registry::{Auth, BASE, Billing, BodyRules, Endpoint, Feature, ModelPlace, NO_BODY, Provider, StreamBy, ToolName, Verb, no_notices};
+use super::registry::{
+    Auth, BASE, Billing, BodyRules, Endpoint, Feature, ModelPlace, NO_BODY, Provider, StreamBy,
+    ToolName, Verb, no_notices,
+};
 use super::{anthropic, openai};
 use crate::sidecar::refusal::{Answer, Refusal, Shape};
 use serde_json::json;
@@ -16,7 +19,12 @@ pub static PROVIDER: Provider = Provider {
             paths: &["chat/completions", "v1/chat/completions"],
             upstream: "chat/completions",
             stream: StreamBy::Flag,
-            body: &BodyRules { model: ModelPlace::BodyOrFirst, restricted: PRESET, chooses: runs_a_model, ..openai::CHAT },
+            body: &BodyRules {
+                model: ModelPlace::BodyOrFirst,
+                restricted: PRESET,
+                chooses: runs_a_model,
+                ..openai::CHAT
+            },
             usage: Some(&openai::CHAT_FORMAT),
             ..BASE
         },
@@ -25,7 +33,12 @@ pub static PROVIDER: Provider = Provider {
             paths: &["responses", "v1/responses"],
             upstream: "responses",
             stream: StreamBy::Flag,
-            body: &BodyRules { model: ModelPlace::BodyOrFirst, restricted: RESPONSES_RESTRICTED, chooses: runs_a_model, ..openai::RESPONSES },
+            body: &BodyRules {
+                model: ModelPlace::BodyOrFirst,
+                restricted: RESPONSES_RESTRICTED,
+                chooses: runs_a_model,
+                ..openai::RESPONSES
+            },
             usage: Some(&openai::RESPONSES_FORMAT),
             ..BASE
         },
@@ -35,7 +48,11 @@ pub static PROVIDER: Provider = Provider {
             upstream: "messages",
             query: &["beta=true"],
             stream: StreamBy::Flag,
-            body: &BodyRules { model: ModelPlace::BodyOrFirst, chooses: runs_a_model, ..anthropic::MESSAGES },
+            body: &BodyRules {
+                model: ModelPlace::BodyOrFirst,
+                chooses: runs_a_model,
+                ..anthropic::MESSAGES
+            },
             usage: Some(&anthropic::FORMAT),
             ..BASE
         },
@@ -51,7 +68,14 @@ pub static PROVIDER: Provider = Provider {
         },
     ],
     opaque_models: chooses,
-    forwards: &["http-referer", "x-title", "x-openrouter-title", "anthropic-version", "anthropic-beta", "openai-beta"],
+    forwards: &[
+        "http-referer",
+        "x-title",
+        "x-openrouter-title",
+        "anthropic-version",
+        "anthropic-beta",
+        "openai-beta",
+    ],
     returns: &["x-generation-id", "x-request-id"],
     own_request_id: None,
     notices: no_notices,
@@ -78,18 +102,32 @@ fn runs_a_model(named: ToolName<'_>) -> bool {
             Some(tool) => !matches!(tool, "web_search" | "web_fetch" | "datetime"),
             None => kind.starts_with("advisor_"),
         },
-        ToolName::Plugin(id) => !matches!(id, "web" | "file-parser" | "response-healing" | "context-compression"),
+        ToolName::Plugin(id) => !matches!(
+            id,
+            "web" | "file-parser" | "response-healing" | "context-compression"
+        ),
     }
 }
 
-/// OpenRouter's own models (routers, and models under a cover name), `~` aliases and stored presets pick the model on the other side.
+/// OpenRouter's own models (routers, and models under a cover name), `~` aliases and stored presets
+/// pick the model on the other side.
 fn chooses(model: &str) -> bool {
-    let bare = model.split(':').next().unwrap_or(model).to_ascii_lowercase();
-    bare == "auto" || bare.starts_with("openrouter/") || model.contains("@preset/") || model.starts_with('~')
+    let bare = model
+        .split(':')
+        .next()
+        .unwrap_or(model)
+        .to_ascii_lowercase();
+    bare == "auto"
+        || bare.starts_with("openrouter/")
+        || model.contains("@preset/")
+        || model.starts_with('~')
 }
 
 fn answer(refusal: &Refusal<'_>) -> Answer {
     let status = refusal.code.status();
     // `code` is the status as a number.
-    Answer::new(status, json!({ "error": { "code": status, "message": refusal.message } }))
+    Answer::new(
+        status,
+        json!({ "error": { "code": status, "message": refusal.message } }),
+    )
 }

@@ -177,7 +177,8 @@ pub enum ModelPlace {
 /// What a request can ask for beyond a model, refused unless a grant's `allow` names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Feature {
-    /// The provider connects to a server that the client names (`mcp_servers`, `tools[].server_url`).
+    /// The provider connects to a server that the client names (`mcp_servers`,
+    /// `tools[].server_url`).
     McpServers,
     /// Objects kept at the provider under the shared key: stored prompts, conversations,
     /// earlier responses, containers. They can hold a model and other pods' data.
@@ -187,7 +188,11 @@ pub enum Feature {
 }
 
 impl Feature {
-    pub const ALL: [Feature; 3] = [Feature::McpServers, Feature::StoredObjects, Feature::Background];
+    pub const ALL: [Feature; 3] = [
+        Feature::McpServers,
+        Feature::StoredObjects,
+        Feature::Background,
+    ];
 
     /// Its name in a grant's `allow`.
     pub fn name(self) -> &'static str {
@@ -199,8 +204,15 @@ impl Feature {
     }
 }
 
-pub(super) const NO_BODY: BodyRules =
-    BodyRules { model: ModelPlace::NoBody, content: &[], opaque: &[], restricted: &[], chooses: nobody, max_output: &[], item_references: false };
+pub(super) const NO_BODY: BodyRules = BodyRules {
+    model: ModelPlace::NoBody,
+    content: &[],
+    opaque: &[],
+    restricted: &[],
+    chooses: nobody,
+    max_output: &[],
+    item_references: false,
+};
 
 /// The rest of an endpoint, so that each entry says only what is its own.
 pub(super) const BASE: Endpoint = Endpoint {
@@ -243,13 +255,28 @@ mod tests {
         let here = concat!(env!("CARGO_MANIFEST_DIR"), "/src/sidecar/provider");
         let files: BTreeSet<String> = std::fs::read_dir(here)
             .unwrap()
-            .map(|e| e.unwrap().file_name().to_string_lossy().trim_end_matches(".rs").to_owned())
+            .map(|e| {
+                e.unwrap()
+                    .file_name()
+                    .to_string_lossy()
+                    .trim_end_matches(".rs")
+                    .to_owned()
+            })
             .filter(|n| n != "mod" && n != "registry")
             .collect();
         let source = include_str!("registry.rs");
         let list = &source[source.find("PROVIDERS: &[&Provider] = &[").unwrap()..];
         let list = &list[..list.find("];").unwrap()];
-        let registered: BTreeSet<String> = list.lines().filter_map(|l| l.trim().strip_prefix('&')?.split("::").next().map(str::to_owned)).collect();
+        let registered: BTreeSet<String> = list
+            .lines()
+            .filter_map(|l| {
+                l.trim()
+                    .strip_prefix('&')?
+                    .split("::")
+                    .next()
+                    .map(str::to_owned)
+            })
+            .collect();
         assert_eq!(files, registered);
     }
 
@@ -261,9 +288,19 @@ mod tests {
             let mut paths = BTreeSet::new();
             for e in p.endpoints {
                 assert!(!e.name.is_empty() && !e.paths.is_empty() && !e.upstream.is_empty());
-                assert_eq!(e.body.model == ModelPlace::NoBody, e.method == Verb::Get, "{} {}", p.kind, e.name);
+                assert_eq!(
+                    e.body.model == ModelPlace::NoBody,
+                    e.method == Verb::Get,
+                    "{} {}",
+                    p.kind,
+                    e.name
+                );
                 for path in e.paths {
-                    assert!(paths.insert((*path, e.method == Verb::Get)), "{} {path}", p.kind);
+                    assert!(
+                        paths.insert((*path, e.method == Verb::Get)),
+                        "{} {path}",
+                        p.kind
+                    );
                 }
             }
         }

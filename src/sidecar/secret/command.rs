@@ -15,13 +15,21 @@ const TIME: Duration = Duration::from_secs(10);
 
 /// Ends early when `stop` is set.
 pub(super) fn run(command: &[String], stop: &AtomicBool) -> Result<Zeroizing<Vec<u8>>, String> {
-    let Some((program, args)) = command.split_first() else { return Err("no program".into()) };
-    let mut out: File = memfd_create("key", MemfdFlags::CLOEXEC).map_err(|e| e.to_string())?.into();
+    let Some((program, args)) = command.split_first() else {
+        return Err("no program".into());
+    };
+    let mut out: File = memfd_create("key", MemfdFlags::CLOEXEC)
+        .map_err(|e| e.to_string())?
+        .into();
     let stdout = out.try_clone().map_err(|e| e.to_string())?;
     let mut child = Command::new(program)
         .args(args)
         .env_clear()
-        .envs(["PATH", "HOME"].iter().filter_map(|k| std::env::var_os(k).map(|v| (k, v))))
+        .envs(
+            ["PATH", "HOME"]
+                .iter()
+                .filter_map(|k| std::env::var_os(k).map(|v| (k, v))),
+        )
         .stdin(Stdio::null())
         .stdout(stdout)
         .stderr(Stdio::null())
@@ -31,7 +39,9 @@ pub(super) fn run(command: &[String], stop: &AtomicBool) -> Result<Zeroizing<Vec
     let status = loop {
         match child.try_wait() {
             Ok(Some(status)) => break status,
-            Ok(None) if started.elapsed() < TIME && !stop.load(Ordering::Acquire) => std::thread::sleep(Duration::from_millis(20)),
+            Ok(None) if started.elapsed() < TIME && !stop.load(Ordering::Acquire) => {
+                std::thread::sleep(Duration::from_millis(20))
+            }
             _ => {
                 let _ = child.kill();
                 let _ = child.wait();
@@ -43,6 +53,11 @@ pub(super) fn run(command: &[String], stop: &AtomicBool) -> Result<Zeroizing<Vec
         return Err(format!("ended with {status}"));
     }
     let mut bytes = Zeroizing::new(Vec::with_capacity(super::MAX_SECRET + 4));
-    out.rewind().and_then(|()| out.take(super::MAX_SECRET as u64 + 4).read_to_end(&mut bytes)).map_err(|e| e.to_string())?;
+    out.rewind()
+        .and_then(|()| {
+            out.take(super::MAX_SECRET as u64 + 4)
+                .read_to_end(&mut bytes)
+        })
+        .map_err(|e| e.to_string())?;
     Ok(bytes)
 }

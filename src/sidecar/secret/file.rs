@@ -55,7 +55,10 @@ pub(super) fn read(dir: &Path, name: &str, key: &str, last: Option<Stamp>) -> Re
         }
         let mut bytes = Zeroizing::new(Vec::with_capacity(super::MAX_SECRET + 4));
         let limit = super::MAX_SECRET as u64 + 4;
-        file.by_ref().take(limit).read_to_end(&mut bytes).map_err(|e| format!("cannot be read: {e}"))?;
+        file.by_ref()
+            .take(limit)
+            .read_to_end(&mut bytes)
+            .map_err(|e| format!("cannot be read: {e}"))?;
         // The same file in the same state as before it was read: it was read whole.
         if open(&path)?.1 == before {
             return Ok(Look::Content(bytes, before));
@@ -67,19 +70,32 @@ pub(super) fn read(dir: &Path, name: &str, key: &str, last: Option<Stamp>) -> Re
 /// Opens without waiting: a pipe or a device in the key's place must not hold the thread.
 fn open(path: &Path) -> Result<(File, Stamp), String> {
     let cannot = |e: &dyn std::fmt::Display| format!("cannot be read: {e}");
-    let fd: OwnedFd = rustix::fs::open(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty()).map_err(|e| cannot(&e))?;
+    let fd: OwnedFd = rustix::fs::open(
+        path,
+        OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .map_err(|e| cannot(&e))?;
     let file = File::from(fd);
     let meta = file.metadata().map_err(|e| cannot(&e))?;
     if !meta.is_file() {
         return Err("is not a regular file".into());
     }
-    let stamp = Stamp { file: (meta.dev(), meta.ino()), changed: (meta.mtime(), meta.mtime_nsec()), len: meta.len() };
+    let stamp = Stamp {
+        file: (meta.dev(), meta.ino()),
+        changed: (meta.mtime(), meta.mtime_nsec()),
+        len: meta.len(),
+    };
     Ok((file, stamp))
 }
 
 impl Stamp {
     fn age(&self) -> Duration {
-        let changed = SystemTime::UNIX_EPOCH + Duration::new(self.changed.0.max(0) as u64, self.changed.1.clamp(0, 999_999_999) as u32);
+        let changed = SystemTime::UNIX_EPOCH
+            + Duration::new(
+                self.changed.0.max(0) as u64,
+                self.changed.1.clamp(0, 999_999_999) as u32,
+            );
         // A time in the future says nothing; the file counts as old.
         changed.elapsed().unwrap_or(Duration::MAX)
     }

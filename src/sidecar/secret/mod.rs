@@ -38,7 +38,9 @@ impl std::fmt::Display for Source {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Source::File { name, key } => write!(f, "{name}/{key}"),
-            Source::Command { command, .. } => f.write_str(command.first().map_or("", String::as_str)),
+            Source::Command { command, .. } => {
+                f.write_str(command.first().map_or("", String::as_str))
+            }
         }
     }
 }
@@ -56,12 +58,19 @@ pub struct Secret {
 
 impl Secret {
     pub(super) fn from_text(text: &str) -> Secret {
-        Secret { text: SecretString::from(text), header: OnceLock::new() }
+        Secret {
+            text: SecretString::from(text),
+            header: OnceLock::new(),
+        }
     }
 
     /// What a header says that carries it behind `prefix`. `None`: it cannot stand in a header.
     pub fn header(&self, prefix: &'static str) -> Option<HeaderValue> {
-        if let Some((_, value)) = self.header.get().filter(|(made_for, _)| *made_for == prefix) {
+        if let Some((_, value)) = self
+            .header
+            .get()
+            .filter(|(made_for, _)| *made_for == prefix)
+        {
             return Some(value.clone());
         }
         let text = Zeroizing::new(format!("{prefix}{}", self.text.expose_secret()));
@@ -79,7 +88,9 @@ impl Secret {
         match text {
             [] => Err("it is empty"),
             _ if text.len() > MAX_SECRET => Err("it is longer than 4 KiB"),
-            _ if !text.iter().all(u8::is_ascii_graphic) => Err("it holds a space, a control character or a letter beyond ASCII"),
+            _ if !text.iter().all(u8::is_ascii_graphic) => {
+                Err("it holds a space, a control character or a letter beyond ASCII")
+            }
             _ => match std::str::from_utf8(text) {
                 Ok(text) => Ok(Secret::from_text(text)),
                 Err(_) => Err("it is not text"),
@@ -94,7 +105,11 @@ impl Secret {
 
 /// A name that stays inside the directory it is joined to.
 pub fn is_file_name(name: &str) -> bool {
-    (1..=253).contains(&name.len()) && !name.starts_with('.') && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+    (1..=253).contains(&name.len())
+        && !name.starts_with('.')
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
 }
 
 type Found = Result<Arc<Secret>, String>;
@@ -193,7 +208,12 @@ impl Store {
     /// Waits until files are to be looked at again: after `time`, or when a request asks for it.
     pub fn wait(&self, time: Duration) {
         let hurried = lock(&self.hurry.0);
-        let mut hurried = self.hurry.1.wait_timeout_while(hurried, time, |h| !*h).unwrap_or_else(PoisonError::into_inner).0;
+        let mut hurried = self
+            .hurry
+            .1
+            .wait_timeout_while(hurried, time, |h| !*h)
+            .unwrap_or_else(PoisonError::into_inner)
+            .0;
         *hurried = false;
     }
 
@@ -202,13 +222,20 @@ impl Store {
     /// # Errors
     /// The reason, for the log; it names the place and never the content.
     pub fn get(&self, source: &Source) -> Found {
-        self.view.load().get(source).cloned().unwrap_or_else(|| Err(format!("`{source}` has not been read yet")))
+        self.view
+            .load()
+            .get(source)
+            .cloned()
+            .unwrap_or_else(|| Err(format!("`{source}` has not been read yet")))
     }
 
     pub fn health(&self, source: &Source) -> Health {
         let entries = self.lock();
         let good = entries.get(source).filter(|e| e.found.is_ok());
-        Health { ok: good.is_some_and(|e| e.problem.is_none()), age: good.and_then(|e| e.since.elapsed().ok()) }
+        Health {
+            ok: good.is_some_and(|e| e.problem.is_none()),
+            age: good.and_then(|e| e.since.elapsed().ok()),
+        }
     }
 
     /// What must not appear in a reply: every key, and those that were replaced lately.
@@ -267,7 +294,9 @@ impl Store {
     }
 
     fn is_due(&self, source: &Source) -> bool {
-        self.lock().get(source).is_none_or(|e| e.due.is_none_or(|due| due <= Instant::now()))
+        self.lock()
+            .get(source)
+            .is_none_or(|e| e.due.is_none_or(|due| due <= Instant::now()))
     }
 
     /// Looks at one source. True if its key, or what is wrong with it, changed.
@@ -280,8 +309,15 @@ impl Store {
             Source::Command { command, ttl } => {
                 let read = command::run(command, &self.stopping);
                 // A tenth early, so that no request meets an expired key; sooner after a failure.
-                let next = if read.is_ok() { *ttl - *ttl / 10 } else { Duration::from_secs(5).min(*ttl) };
-                (read.map(|bytes| file::Look::Content(bytes, file::Stamp::default())), Some(Instant::now() + next))
+                let next = if read.is_ok() {
+                    *ttl - *ttl / 10
+                } else {
+                    Duration::from_secs(5).min(*ttl)
+                };
+                (
+                    read.map(|bytes| file::Look::Content(bytes, file::Stamp::default())),
+                    Some(Instant::now() + next),
+                )
             }
         };
         let mut entries = self.lock();
@@ -307,9 +343,21 @@ impl Store {
     }
 
     fn publish(&self, entries: &HashMap<Source, Entry>) {
-        self.view.store(Arc::new(entries.iter().map(|(s, e)| (s.clone(), e.found.clone())).collect()));
-        let live = entries.values().flat_map(|e| e.found.as_ref().ok().into_iter().chain(e.replaced.iter().map(|(s, _)| s)));
-        self.patterns.store(Arc::new(Patterns::new(live.map(|s| &**s))));
+        self.view.store(Arc::new(
+            entries
+                .iter()
+                .map(|(s, e)| (s.clone(), e.found.clone()))
+                .collect(),
+        ));
+        let live = entries.values().flat_map(|e| {
+            e.found
+                .as_ref()
+                .ok()
+                .into_iter()
+                .chain(e.replaced.iter().map(|(s, _)| s))
+        });
+        self.patterns
+            .store(Arc::new(Patterns::new(live.map(|s| &**s))));
     }
 }
 
@@ -323,7 +371,8 @@ impl Entry {
                 match &self.found {
                     Ok(old) if old.is(&new) => return false,
                     Ok(old) => {
-                        self.replaced.retain(|(_, since)| since.elapsed() < KEPT_FOR_REDACTION);
+                        self.replaced
+                            .retain(|(_, since)| since.elapsed() < KEPT_FOR_REDACTION);
                         self.replaced.push((old.clone(), Instant::now()));
                         let surplus = self.replaced.len().saturating_sub(MAX_REPLACED);
                         self.replaced.drain(..surplus);
@@ -339,7 +388,10 @@ impl Entry {
                 let why = format!("`{source}`: {why}");
                 if self.found.is_ok() {
                     if self.problem.as_ref() != Some(&why) {
-                        tracing::warn!(why, "the key cannot be read again; the last good one serves");
+                        tracing::warn!(
+                            why,
+                            "the key cannot be read again; the last good one serves"
+                        );
                     }
                     self.problem = Some(why);
                     return false;
@@ -375,7 +427,15 @@ mod tests {
     #[test]
     fn only_a_key_is_a_key() {
         assert_eq!(secret(b"sk-x\r\n").unwrap().text.expose_secret(), "sk-x");
-        for bad in [&b""[..], b"\n", b"a b", b"a\nb", b"\xff", "é".as_bytes(), &[b'a'; 5000]] {
+        for bad in [
+            &b""[..],
+            b"\n",
+            b"a b",
+            b"a\nb",
+            b"\xff",
+            "é".as_bytes(),
+            &[b'a'; 5000],
+        ] {
             assert!(secret(bad).is_err());
         }
         assert!(!format!("{:?}", secret(b"sk-canary")).contains("canary"));
@@ -384,7 +444,14 @@ mod tests {
     /// A store over one file, and the file.
     fn one_file(dir: &std::path::Path) -> (Store, Source, PathBuf) {
         std::fs::create_dir(dir.join("n")).unwrap();
-        (Store::new(dir.into()), Source::File { name: "n".into(), key: "k".into() }, dir.join("n/k"))
+        (
+            Store::new(dir.into()),
+            Source::File {
+                name: "n".into(),
+                key: "k".into(),
+            },
+            dir.join("n/k"),
+        )
     }
 
     fn replace(path: &std::path::Path, text: &str) {
@@ -400,7 +467,11 @@ mod tests {
         assert!(store.get(&source).is_err());
         let look = || store.refresh([&source].into_iter(), Kind::Files);
         assert!(look() && store.get(&source).is_err());
-        let keys = ["sk-first-key-0001", "sk-second-key-0002", "sk-third-key-00003"];
+        let keys = [
+            "sk-first-key-0001",
+            "sk-second-key-0002",
+            "sk-third-key-00003",
+        ];
         for key in keys {
             replace(&path, &format!("{key}\n"));
             assert!(look() && !look());
@@ -421,19 +492,32 @@ mod tests {
         for broken in ["two words", "", "\n"] {
             replace(&path, broken);
             look();
-            assert_eq!(store.get(&source).unwrap().text.expose_secret(), "sk-the-good-key");
+            assert_eq!(
+                store.get(&source).unwrap().text.expose_secret(),
+                "sk-the-good-key"
+            );
             assert!(!store.health(&source).ok && store.health(&source).age.is_some());
         }
         std::fs::remove_file(&path).unwrap();
         look();
         assert!(store.get(&source).is_ok());
         // A pipe in its place holds nobody.
-        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, rustix::fs::Mode::from_raw_mode(0o600), 0).unwrap();
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &path,
+            rustix::fs::FileType::Fifo,
+            rustix::fs::Mode::from_raw_mode(0o600),
+            0,
+        )
+        .unwrap();
         look();
         std::fs::remove_file(&path).unwrap();
         replace(&path, "sk-the-next-key");
         look();
-        assert_eq!(store.get(&source).unwrap().text.expose_secret(), "sk-the-next-key");
+        assert_eq!(
+            store.get(&source).unwrap().text.expose_secret(),
+            "sk-the-next-key"
+        );
         assert!(store.health(&source).ok);
     }
 
@@ -446,12 +530,23 @@ mod tests {
         look();
         std::fs::write(&path, "sk-the-n").unwrap();
         look();
-        assert_eq!(store.get(&source).unwrap().text.expose_secret(), "sk-the-good-key");
+        assert_eq!(
+            store.get(&source).unwrap().text.expose_secret(),
+            "sk-the-good-key"
+        );
         std::fs::write(&path, "sk-the-new-key").unwrap();
         let settled = std::time::SystemTime::now() - Duration::from_secs(5);
-        std::fs::File::options().write(true).open(&path).unwrap().set_modified(settled).unwrap();
+        std::fs::File::options()
+            .write(true)
+            .open(&path)
+            .unwrap()
+            .set_modified(settled)
+            .unwrap();
         look();
-        assert_eq!(store.get(&source).unwrap().text.expose_secret(), "sk-the-new-key");
+        assert_eq!(
+            store.get(&source).unwrap().text.expose_secret(),
+            "sk-the-new-key"
+        );
     }
 
     #[test]
@@ -459,10 +554,16 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let flag = dir.path().join("fail");
         let script = format!("test -e {} && exit 3; echo sk-from-command", flag.display());
-        let source = Source::Command { command: vec!["sh".into(), "-c".into(), script], ttl: Duration::from_secs(3600) };
+        let source = Source::Command {
+            command: vec!["sh".into(), "-c".into(), script],
+            ttl: Duration::from_secs(3600),
+        };
         let store = Store::new(dir.path().into());
         assert!(store.refresh([&source].into_iter(), Kind::Commands));
-        assert!(!store.refresh([&source].into_iter(), Kind::Commands), "not due");
+        assert!(
+            !store.refresh([&source].into_iter(), Kind::Commands),
+            "not due"
+        );
         assert!(store.get(&source).is_ok());
         std::fs::write(&flag, "").unwrap();
         store.lock().get_mut(&source).unwrap().due = None;

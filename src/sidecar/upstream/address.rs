@@ -83,7 +83,9 @@ fn embedded(v6: Ipv6Addr) -> Option<Ipv4Addr> {
 
 fn is_special_v4(v4: Ipv4Addr) -> bool {
     let bits = u32::from(v4);
-    SPECIAL_V4.iter().any(|(base, prefix)| (bits ^ u32::from(Ipv4Addr::from(*base))) >> (32 - prefix) == 0)
+    SPECIAL_V4
+        .iter()
+        .any(|(base, prefix)| (bits ^ u32::from(Ipv4Addr::from(*base))) >> (32 - prefix) == 0)
 }
 
 fn is_special_v6(v6: Ipv6Addr) -> bool {
@@ -92,7 +94,9 @@ fn is_special_v6(v6: Ipv6Addr) -> bool {
         return true;
     }
     let top = |s: &[u16]| (u64::from(s[0]) << 32) | (u64::from(s[1]) << 16) | u64::from(s[2]);
-    SPECIAL_V6.iter().any(|(base, prefix)| (top(&s) ^ top(base)) >> (48 - prefix) == 0)
+    SPECIAL_V6
+        .iter()
+        .any(|(base, prefix)| (top(&s) ^ top(base)) >> (48 - prefix) == 0)
 }
 
 #[cfg(test)]
@@ -101,7 +105,7 @@ mod tests {
 
     #[test]
     fn special_purpose_addresses_are_not_public() {
-        for ip in [
+        let cases = [
             "0.1.2.3",
             "10.1.2.3",
             "100.64.0.1",
@@ -142,10 +146,11 @@ mod tests {
             "fe80::1",
             "fec0::1",
             "ff02::1",
-        ] {
+        ];
+        for ip in cases {
             assert!(is_special(ip.parse().unwrap()), "{ip}");
         }
-        for ip in [
+        let cases = [
             "1.1.1.1",
             "100.128.0.1",
             "192.0.1.1",
@@ -156,14 +161,21 @@ mod tests {
             "64:ff9b::808:808",
             "2002:808:808::1",
             "::ffff:8.8.8.8",
-        ] {
+        ];
+        for ip in cases {
             assert!(!is_special(ip.parse().unwrap()), "{ip}");
         }
     }
 
     #[test]
     fn metadata_services_are_found_in_every_spelling() {
-        for ip in ["169.254.169.254", "fe80::1", "::ffff:169.254.169.254", "64:ff9b::169.254.169.254", "2002:a9fe:a9fe::"] {
+        for ip in [
+            "169.254.169.254",
+            "fe80::1",
+            "::ffff:169.254.169.254",
+            "64:ff9b::169.254.169.254",
+            "2002:a9fe:a9fe::",
+        ] {
             assert!(is_link_local(ip.parse().unwrap()), "{ip}");
         }
         assert!(!is_link_local("10.0.0.1".parse().unwrap()));

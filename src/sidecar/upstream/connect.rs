@@ -69,7 +69,12 @@ impl tower_service::Service<Uri> for Connector {
 
     fn call(&mut self, uri: Uri) -> Self::Future {
         let this = self.clone();
-        Box::pin(async move { tokio::time::timeout(this.timeout * 2, this.connect(&uri)).await.unwrap_or(Err(ConnectError::Timeout)).map(TokioIo::new) })
+        Box::pin(async move {
+            tokio::time::timeout(this.timeout * 2, this.connect(&uri))
+                .await
+                .unwrap_or(Err(ConnectError::Timeout))
+                .map(TokioIo::new)
+        })
     }
 }
 
@@ -78,15 +83,24 @@ impl Connector {
         let host = uri.host().ok_or(ConnectError::Address)?;
         let tls = uri.scheme_str() != Some("http");
         let port = uri.port_u16().unwrap_or(if tls { 443 } else { 80 });
-        let stream = tokio::time::timeout(self.timeout, self.dial(host, port)).await.unwrap_or(Err(ConnectError::Timeout))?;
+        let stream = tokio::time::timeout(self.timeout, self.dial(host, port))
+            .await
+            .unwrap_or(Err(ConnectError::Timeout))?;
         let _ = stream.set_nodelay(true);
         notice_dead_paths(&stream);
         if !tls {
             return Ok(Wire::Plain(stream));
         }
-        let name = ServerName::try_from(host.trim_start_matches('[').trim_end_matches(']').to_owned()).map_err(|_| ConnectError::Address)?;
+        let name = ServerName::try_from(
+            host.trim_start_matches('[')
+                .trim_end_matches(']')
+                .to_owned(),
+        )
+        .map_err(|_| ConnectError::Address)?;
         let connector = TlsConnector::from(self.tls.config());
-        let stream = tokio::time::timeout(self.timeout, connector.connect(name, stream)).await.map_err(|_| ConnectError::Timeout)?;
+        let stream = tokio::time::timeout(self.timeout, connector.connect(name, stream))
+            .await
+            .map_err(|_| ConnectError::Timeout)?;
         Ok(Wire::Tls(Box::new(stream.map_err(ConnectError::Tls)?)))
     }
 
@@ -94,10 +108,12 @@ impl Connector {
     async fn dial(&self, host: &str, port: u16) -> Result<TcpStream, ConnectError> {
         let known = self.names.find(host, port).await?;
         match self.dial_any(host, &known).await {
-            Err(ConnectError::Connect(_) | ConnectError::Timeout) => match self.names.renew(host, port).await {
-                Ok(fresh) if fresh != known => self.dial_any(host, &fresh).await,
-                _ => Err(ConnectError::Connect(io::ErrorKind::HostUnreachable.into())),
-            },
+            Err(ConnectError::Connect(_) | ConnectError::Timeout) => {
+                match self.names.renew(host, port).await {
+                    Ok(fresh) if fresh != known => self.dial_any(host, &fresh).await,
+                    _ => Err(ConnectError::Connect(io::ErrorKind::HostUnreachable.into())),
+                }
+            }
             done => done,
         }
     }
@@ -153,7 +169,11 @@ impl Connection for Wire {
 }
 
 impl AsyncRead for Wire {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Wire::Plain(s) => Pin::new(s).poll_read(cx, buf),
             Wire::Tls(s) => Pin::new(s).poll_read(cx, buf),
@@ -162,7 +182,11 @@ impl AsyncRead for Wire {
 }
 
 impl AsyncWrite for Wire {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Wire::Plain(s) => Pin::new(s).poll_write(cx, buf),
             Wire::Tls(s) => Pin::new(s).poll_write(cx, buf),
@@ -183,7 +207,11 @@ impl AsyncWrite for Wire {
         }
     }
 
-    fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Wire::Plain(s) => Pin::new(s).poll_write_vectored(cx, bufs),
             Wire::Tls(s) => Pin::new(s).poll_write_vectored(cx, bufs),

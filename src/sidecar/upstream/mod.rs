@@ -54,27 +54,44 @@ impl Upstream {
     /// # Errors
     /// When the operator's CA file holds no certificate.
     pub fn new(timeouts: &Timeouts, ca_file: Option<&Path>) -> Result<Upstream, String> {
-        let tls = Arc::new(Tls { extra: extra_roots(ca_file)?, config: OnceLock::new() });
+        let tls = Arc::new(Tls {
+            extra: extra_roots(ca_file)?,
+            config: OnceLock::new(),
+        });
         let names = Arc::new(Resolver::start()?);
         let client = |public| {
-            let connector = Connector { tls: tls.clone(), names: names.clone(), public, timeout: timeouts.connect };
+            let connector = Connector {
+                tls: tls.clone(),
+                names: names.clone(),
+                public,
+                timeout: timeouts.connect,
+            };
             Client::builder(TokioExecutor::new())
                 .pool_idle_timeout(Duration::from_secs(30)) // below every provider's load balancer
                 .pool_max_idle_per_host(32)
                 .pool_timer(TokioTimer::new())
                 .timer(TokioTimer::new())
-                // Replies are read as they come, in small pieces; hyper's own default grows to 400 KiB.
+                // Replies are read as they come, in small pieces; hyper's own default grows to 400
+                // KiB.
                 .http1_max_buf_size(READ_BUFFER)
                 .build(connector)
         };
-        Ok(Upstream { public: client(true), own: client(false), first_byte: timeouts.first_byte })
+        Ok(Upstream {
+            public: client(true),
+            own: client(false),
+            first_byte: timeouts.first_byte,
+        })
     }
 
     /// Sends the request and waits for the head of the reply.
     ///
     /// # Errors
     /// `upstream_*`, with the cause for the log.
-    pub async fn send(&self, signed: SignedRequest, own: bool) -> Result<Response<Incoming>, Denial> {
+    pub async fn send(
+        &self,
+        signed: SignedRequest,
+        own: bool,
+    ) -> Result<Response<Incoming>, Denial> {
         let client = if own { &self.own } else { &self.public };
         let mut request = signed.into_request();
         let interim = Arc::new(AtomicU32::new(0));
@@ -94,9 +111,18 @@ impl Upstream {
                 Ok(()) = flood => Err(invalid("more than 16 interim responses").worked_on()),
             }
         };
-        let response = tokio::time::timeout(self.first_byte, reply).await.map_err(|_| {
-            Denial::new(Code::UpstreamTimeout, format!("the provider did not begin to answer within {} s", self.first_byte.as_secs())).worked_on()
-        })??;
+        let response = tokio::time::timeout(self.first_byte, reply)
+            .await
+            .map_err(|_| {
+                Denial::new(
+                    Code::UpstreamTimeout,
+                    format!(
+                        "the provider did not begin to answer within {} s",
+                        self.first_byte.as_secs()
+                    ),
+                )
+                .worked_on()
+            })??;
         check(response).map_err(Denial::worked_on)
     }
 }
@@ -105,8 +131,14 @@ impl Upstream {
 fn check(response: Response<Incoming>) -> Result<Response<Incoming>, Denial> {
     let status = response.status();
     if status.is_redirection() {
-        return Err(Denial::new(Code::UpstreamRedirect, format!("the provider answered with a redirect ({}), which is never followed", status.as_u16()))
-            .hint("ask an operator to check the provider's `baseUrl`"));
+        return Err(Denial::new(
+            Code::UpstreamRedirect,
+            format!(
+                "the provider answered with a redirect ({}), which is never followed",
+                status.as_u16()
+            ),
+        )
+        .hint("ask an operator to check the provider's `baseUrl`"));
     }
     if status.is_informational() || status.as_u16() > 599 {
         return Err(invalid(&format!("status {}", status.as_u16())));
@@ -114,7 +146,9 @@ fn check(response: Response<Incoming>) -> Result<Response<Incoming>, Denial> {
     let headers = response.headers();
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
     let coding = codings.next();
-    let framed_once = coding.is_none_or(|c| c.as_bytes().eq_ignore_ascii_case(b"chunked") && !headers.contains_key(CONTENT_LENGTH));
+    let framed_once = coding.is_none_or(|c| {
+        c.as_bytes().eq_ignore_ascii_case(b"chunked") && !headers.contains_key(CONTENT_LENGTH)
+    });
     if codings.next().is_some() || !framed_once {
         return Err(invalid("ambiguous framing of the reply"));
     }
@@ -122,7 +156,11 @@ fn check(response: Response<Incoming>) -> Result<Response<Incoming>, Denial> {
 }
 
 fn invalid(what: &str) -> Denial {
-    Denial::new(Code::UpstreamInvalid, "the provider's answer is not HTTP as it should be").cause(what)
+    Denial::new(
+        Code::UpstreamInvalid,
+        "the provider's answer is not HTTP as it should be",
+    )
+    .cause(what)
 }
 
 fn denial(e: &ClientError) -> Denial {
@@ -140,14 +178,31 @@ fn denial(e: &ClientError) -> Denial {
         source = s.source();
     }
     let denial = match found {
-        Some(ConnectError::Timeout) => Denial::new(Code::UpstreamTimeout, "the provider could not be reached in time"),
-        Some(ConnectError::Tls(_)) => Denial::new(Code::UpstreamTls, "the provider could not prove who it is (TLS)")
-            .hint("ask an operator to check the provider's `baseUrl` and `tls.caFile`"),
-        Some(ConnectError::Private(_)) => Denial::new(Code::UpstreamUnreachable, "the provider's name leads into a private network, which is not dialled")
-            .hint("ask an operator to set the provider's `baseUrl` if that is meant"),
-        Some(_) => Denial::new(Code::UpstreamUnreachable, "the provider could not be reached"),
-        None if http.is_some_and(|h| h.is_parse() || h.is_parse_too_large()) => return invalid(&chain),
-        None => Denial::new(Code::UpstreamUnreachable, "the connection to the provider broke before it answered"),
+        Some(ConnectError::Timeout) => Denial::new(
+            Code::UpstreamTimeout,
+            "the provider could not be reached in time",
+        ),
+        Some(ConnectError::Tls(_)) => Denial::new(
+            Code::UpstreamTls,
+            "the provider could not prove who it is (TLS)",
+        )
+        .hint("ask an operator to check the provider's `baseUrl` and `tls.caFile`"),
+        Some(ConnectError::Private(_)) => Denial::new(
+            Code::UpstreamUnreachable,
+            "the provider's name leads into a private network, which is not dialled",
+        )
+        .hint("ask an operator to set the provider's `baseUrl` if that is meant"),
+        Some(_) => Denial::new(
+            Code::UpstreamUnreachable,
+            "the provider could not be reached",
+        ),
+        None if http.is_some_and(|h| h.is_parse() || h.is_parse_too_large()) => {
+            return invalid(&chain);
+        }
+        None => Denial::new(
+            Code::UpstreamUnreachable,
+            "the connection to the provider broke before it answered",
+        ),
     };
     denial.cause(chain)
 }

@@ -55,13 +55,21 @@ impl Resolver {
         let (queue, names) = (Arc::new(Mutex::new(queue)), Names::default());
         for _ in 0..THREADS {
             let (queue, names) = (queue.clone(), names.clone());
-            std::thread::Builder::new().name("names".into()).stack_size(256 << 10).spawn(move || work(&queue, &names)).map_err(|e| e.to_string())?;
+            std::thread::Builder::new()
+                .name("names".into())
+                .stack_size(256 << 10)
+                .spawn(move || work(&queue, &names))
+                .map_err(|e| e.to_string())?;
         }
         Ok(Resolver { questions, names })
     }
 
     /// The addresses of a host. A name that is known is answered without waiting.
-    pub(super) async fn find(&self, host: &str, port: u16) -> Result<Vec<SocketAddr>, ConnectError> {
+    pub(super) async fn find(
+        &self,
+        host: &str,
+        port: u16,
+    ) -> Result<Vec<SocketAddr>, ConnectError> {
         let bare = host.trim_start_matches('[').trim_end_matches(']');
         if let Ok(ip) = bare.parse::<IpAddr>() {
             return Ok(vec![SocketAddr::new(ip, port)]);
@@ -69,7 +77,9 @@ impl Resolver {
         if host == "localhost" {
             return Ok(vec![SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port)]);
         }
-        let known = lock(&self.names).get(host).and_then(|name| name.known.clone());
+        let known = lock(&self.names)
+            .get(host)
+            .and_then(|name| name.known.clone());
         match known {
             Some((ips, since)) => {
                 if since.elapsed() > FRESH {
@@ -82,7 +92,11 @@ impl Resolver {
     }
 
     /// Looks the name up and waits for the answer.
-    pub(super) async fn renew(&self, host: &str, port: u16) -> Result<Vec<SocketAddr>, ConnectError> {
+    pub(super) async fn renew(
+        &self,
+        host: &str,
+        port: u16,
+    ) -> Result<Vec<SocketAddr>, ConnectError> {
         let mut answer = self.ask(host);
         let answered = answer.wait_for(Option::is_some);
         match tokio::time::timeout(PATIENCE, answered).await {
@@ -117,8 +131,12 @@ fn with_port(ips: &[IpAddr], port: u16) -> Vec<SocketAddr> {
 fn work(queue: &Mutex<mpsc::Receiver<(String, watch::Sender<Answer>)>>, names: &Names) {
     loop {
         // The lock is held while waiting, and given to the next thread with the question taken.
-        let Ok((host, answer)) = lock(queue).recv() else { return };
-        let found = (host.as_str(), 0).to_socket_addrs().map(|all| all.map(|a| a.ip()).collect::<Arc<[IpAddr]>>());
+        let Ok((host, answer)) = lock(queue).recv() else {
+            return;
+        };
+        let found = (host.as_str(), 0)
+            .to_socket_addrs()
+            .map(|all| all.map(|a| a.ip()).collect::<Arc<[IpAddr]>>());
         let mut names = lock(names);
         let name = names.entry(host).or_default();
         name.running = None;
@@ -136,15 +154,30 @@ mod tests {
     #[tokio::test]
     async fn a_known_name_is_answered_while_its_look_up_hangs() {
         let (questions, queue) = mpsc::channel();
-        let resolver = Resolver { questions, names: Names::default() };
+        let resolver = Resolver {
+            questions,
+            names: Names::default(),
+        };
         let ip: IpAddr = "192.0.2.7".parse().unwrap();
         let long_ago = Instant::now().checked_sub(FRESH * 2).unwrap();
-        lock(&resolver.names).insert("slow.example".into(), Name { known: Some((Arc::new([ip]), long_ago)), running: None });
+        lock(&resolver.names).insert(
+            "slow.example".into(),
+            Name {
+                known: Some((Arc::new([ip]), long_ago)),
+                running: None,
+            },
+        );
         for _ in 0..3 {
-            assert_eq!(resolver.find("slow.example", 443).await.unwrap(), [SocketAddr::new(ip, 443)]);
+            assert_eq!(
+                resolver.find("slow.example", 443).await.unwrap(),
+                [SocketAddr::new(ip, 443)]
+            );
         }
         // Nobody serves the queue: one question stands there, however often the name was needed.
         assert_eq!(queue.try_iter().count(), 1);
-        assert!(resolver.find("127.0.0.1", 1).await.is_ok() && resolver.find("localhost", 1).await.is_ok());
+        assert!(
+            resolver.find("127.0.0.1", 1).await.is_ok()
+                && resolver.find("localhost", 1).await.is_ok()
+        );
     }
 }

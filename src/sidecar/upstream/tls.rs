@@ -14,7 +14,12 @@ pub(super) struct Tls {
 
 /// Where Linux distributions keep their bundle. Environment variables do not change it: what
 /// a sidecar trusts is decided by its image and its configuration.
-const BUNDLES: &[&str] = &["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem", "/etc/ssl/ca-bundle.pem"];
+const BUNDLES: &[&str] = &[
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/cert.pem",
+    "/etc/ssl/ca-bundle.pem",
+];
 
 impl Tls {
     pub(super) fn config(&self) -> Arc<rustls::ClientConfig> {
@@ -34,7 +39,9 @@ impl Tls {
         }
         roots.add_parsable_certificates(self.extra.iter().cloned());
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let mut config = match rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions() {
+        let mut config = match rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+        {
             Ok(builder) => builder.with_root_certificates(roots).with_no_client_auth(),
             Err(_) => unreachable!("ring offers the default protocol versions"),
         };
@@ -46,11 +53,16 @@ impl Tls {
 }
 
 pub(super) fn extra_roots(file: Option<&Path>) -> Result<Vec<CertificateDer<'static>>, String> {
-    let Some(file) = file else { return Ok(Vec::new()) };
+    let Some(file) = file else {
+        return Ok(Vec::new());
+    };
     let read = CertificateDer::pem_file_iter(file).and_then(Iterator::collect::<Result<Vec<_>, _>>);
     match read {
         Ok(certificates) if !certificates.is_empty() => Ok(certificates),
-        Ok(_) => Err(format!("`tls.caFile`: `{}` holds no certificate", file.display())),
+        Ok(_) => Err(format!(
+            "`tls.caFile`: `{}` holds no certificate",
+            file.display()
+        )),
         Err(e) => Err(format!("`tls.caFile`: `{}`: {e}", file.display())),
     }
 }
