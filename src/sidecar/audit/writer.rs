@@ -159,7 +159,12 @@ impl Writing {
         let ours = shared.clone();
         let thread = std::thread::Builder::new()
             .name("audit".into())
-            .spawn(move || self.run(&ours, &metrics))
+            .spawn(move || {
+                // Requests come first. On a machine with one CPU, a request that arrives while
+                // records are hashed would wait for them. On Linux `nice` changes this thread alone.
+                let _ = rustix::process::nice(5);
+                self.run(&ours, &metrics);
+            })
             .map_err(|e| e.to_string())?;
         Ok(Writer {
             shared,
