@@ -20,15 +20,15 @@ pub enum Command {
     /// Serve the AI proxy that holds the workspace's keys
     ///
     /// Example: outrigger sidecar --config /etc/outrigger/sidecar.yaml
-    Sidecar(Sidecar),
+    Sidecar(SidecarArgs),
     /// Run a coding CLI headless: its events on :3100, input on :8788
     ///
     /// Example: outrigger adapter --runtime opencode --model anthropic/claude-sonnet-5-5
-    Adapter(Adapter),
+    Adapter(AdapterArgs),
     /// Run one task to its end: what the agent says on stdout, its outcome as the exit code
     ///
     /// Example: outrigger run --runtime codex --task "fix the failing test" --json
-    Run(Run),
+    Run(RunArgs),
     /// List the runtimes: what each can do, and whether it is installed
     ///
     /// Example: outrigger runtimes --json
@@ -37,7 +37,7 @@ pub enum Command {
     /// when no key is configured
     ///
     /// Example: outrigger up --prompt "list the files here"
-    Up(Up),
+    Up(UpArgs),
     /// Print a schema: of the events, or of the adapter's ports
     ///
     /// Example: outrigger schema events > events.schema.json
@@ -45,7 +45,7 @@ pub enum Command {
     /// Serve the embedded scripted provider: Anthropic, OpenAI and Gemini without a key
     ///
     /// Example: outrigger rehearse --listen 127.0.0.1:4010 --script steps.yaml
-    Rehearse(Rehearse),
+    Rehearse(RehearseArgs),
     /// Ask a running sidecar or adapter whether it is ready (for probes in images without curl)
     ///
     /// Example: outrigger healthcheck --address 127.0.0.1:9091
@@ -54,7 +54,7 @@ pub enum Command {
     ///
     /// Example: outrigger audit verify /var/lib/outrigger/audit.jsonl
     #[command(subcommand)]
-    Audit(Audit),
+    Audit(AuditCommand),
     /// Print what a shell needs to complete this command line
     ///
     /// Example: outrigger completions bash > /etc/bash_completion.d/outrigger
@@ -97,7 +97,7 @@ pub struct Completions {
 }
 
 #[derive(Debug, clap::Args)]
-pub struct Sidecar {
+pub struct SidecarArgs {
     /// The configuration file; its grants and limits are followed while running
     #[arg(
         long,
@@ -114,7 +114,7 @@ pub struct Sidecar {
 }
 
 #[derive(Debug, clap::Args)]
-pub struct Adapter {
+pub struct AdapterArgs {
     /// The configuration file; without this, `/etc/outrigger/adapter.yaml` where there is one
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -178,7 +178,7 @@ pub struct SessionFlags {
 }
 
 #[derive(Debug, clap::Args)]
-pub struct Run {
+pub struct RunArgs {
     /// What the agent is to do; `-` reads it from stdin
     #[arg(long, value_name = "TEXT")]
     pub task: String,
@@ -215,7 +215,7 @@ pub struct Runtimes {
 }
 
 #[derive(Debug, clap::Args)]
-pub struct Up {
+pub struct UpArgs {
     #[command(flatten)]
     pub session: SessionFlags,
     /// The first of five ports: console and events, input, proxy, its admin port, scripted provider
@@ -265,7 +265,7 @@ A prompt that says `rehearse:<scene>` picks its answer:
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = SCENES_HELP)]
-pub struct Rehearse {
+pub struct RehearseArgs {
     /// Where to listen; loopback only
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:4010", value_parser = address)]
     pub listen: SocketAddr,
@@ -279,7 +279,7 @@ pub struct Rehearse {
 }
 
 #[derive(Debug, clap::Subcommand)]
-pub enum Audit {
+pub enum AuditCommand {
     /// Follow the chain of records through the file and its rotations, and name the first break
     ///
     /// Example: outrigger audit verify /var/lib/outrigger/audit.jsonl --public-key audit.pub.pem

@@ -123,7 +123,7 @@ impl Event {
     /// It is not an event of this version.
     pub fn read(json: &[u8]) -> serde_json::Result<Event> {
         #[derive(Deserialize)]
-        struct Raw {
+        struct RawEvent {
             session_id: String,
             sequence: u64,
             timestamp: String,
@@ -133,7 +133,7 @@ impl Event {
             runtime: String,
             payload: Value,
         }
-        let raw: Raw = serde_json::from_slice(json)?;
+        let raw: RawEvent = serde_json::from_slice(json)?;
         let payload = Payload::read(&raw.r#type, raw.payload)?;
         Ok(Event {
             session_id: raw.session_id,

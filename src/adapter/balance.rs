@@ -13,7 +13,7 @@ use crate::event::{
 
 /// What is open, and what was the last.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-pub struct Balance {
+pub struct Lifecycle {
     pub session_id: String,
     /// Turns that were started.
     pub turns: u64,
@@ -62,11 +62,11 @@ pub fn turn_id(turn: u64) -> String {
     format!("turn_{turn}")
 }
 
-impl Balance {
+impl Lifecycle {
     pub fn new(session_id: &str) -> Self {
-        Balance {
+        Lifecycle {
             session_id: session_id.to_owned(),
-            ..Balance::default()
+            ..Lifecycle::default()
         }
     }
 
@@ -345,7 +345,7 @@ mod tests {
     }
 
     fn names(said: Vec<Payload>) -> Vec<String> {
-        let (mut balance, mut out) = (Balance::new("s"), Vec::new());
+        let (mut balance, mut out) = (Lifecycle::new("s"), Vec::new());
         for (i, payload) in said.into_iter().enumerate() {
             balance.admit(i as i64 * 10, payload, &mut out);
         }
@@ -414,7 +414,7 @@ mod tests {
 
     #[test]
     fn the_state_can_be_rebuilt_from_what_was_said() {
-        let (mut balance, mut out) = (Balance::new("s"), Vec::new());
+        let (mut balance, mut out) = (Lifecycle::new("s"), Vec::new());
         for payload in [
             start(),
             tool("a"),
@@ -427,7 +427,7 @@ mod tests {
             balance.admit(5, payload, &mut out);
         }
         balance.began_at(6);
-        let mut again = Balance::new("s");
+        let mut again = Lifecycle::new("s");
         for (i, (payload, turn_id)) in out.into_iter().enumerate() {
             let timestamp = "1970-01-01T00:00:00.005Z".to_owned();
             again.follow(&Event {
@@ -440,7 +440,7 @@ mod tests {
             });
         }
         assert_eq!(again, balance);
-        let stored: Balance =
+        let stored: Lifecycle =
             serde_json::from_str(&serde_json::to_string(&balance).unwrap()).unwrap();
         assert_eq!(stored, balance);
     }

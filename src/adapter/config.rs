@@ -22,7 +22,7 @@ use crate::base::token::Token;
 
 /// A session, as it was asked for.
 #[derive(Debug)]
-pub struct Config {
+pub struct AdapterConfig {
     pub session_id: Option<String>,
     pub runtime: &'static Runtime,
     /// Instead of the runtime's program on `PATH`.
@@ -58,7 +58,7 @@ pub struct Config {
     pub max_turns: u64,
     pub stream: SocketAddr,
     pub input: SocketAddr,
-    pub wall: Wall,
+    pub wall: AccessPolicy,
     /// The sidecar, without a trailing slash.
     pub sidecar: String,
     /// How long it is waited for; `None`: without end.
@@ -73,7 +73,7 @@ pub struct Config {
 
 /// Who may talk to the ports.
 #[derive(Debug, Default)]
-pub struct Wall {
+pub struct AccessPolicy {
     /// Names besides the loopback ones that `Host` may say.
     pub hosts: Vec<String>,
     /// Origins of pages that may read the stream.
@@ -82,7 +82,7 @@ pub struct Wall {
     pub write: Option<Token>,
 }
 
-impl Wall {
+impl AccessPolicy {
     /// Is this a page that was configured?
     pub fn allows_origin(&self, origin: &HeaderValue) -> bool {
         self.origins
@@ -116,7 +116,7 @@ pub struct Flags {
 ///
 /// # Errors
 /// Every problem, with its path in the file or the variable's name.
-pub fn load(path: Option<&Path>, flags: &Flags, env: Env<'_>) -> Result<Config, Vec<String>> {
+pub fn load(path: Option<&Path>, flags: &Flags, env: Env<'_>) -> Result<AdapterConfig, Vec<String>> {
     let text = match path {
         Some(path) => settings::read(path).map_err(|e| vec![e])?,
         None => String::new(),
@@ -126,7 +126,7 @@ pub fn load(path: Option<&Path>, flags: &Flags, env: Env<'_>) -> Result<Config, 
 
 /// # Errors
 /// As [`load`].
-pub fn parse(text: &str, flags: &Flags, env: Env<'_>) -> Result<Config, Vec<String>> {
+pub fn parse(text: &str, flags: &Flags, env: Env<'_>) -> Result<AdapterConfig, Vec<String>> {
     let value = parse_yaml(text).map_err(|e| vec![e])?;
     let problems = Problems::default();
     let env = |name: &str| env(name).filter(|v| !v.is_empty());
@@ -167,7 +167,7 @@ struct Agent {
     program: Option<String>,
 }
 
-fn config(value: Value, flags: &Flags, env: Env<'_>, problems: &Problems) -> Option<Config> {
+fn config(value: Value, flags: &Flags, env: Env<'_>, problems: &Problems) -> Option<AdapterConfig> {
     let mut warnings = Vec::new();
     let mut root = Section::new("", value, problems);
     let (chosen, batch, mut agents) = agents(&mut root, &mut warnings);
@@ -275,7 +275,7 @@ fn config(value: Value, flags: &Flags, env: Env<'_>, problems: &Problems) -> Opt
         .clone()
         .or(home)
         .unwrap_or_else(|| journal.join("home"));
-    let config = Config {
+    let config = AdapterConfig {
         session_id,
         runtime,
         program,
@@ -636,8 +636,8 @@ fn mode(env: Env<'_>, batch: bool, problems: &Problems) -> bool {
     }
 }
 
-fn ports(root: &mut Section, flags: &Flags) -> (Wall, SocketAddr, SocketAddr) {
-    let mut wall = Wall::default();
+fn ports(root: &mut Section, flags: &Flags) -> (AccessPolicy, SocketAddr, SocketAddr) {
+    let mut wall = AccessPolicy::default();
     // Token files that are named and cannot be read: that is said already.
     let mut given = [false; 2];
     let (mut stream, mut input) = (
@@ -798,12 +798,12 @@ fn ends_soon(model: &str) -> Option<String> {
 
 /// Flag, environment, tier, the runtime's, its default: the first that says something.
 fn with_model(
-    mut config: Config,
+    mut config: AdapterConfig,
     agent: &Agent,
     flags: &Flags,
     env: Env<'_>,
     problems: &Problems,
-) -> Option<Config> {
+) -> Option<AdapterConfig> {
     let runtime = config.runtime;
     let tier = match &flags.tier {
         Some(tier) => {
@@ -886,7 +886,7 @@ fn with_model(
 mod tests {
     use super::*;
 
-    fn with(text: &str, flags: &Flags, vars: &[(&str, &str)]) -> Result<Config, Vec<String>> {
+    fn with(text: &str, flags: &Flags, vars: &[(&str, &str)]) -> Result<AdapterConfig, Vec<String>> {
         let vars: BTreeMap<String, String> = vars
             .iter()
             .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))

@@ -7,25 +7,25 @@ use super::runtime::Action;
 use crate::event::{AssistantDelta, AssistantMessage, Reasoning, ReasoningDelta};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum ItemKind {
     Text,
     Reasoning,
 }
 
 #[derive(Debug)]
-pub struct Draft {
-    pub kind: Kind,
+pub struct OpenItem {
+    pub kind: ItemKind,
     /// What is written of it.
     pub text: String,
     /// The tool call whose subagent writes it.
     pub parent: Option<String>,
 }
 
-impl Draft {
+impl OpenItem {
     /// Says that this is all of it; `truncated`: somebody stopped it there. Of an empty one
     /// nothing.
-    fn say(self, item_id: String, truncated: bool, out: &mut Vec<Action>) {
-        let Draft {
+    fn emit(self, item_id: String, truncated: bool, out: &mut Vec<Action>) {
+        let OpenItem {
             kind,
             text,
             parent: parent_tool_use_id,
@@ -34,14 +34,14 @@ impl Draft {
             return;
         }
         out.push(match kind {
-            Kind::Text => AssistantMessage {
+            ItemKind::Text => AssistantMessage {
                 item_id,
                 text,
                 truncated,
                 parent_tool_use_id,
             }
             .into(),
-            Kind::Reasoning => Reasoning {
+            ItemKind::Reasoning => Reasoning {
                 item_id,
                 text,
                 truncated,
@@ -54,15 +54,15 @@ impl Draft {
 
 /// Items that are being written, by their ids, in the order in which they were begun.
 #[derive(Debug, Default)]
-pub struct Drafts(IndexMap<String, Draft>);
+pub struct OpenItems(IndexMap<String, OpenItem>);
 
-impl Drafts {
+impl OpenItems {
     /// An item is begun, with what is known of it already; one that was begun is left as it is.
-    pub fn begin(&mut self, item_id: &str, kind: Kind, text: &str, parent: Option<&str>) {
+    pub fn begin(&mut self, item_id: &str, kind: ItemKind, text: &str, parent: Option<&str>) {
         if !self.0.contains_key(item_id) {
             self.0.insert(
                 item_id.to_owned(),
-                Draft {
+                OpenItem {
                     kind,
                     text: text.to_owned(),
                     parent: parent.map(str::to_owned),
@@ -81,13 +81,13 @@ impl Drafts {
             let (item_id, text, parent_tool_use_id) =
                 (item_id.to_owned(), piece.to_owned(), draft.parent.clone());
             out.push(match draft.kind {
-                Kind::Text => AssistantDelta {
+                ItemKind::Text => AssistantDelta {
                     item_id,
                     text,
                     parent_tool_use_id,
                 }
                 .into(),
-                Kind::Reasoning => ReasoningDelta {
+                ItemKind::Reasoning => ReasoningDelta {
                     item_id,
                     text,
                     parent_tool_use_id,
@@ -102,7 +102,7 @@ impl Drafts {
     pub fn write(
         &mut self,
         item_id: &str,
-        kind: Kind,
+        kind: ItemKind,
         piece: &str,
         parent: Option<&str>,
         out: &mut Vec<Action>,
@@ -117,26 +117,26 @@ impl Drafts {
     pub fn finish(
         &mut self,
         item_id: &str,
-        kind: Kind,
+        kind: ItemKind,
         text: &str,
         parent: Option<&str>,
         truncated: bool,
         out: &mut Vec<Action>,
     ) {
         self.0.shift_remove(item_id);
-        Draft {
+        OpenItem {
             kind,
             text: text.to_owned(),
             parent: parent.map(str::to_owned),
         }
-        .say(item_id.to_owned(), truncated, out);
+        .emit(item_id.to_owned(), truncated, out);
     }
 
     /// What was written so far was all of it: the end of an item that has no other.
     pub fn finish_all(&mut self, out: &mut Vec<Action>) {
         self.0
             .drain(..)
-            .for_each(|(item_id, draft)| draft.say(item_id, false, out));
+            .for_each(|(item_id, draft)| draft.emit(item_id, false, out));
     }
 
     /// Nothing of this will be written any further: its stream was cut.
@@ -147,24 +147,24 @@ impl Drafts {
     /// The same of those that are so; their ids.
     pub fn cut_those(
         &mut self,
-        are: impl Fn(&Draft) -> bool,
+        are: impl Fn(&OpenItem) -> bool,
         out: &mut Vec<Action>,
     ) -> Vec<String> {
         let cut = self.0.extract_if(.., |_, draft| are(draft));
         cut.map(|(item_id, draft)| {
-            draft.say(item_id.clone(), true, out);
+            draft.emit(item_id.clone(), true, out);
             item_id
         })
         .collect()
     }
 
-    pub fn get(&self, item_id: &str) -> Option<&Draft> {
+    pub fn get(&self, item_id: &str) -> Option<&OpenItem> {
         self.0.get(item_id)
     }
 
     /// The text that was begun last, and its id.
-    pub fn last_text(&self) -> Option<(&String, &Draft)> {
-        self.0.iter().rfind(|(_, draft)| draft.kind == Kind::Text)
+    pub fn last_text(&self) -> Option<(&String, &OpenItem)> {
+        self.0.iter().rfind(|(_, draft)| draft.kind == ItemKind::Text)
     }
 
     pub fn is_empty(&self) -> bool {

@@ -11,21 +11,21 @@ use crate::event::{
 };
 
 #[derive(Debug, Default)]
-pub struct Handed {
+pub struct InFlight {
     /// With the names that they have in the CLI.
     inputs: Vec<(String, Input)>,
     /// Those of turns that have begun.
     begun: HashSet<String>,
     /// Those that are looked for after a restart, and whose turn was told before it.
-    told: HashSet<String>,
+    turn_announced: HashSet<String>,
     /// Something was told already.
-    going: bool,
+    resumed: bool,
 }
 
-impl Handed {
+impl InFlight {
     /// A session that goes on, or a new one.
     pub fn open(&mut self, resumed: bool) {
-        self.going = resumed;
+        self.resumed = resumed;
     }
 
     pub fn give(&mut self, native_id: &str, input: &Input) {
@@ -36,7 +36,7 @@ impl Handed {
     pub fn look_for(&mut self, native_id: &str, input: &Input, told: bool) {
         self.give(native_id, input);
         if told {
-            self.told.insert(input.input_id.clone());
+            self.turn_announced.insert(input.input_id.clone());
         }
     }
 
@@ -56,7 +56,7 @@ impl Handed {
                 out.push(input.message().into());
             }
         }
-        self.going |= !self.inputs.is_empty();
+        self.resumed |= !self.inputs.is_empty();
         out.push(TurnStart { turn: 0, input_ids }.into());
     }
 
@@ -97,7 +97,7 @@ impl Handed {
 
     /// Said by somebody else: another client, or whoever made a recording.
     pub fn foreign(&mut self, input_id: &str, text: &str, out: &mut Vec<Action>) {
-        let source = if std::mem::replace(&mut self.going, true) {
+        let source = if std::mem::replace(&mut self.resumed, true) {
             InputSource::Inject
         } else {
             InputSource::Initial
@@ -161,7 +161,7 @@ impl Handed {
         let Some((native, input)) = self.take(input_id) else {
             return;
         };
-        let told = self.told.remove(input_id);
+        let told = self.turn_announced.remove(input_id);
         if !has(&native, &input) {
             out.push(Action::Undelivered {
                 input_id: input_id.to_owned(),

@@ -28,10 +28,10 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::Sleep;
 
-use super::config::Wall;
+use super::config::AccessPolicy;
 use crate::base::token::{Attempts, bearer};
 
-pub type Answer = Response<BoxBody<Bytes, Infallible>>;
+pub type PortResponse = Response<BoxBody<Bytes, Infallible>>;
 
 /// A head must be whole within this time.
 const HEAD_TIME: Duration = Duration::from_secs(10);
@@ -42,7 +42,7 @@ const READ_BUFFER: usize = 8 << 10;
 
 /// An answer that says what went wrong (RFC 9457).
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Problem {
+pub struct RequestError {
     pub status: u16,
     /// Stable and public.
     pub code: &'static str,
@@ -50,9 +50,9 @@ pub struct Problem {
     pub hint: Option<&'static str>,
 }
 
-impl Problem {
+impl RequestError {
     pub fn new(status: u16, code: &'static str, detail: impl Into<String>) -> Self {
-        Problem {
+        RequestError {
             status,
             code,
             detail: detail.into(),
@@ -65,7 +65,7 @@ impl Problem {
         self
     }
 
-    pub fn answer(&self) -> Answer {
+    pub fn answer(&self) -> PortResponse {
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut body = json!({ "type": "about:blank", "title": status.canonical_reason(), "status": self.status, "code": self.code, "detail": self.detail });
         if let Some(hint) = self.hint {
@@ -82,7 +82,7 @@ impl Problem {
     }
 }
 
-pub fn full(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Answer {
+pub fn full(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> PortResponse {
     let mut answer = Response::new(Full::new(body.into()).boxed());
     *answer.status_mut() = status;
     answer
@@ -94,7 +94,7 @@ pub fn full(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> A
     answer
 }
 
-pub fn json_answer(status: u16, body: &Value) -> Answer {
+pub fn json_answer(status: u16, body: &Value) -> PortResponse {
     full(
         StatusCode::from_u16(status).unwrap_or_default(),
         "application/json",
@@ -102,8 +102,8 @@ pub fn json_answer(status: u16, body: &Value) -> Answer {
     )
 }
 
-pub fn not_allowed(allowed: &'static str) -> Answer {
-    let mut answer = Problem::new(
+pub fn not_allowed(allowed: &'static str) -> PortResponse {
+    let mut answer = RequestError::new(
         405,
         "method_denied",
         format!("only `{allowed}` is offered here"),
@@ -126,7 +126,7 @@ pub enum Access {
 
 /// The wall in front of one port.
 #[derive(Debug)]
-pub struct Door {
+pub struct PortGuard {
     port: u16,
     /// Others than this machine can reach it.
     public: bool,
@@ -135,9 +135,9 @@ pub struct Door {
     attempts: Attempts,
 }
 
-impl Door {
+impl PortGuard {
     pub fn new(address: SocketAddr, console: bool) -> Self {
-        Door {
+        PortGuard {
             port: address.port(),
             public: !address.ip().is_loopback(),
             console,
@@ -147,11 +147,11 @@ impl Door {
 
     /// # Errors
     /// `host_denied`, `origin_denied`, `unauthorized`, `rate_limited`.
-    pub fn check(&self, wall: &Wall, headers: &HeaderMap, access: Access) -> Result<(), Problem> {
+    pub fn check(&self, wall: &AccessPolicy, headers: &HeaderMap, access: Access) -> Result<(), RequestError> {
         let text = |name| headers.get(name).map(|v| v.as_bytes()).unwrap_or_default();
         let host = text(HOST.as_str());
         if headers.get_all(HOST).iter().count() != 1 || !self.is_ours(wall, host) {
-            return Err(Problem::new(
+            return Err(RequestError::new(
                 403,
                 "host_denied",
                 format!("host `{}` is not this port", host.escape_ascii()),
@@ -169,7 +169,7 @@ impl Door {
             return Ok(());
         }
         if self.attempts.are_too_many() {
-            return Err(Problem::new(
+            return Err(RequestError::new(
                 429,
                 "rate_limited",
                 "too many requests without the right token",
@@ -180,7 +180,7 @@ impl Door {
         } else {
             "write"
         };
-        Err(Problem::new(
+        Err(RequestError::new(
             401,
             "unauthorized",
             format!("the {which} token is missing or wrong"),
@@ -190,11 +190,11 @@ impl Door {
 
     fn check_origin(
         &self,
-        wall: &Wall,
+        wall: &AccessPolicy,
         headers: &HeaderMap,
         host: &[u8],
         access: Access,
-    ) -> Result<(), Problem> {
+    ) -> Result<(), RequestError> {
         let configured = headers.get(ORIGIN).is_some_and(|o| wall.allows_origin(o));
         let origin = headers.get(ORIGIN).map(|v| v.as_bytes());
         let own = self.console
@@ -211,7 +211,7 @@ impl Door {
         match origin {
             Some(_) if configured || own => Ok(()),
             None if !elsewhere => Ok(()),
-            _ => Err(Problem::new(
+            _ => Err(RequestError::new(
                 403,
                 "origin_denied",
                 format!(
@@ -223,7 +223,7 @@ impl Door {
         }
     }
 
-    fn is_ours(&self, wall: &Wall, host: &[u8]) -> bool {
+    fn is_ours(&self, wall: &AccessPolicy, host: &[u8]) -> bool {
         let Ok(host) = std::str::from_utf8(host) else {
             return false;
         };
@@ -251,9 +251,9 @@ impl Door {
 ///
 /// # Errors
 /// Nobody else has a reason to ask.
-pub fn preflight(wall: &Wall, headers: &HeaderMap) -> Result<Answer, Problem> {
+pub fn preflight(wall: &AccessPolicy, headers: &HeaderMap) -> Result<PortResponse, RequestError> {
     if !headers.get(ORIGIN).is_some_and(|o| wall.allows_origin(o)) {
-        return Err(Problem::new(
+        return Err(RequestError::new(
             405,
             "method_denied",
             "`OPTIONS` is for pages whose origin is configured",
@@ -272,9 +272,9 @@ pub fn preflight(wall: &Wall, headers: &HeaderMap) -> Result<Answer, Problem> {
 }
 
 /// What a route answers, as it is sent: also to a configured page.
-pub async fn answer<F>(wall: &Wall, origin: Option<HeaderValue>, route: F) -> Answer
+pub async fn answer<F>(wall: &AccessPolicy, origin: Option<HeaderValue>, route: F) -> PortResponse
 where
-    F: Future<Output = Result<Answer, Problem>>,
+    F: Future<Output = Result<PortResponse, RequestError>>,
 {
     let mut answer = route.await.unwrap_or_else(|problem| problem.answer());
     let headers = answer.headers_mut();
@@ -297,14 +297,14 @@ where
 pub async fn serve<S, F>(stream: TcpStream, service: S, mut stop: watch::Receiver<bool>)
 where
     S: Fn(Request<Incoming>) -> F,
-    F: Future<Output = Answer>,
+    F: Future<Output = PortResponse>,
 {
     let _ = stream.set_nodelay(true);
     let service = hyper::service::service_fn(|request| {
         let answer = service(request);
         async move { Ok::<_, Infallible>(answer.await) }
     });
-    let io = TokioIo::new(Patient {
+    let io = TokioIo::new(WriteTimeout {
         stream,
         stalled: None,
     });
@@ -328,12 +328,12 @@ where
 }
 
 /// A stream that fails when it cannot be written for [`WRITE_STALL`].
-struct Patient {
+struct WriteTimeout {
     stream: TcpStream,
     stalled: Option<Pin<Box<Sleep>>>,
 }
 
-impl Patient {
+impl WriteTimeout {
     fn watch<T>(
         &mut self,
         cx: &mut Context<'_>,
@@ -356,7 +356,7 @@ impl Patient {
     }
 }
 
-impl AsyncRead for Patient {
+impl AsyncRead for WriteTimeout {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -366,7 +366,7 @@ impl AsyncRead for Patient {
     }
 }
 
-impl AsyncWrite for Patient {
+impl AsyncWrite for WriteTimeout {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,

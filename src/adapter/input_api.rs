@@ -18,11 +18,11 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
 use super::health;
-use super::http::{Access, Answer, Problem, json_answer, not_allowed, preflight};
+use super::http::{Access, PortResponse, RequestError, json_answer, not_allowed, preflight};
 use super::inbox::{Attachment, InboxError, Input, TakenBack};
-use super::runtime::Decision;
-use super::server::Shared;
-use super::session::Command;
+use super::runtime::PermissionDecision;
+use super::server::AdapterState;
+use super::session::SessionCommand;
 use crate::base::token::random_hex;
 use crate::event::InputMode;
 
@@ -44,7 +44,7 @@ const MEDIA: [&str; 4] = ["image/png", "image/jpeg", "image/gif", "image/webp"];
 
 /// What stands behind one of the routes of inputs and answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Target {
+pub enum InputRoute {
     Inject,
     Interrupt,
     Keepalive,
@@ -55,8 +55,8 @@ pub enum Target {
     Input(String),
 }
 
-impl Target {
-    pub fn of(path: &str) -> Option<Target> {
+impl InputRoute {
+    pub fn of(path: &str) -> Option<InputRoute> {
         let id = |prefix: &str| {
             let id = path
                 .strip_prefix(prefix)
@@ -67,21 +67,21 @@ impl Target {
                 .map(Cow::into_owned)
         };
         Some(match path {
-            "/inject" => Target::Inject,
-            "/interrupt" => Target::Interrupt,
-            "/keepalive" => Target::Keepalive,
-            "/shutdown" => Target::Shutdown,
-            "/inputs" => Target::Inputs,
+            "/inject" => InputRoute::Inject,
+            "/interrupt" => InputRoute::Interrupt,
+            "/keepalive" => InputRoute::Keepalive,
+            "/shutdown" => InputRoute::Shutdown,
+            "/inputs" => InputRoute::Inputs,
             _ => id("/permission/")
-                .map(Target::Permission)
-                .or_else(|| id("/question/").map(Target::Question))
-                .or_else(|| id("/inputs/").map(Target::Input))?,
+                .map(InputRoute::Permission)
+                .or_else(|| id("/question/").map(InputRoute::Question))
+                .or_else(|| id("/inputs/").map(InputRoute::Input))?,
         })
     }
 
     /// What it asks of its caller.
     pub fn access(&self) -> Access {
-        if *self == Target::Inputs {
+        if *self == InputRoute::Inputs {
             Access::Read
         } else {
             Access::Write
@@ -90,8 +90,8 @@ impl Target {
 
     fn method(&self) -> (Method, &'static str) {
         match self {
-            Target::Inputs => (Method::GET, "GET"),
-            Target::Input(_) => (Method::DELETE, "DELETE"),
+            InputRoute::Inputs => (Method::GET, "GET"),
+            InputRoute::Input(_) => (Method::DELETE, "DELETE"),
             _ => (Method::POST, "POST"),
         }
     }
@@ -99,13 +99,13 @@ impl Target {
 
 /// # Errors
 /// Why the request is refused.
-pub async fn route(shared: &Arc<Shared>, request: Request<Incoming>) -> Result<Answer, Problem> {
+pub async fn route(shared: &Arc<AdapterState>, request: Request<Incoming>) -> Result<PortResponse, RequestError> {
     let path = request.uri().path();
-    let target = Target::of(path);
+    let target = InputRoute::of(path);
     let access = match (path, &target) {
         _ if *request.method() == Method::OPTIONS => Access::Open,
         ("/health" | "/readyz", _) => Access::Open,
-        (_, target) => target.as_ref().map_or(Access::Write, Target::access),
+        (_, target) => target.as_ref().map_or(Access::Write, InputRoute::access),
     };
     shared
         .input_door
@@ -119,7 +119,7 @@ pub async fn route(shared: &Arc<Shared>, request: Request<Incoming>) -> Result<A
         ("/readyz", _) if read => Ok(health::readiness(shared)),
         ("/health" | "/readyz", _) => Ok(not_allowed("GET, HEAD")),
         (_, Some(target)) => act(shared, request, target).await,
-        (path, None) => Err(Problem::new(
+        (path, None) => Err(RequestError::new(
             404,
             "route_denied",
             format!(
@@ -131,10 +131,10 @@ pub async fn route(shared: &Arc<Shared>, request: Request<Incoming>) -> Result<A
 
 /// A request for one of the routes, by a caller who may.
 pub async fn act(
-    shared: &Arc<Shared>,
+    shared: &Arc<AdapterState>,
     request: Request<Incoming>,
-    target: Target,
-) -> Result<Answer, Problem> {
+    target: InputRoute,
+) -> Result<PortResponse, RequestError> {
     let (method, name) = target.method();
     if *request.method() != method {
         return Ok(not_allowed(name));
@@ -145,30 +145,30 @@ pub async fn act(
         .and_then(|v| v.to_str().ok())
         .map(str::to_owned);
     // What waits can be read without a body, and when the session is over, too.
-    let bytes = if target == Target::Inputs {
+    let bytes = if target == InputRoute::Inputs {
         Bytes::new()
     } else {
         body_for_session(shared, request, &target).await?
     };
     match target {
-        Target::Inputs => Ok(json_answer(200, &json!({ "inputs": shared.inbox.list() }))),
-        Target::Inject => inject(shared, &bytes, key).await,
-        Target::Interrupt => {
+        InputRoute::Inputs => Ok(json_answer(200, &json!({ "inputs": shared.inbox.list() }))),
+        InputRoute::Inject => inject(shared, &bytes, key).await,
+        InputRoute::Interrupt => {
             object(&bytes)?;
-            tell(shared, Command::Interrupt).await
+            send_command(shared, SessionCommand::Interrupt).await
         }
-        Target::Keepalive => {
+        InputRoute::Keepalive => {
             object(&bytes)?;
-            tell(shared, Command::Keepalive).await
+            send_command(shared, SessionCommand::Keepalive).await
         }
-        Target::Shutdown => {
+        InputRoute::Shutdown => {
             let summary = optional_text(&object(&bytes)?, "summary")?;
             shared.drain();
-            tell(shared, Command::Shutdown { summary }).await
+            send_command(shared, SessionCommand::Shutdown { summary }).await
         }
-        Target::Permission(id) => decide(shared, id, permission(&object(&bytes)?)?).await,
-        Target::Question(id) => decide(shared, id, question(&object(&bytes)?)?).await,
-        Target::Input(id) => {
+        InputRoute::Permission(id) => decide(shared, id, permission(&object(&bytes)?)?).await,
+        InputRoute::Question(id) => decide(shared, id, question(&object(&bytes)?)?).await,
+        InputRoute::Input(id) => {
             object(&bytes)?;
             take_back(shared, id).await
         }
@@ -177,14 +177,14 @@ pub async fn act(
 
 /// The body of a request that the session must be able to take.
 async fn body_for_session(
-    shared: &Shared,
+    shared: &AdapterState,
     request: Request<Incoming>,
-    target: &Target,
-) -> Result<Bytes, Problem> {
+    target: &InputRoute,
+) -> Result<Bytes, RequestError> {
     let bytes = read_body(shared, request, target).await?;
     match shared.state() {
-        "ended" => Err(Problem::new(409, "session_ended", "the session is over")),
-        _ if shared.is_draining() => Err(Problem::new(
+        "ended" => Err(RequestError::new(409, "session_ended", "the session is over")),
+        _ if shared.is_draining() => Err(RequestError::new(
             503,
             "draining",
             "the session is being stopped",
@@ -196,11 +196,11 @@ async fn body_for_session(
 /// Reads the body while few others are being read. Slow ones of strangers must not keep an answer
 /// or a stop from being heard: those have places of their own.
 async fn read_body(
-    shared: &Shared,
+    shared: &AdapterState,
     request: Request<Incoming>,
-    target: &Target,
-) -> Result<Bytes, Problem> {
-    let (places, max) = if *target == Target::Inject {
+    target: &InputRoute,
+) -> Result<Bytes, RequestError> {
+    let (places, max) = if *target == InputRoute::Inject {
         (&shared.bodies, MAX_BODY)
     } else {
         (&shared.small_bodies, MAX_ANSWER)
@@ -210,7 +210,7 @@ async fn read_body(
         return body(request, max).await;
     }
     let Ok(_held) = places.try_acquire() else {
-        return Err(Problem::new(
+        return Err(RequestError::new(
             503,
             "busy",
             "too many requests are being read",
@@ -220,14 +220,14 @@ async fn read_body(
 }
 
 async fn decide(
-    shared: &Shared,
+    shared: &AdapterState,
     request_id: String,
-    decision: Decision,
-) -> Result<Answer, Problem> {
+    decision: PermissionDecision,
+) -> Result<PortResponse, RequestError> {
     let (known, answer) = oneshot::channel();
-    tell(
+    send_command(
         shared,
-        Command::Answer {
+        SessionCommand::Answer {
             request_id: request_id.clone(),
             decision,
             known,
@@ -235,7 +235,7 @@ async fn decide(
     )
     .await?;
     let Ok(known) = tokio::time::timeout(ANSWER_TIME, answer).await else {
-        return Err(Problem::new(
+        return Err(RequestError::new(
             503,
             "busy",
             "the session does not answer; it may be starting, or its disk is full",
@@ -244,7 +244,7 @@ async fn decide(
     if known.unwrap_or(false) {
         return Ok(json_answer(202, &json!({ "request_id": request_id })));
     }
-    Err(Problem::new(
+    Err(RequestError::new(
         404,
         "unknown_request",
         format!("no request `{request_id}` waits for an answer"),
@@ -253,25 +253,25 @@ async fn decide(
 }
 
 /// `DELETE /inputs/{id}`
-async fn take_back(shared: &Arc<Shared>, input_id: String) -> Result<Answer, Problem> {
+async fn take_back(shared: &Arc<AdapterState>, input_id: String) -> Result<PortResponse, RequestError> {
     let (keeper, id) = (shared.clone(), input_id.clone());
     let taken = tokio::task::spawn_blocking(move || keeper.inbox.take_back(&id))
         .await
-        .map_err(|e| Problem::new(500, "internal", e.to_string()))?;
+        .map_err(|e| RequestError::new(500, "internal", e.to_string()))?;
     match taken {
         Ok(TakenBack::Yes) => Ok(json_answer(200, &json!({ "input_id": input_id }))),
-        Ok(TakenBack::TooLate) => Err(Problem::new(
+        Ok(TakenBack::TooLate) => Err(RequestError::new(
             409,
             "input_sent",
             format!("input `{input_id}` does not wait any more"),
         )
         .hint("`POST /interrupt` stops the turn that it began")),
-        Ok(TakenBack::Unknown) => Err(Problem::new(
+        Ok(TakenBack::Unknown) => Err(RequestError::new(
             404,
             "unknown_input",
             format!("there is no input `{input_id}`"),
         )),
-        Err(e) => Err(Problem::new(
+        Err(e) => Err(RequestError::new(
             503,
             "inbox_unavailable",
             format!("the inbox cannot be written: {e}"),
@@ -279,18 +279,18 @@ async fn take_back(shared: &Arc<Shared>, input_id: String) -> Result<Answer, Pro
     }
 }
 
-async fn tell(shared: &Shared, command: Command) -> Result<Answer, Problem> {
+async fn send_command(shared: &AdapterState, command: SessionCommand) -> Result<PortResponse, RequestError> {
     shared
         .commands
         .send(command)
         .await
-        .map_err(|_| Problem::new(409, "session_ended", "the session is over"))?;
+        .map_err(|_| RequestError::new(409, "session_ended", "the session is over"))?;
     Ok(json_answer(202, &json!({ "accepted": true })))
 }
 
 /// The body, which is JSON by its type, up to `max` bytes.
-async fn body(request: Request<Incoming>, max: usize) -> Result<Bytes, Problem> {
-    let too_large = || Problem::new(413, "body_too_large", format!("more than {max} bytes"));
+async fn body(request: Request<Incoming>, max: usize) -> Result<Bytes, RequestError> {
+    let too_large = || RequestError::new(413, "body_too_large", format!("more than {max} bytes"));
     let announced = request
         .headers()
         .get(CONTENT_LENGTH)
@@ -311,12 +311,12 @@ async fn body(request: Request<Incoming>, max: usize) -> Result<Bytes, Problem> 
             let _ = tokio::time::timeout(DRAIN_TIME, drain(&mut body)).await;
             Err(too_large())
         }
-        Ok(Err(e)) => Err(Problem::new(
+        Ok(Err(e)) => Err(RequestError::new(
             400,
             "bad_request",
             format!("the body could not be read: {e}"),
         )),
-        Err(_) => Err(Problem::new(408, "body_timeout", "the body took too long")),
+        Err(_) => Err(RequestError::new(408, "body_timeout", "the body took too long")),
     }
 }
 
@@ -331,18 +331,18 @@ async fn drain(body: &mut Incoming) {
 }
 
 /// The body's JSON; an empty one is an empty object.
-fn object(bytes: &[u8]) -> Result<Value, Problem> {
+fn object(bytes: &[u8]) -> Result<Value, RequestError> {
     if bytes.is_empty() {
         return Ok(json!({}));
     }
     match serde_json::from_slice::<Value>(bytes) {
         Ok(value @ Value::Object(_)) => Ok(value),
-        Ok(_) => Err(Problem::new(
+        Ok(_) => Err(RequestError::new(
             400,
             "bad_request",
             "the body is not a JSON object",
         )),
-        Err(e) => Err(Problem::new(
+        Err(e) => Err(RequestError::new(
             400,
             "bad_request",
             format!("the body is not JSON: {e}"),
@@ -351,7 +351,7 @@ fn object(bytes: &[u8]) -> Result<Value, Problem> {
 }
 
 /// A page may send other types without asking first. Nothing at all needs no type.
-pub fn check_type(request: &Request<Incoming>) -> Result<(), Problem> {
+pub fn check_type(request: &Request<Incoming>) -> Result<(), RequestError> {
     let value = request
         .headers()
         .get(CONTENT_TYPE)
@@ -367,7 +367,7 @@ pub fn check_type(request: &Request<Incoming>) -> Result<(), Problem> {
     {
         return Ok(());
     }
-    Err(Problem::new(
+    Err(RequestError::new(
         415,
         "unsupported_media_type",
         format!(
@@ -403,17 +403,17 @@ struct Inline {
     data: String,
 }
 
-async fn inject(shared: &Arc<Shared>, body: &[u8], key: Option<String>) -> Result<Answer, Problem> {
+async fn inject(shared: &Arc<AdapterState>, body: &[u8], key: Option<String>) -> Result<PortResponse, RequestError> {
     // By way of a map: a struct could be read from a list of its fields, too.
     let inject: Inject = serde_json::from_slice(body)
         .and_then(|body: serde_json::Map<String, Value>| serde_json::from_value(body.into()))
         .map_err(|e| {
-            Problem::new(400, "bad_request", format!("not an input: {e}"))
+            RequestError::new(400, "bad_request", format!("not an input: {e}"))
                 .hint("`{\"text\": \"…\", \"mode\"?: \"auto\"|\"queue\"|\"steer\"|\"interrupt\"}`")
         })?;
     let input = checked(inject, key)?;
     if !input.attachments.is_empty() && !shared.runtime.capabilities.images {
-        return Err(Problem::new(
+        return Err(RequestError::new(
             400,
             "unsupported",
             format!("{} takes no images", shared.runtime.name),
@@ -423,28 +423,28 @@ async fn inject(shared: &Arc<Shared>, body: &[u8], key: Option<String>) -> Resul
     let accepted =
         tokio::task::spawn_blocking(move || keeper.inbox.accept(input, keeper.journal.head()))
             .await
-            .map_err(|e| Problem::new(500, "internal", e.to_string()))?;
+            .map_err(|e| RequestError::new(500, "internal", e.to_string()))?;
     match accepted {
         Ok(a) => Ok(json_answer(
             202,
             &json!({ "input_id": input_id, "position": a.position, "duplicate": a.duplicate }),
         )),
         Err(e @ (InboxError::Full | InboxError::TooLarge)) => {
-            Err(Problem::new(429, "inbox_full", e.to_string()))
+            Err(RequestError::new(429, "inbox_full", e.to_string()))
         }
-        Err(e @ InboxError::Closed) => Err(Problem::new(409, "session_ended", e.to_string())),
-        Err(e @ InboxError::Io(_)) => Err(Problem::new(503, "inbox_unavailable", e.to_string())),
+        Err(e @ InboxError::Closed) => Err(RequestError::new(409, "session_ended", e.to_string())),
+        Err(e @ InboxError::Io(_)) => Err(RequestError::new(503, "inbox_unavailable", e.to_string())),
     }
 }
 
-fn checked(inject: Inject, key: Option<String>) -> Result<Input, Problem> {
-    let bad = |what: String| Problem::new(400, "bad_request", what);
+fn checked(inject: Inject, key: Option<String>) -> Result<Input, RequestError> {
+    let bad = |what: String| RequestError::new(400, "bad_request", what);
     let text = match inject.text {
         Some(text) if !text.trim().is_empty() => text,
         _ => return Err(bad("`text` is missing or empty".into())),
     };
     if text.len() > MAX_TEXT {
-        return Err(Problem::new(
+        return Err(RequestError::new(
             413,
             "body_too_large",
             format!(
@@ -504,7 +504,7 @@ fn checked(inject: Inject, key: Option<String>) -> Result<Input, Problem> {
         .sum::<usize>()
         > MAX_ATTACHMENTS
     {
-        return Err(Problem::new(
+        return Err(RequestError::new(
             413,
             "body_too_large",
             format!("the attachments have more than {MAX_ATTACHMENTS} bytes"),
@@ -533,13 +533,13 @@ fn checked(inject: Inject, key: Option<String>) -> Result<Input, Problem> {
     })
 }
 
-fn permission(body: &Value) -> Result<Decision, Problem> {
+fn permission(body: &Value) -> Result<PermissionDecision, RequestError> {
     let message = optional_text(body, "message")?;
     match body["decision"].as_str() {
-        Some("allow") => Ok(Decision::Allow),
-        Some("allow_always") => Ok(Decision::AllowAlways),
-        Some("deny") => Ok(Decision::Deny { message }),
-        _ => Err(Problem::new(
+        Some("allow") => Ok(PermissionDecision::Allow),
+        Some("allow_always") => Ok(PermissionDecision::AllowAlways),
+        Some("deny") => Ok(PermissionDecision::Deny { message }),
+        _ => Err(RequestError::new(
             400,
             "bad_request",
             format!(
@@ -551,7 +551,7 @@ fn permission(body: &Value) -> Result<Decision, Problem> {
 }
 
 /// One answer, one a question, or none.
-fn question(body: &Value) -> Result<Decision, Problem> {
+fn question(body: &Value) -> Result<PermissionDecision, RequestError> {
     let texts = |v: &Value| {
         v.as_array().and_then(|all| {
             all.iter()
@@ -561,22 +561,22 @@ fn question(body: &Value) -> Result<Decision, Problem> {
     };
     match (&body["answer"], &body["answers"], &body["reject"]) {
         (Value::String(answer), Value::Null, _) => {
-            Ok(Decision::Answers(vec![vec![answer.clone()]]))
+            Ok(PermissionDecision::Answers(vec![vec![answer.clone()]]))
         }
         (Value::Null, answers @ Value::Array(all), _) => {
             let each = texts(answers)
                 .map(|flat| flat.into_iter().map(|t| vec![t]).collect())
                 .or_else(|| all.iter().map(texts).collect());
-            each.map(Decision::Answers).ok_or_else(|| {
-                Problem::new(
+            each.map(PermissionDecision::Answers).ok_or_else(|| {
+                RequestError::new(
                     400,
                     "bad_request",
                     "`answers` is not a list of texts, or of lists of texts",
                 )
             })
         }
-        (Value::Null, Value::Null, Value::Bool(true)) => Ok(Decision::RejectQuestion),
-        _ => Err(Problem::new(
+        (Value::Null, Value::Null, Value::Bool(true)) => Ok(PermissionDecision::RejectQuestion),
+        _ => Err(RequestError::new(
             400,
             "bad_request",
             "one of `answer` (a text), `answers` (one a question) and `reject: true` is needed",
@@ -584,11 +584,11 @@ fn question(body: &Value) -> Result<Decision, Problem> {
     }
 }
 
-fn optional_text(body: &Value, name: &str) -> Result<Option<String>, Problem> {
+fn optional_text(body: &Value, name: &str) -> Result<Option<String>, RequestError> {
     match &body[name] {
         Value::Null => Ok(None),
         Value::String(text) => Ok(Some(text.clone())),
-        other => Err(Problem::new(
+        other => Err(RequestError::new(
             400,
             "bad_request",
             format!("`{name}` is `{other}`, not a text"),

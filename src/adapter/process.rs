@@ -24,7 +24,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 
-use super::transport::Heard;
+use super::transport::FromCli;
 
 /// Marks every process of a session.
 pub const MARK: &str = "OUTRIGGER_SESSION";
@@ -78,7 +78,7 @@ impl Process {
     ///
     /// # Errors
     /// The system's.
-    pub fn start(program: &Program, heard: &mpsc::Sender<Heard>) -> io::Result<Process> {
+    pub fn start(program: &Program, heard: &mpsc::Sender<FromCli>) -> io::Result<Process> {
         let mut command = program.command();
         let stdin = if program.stdin {
             Stdio::piped()
@@ -100,12 +100,12 @@ impl Process {
         if let Some(stdout) = child.stdout.take() {
             let heard = heard.clone();
             tokio::spawn(async move {
-                drain(stdout, heard.clone(), Heard::Stdout).await;
-                let _ = heard.send(Heard::StdoutOver).await;
+                drain(stdout, heard.clone(), FromCli::Stdout).await;
+                let _ = heard.send(FromCli::StdoutOver).await;
             });
         }
         if let Some(stderr) = child.stderr.take() {
-            tokio::spawn(drain(stderr, heard.clone(), Heard::Stderr));
+            tokio::spawn(drain(stderr, heard.clone(), FromCli::Stderr));
         }
         Ok(Process {
             child,
@@ -190,13 +190,13 @@ pub async fn version(program: &Program) -> Result<String, String> {
 
 async fn drain(
     mut pipe: impl AsyncRead + Unpin,
-    heard: mpsc::Sender<Heard>,
-    kind: fn(Bytes) -> Heard,
+    from_cli: mpsc::Sender<FromCli>,
+    kind: fn(Bytes) -> FromCli,
 ) {
     let mut piece = vec![0; 16 << 10];
     while let Ok(n) = pipe.read(&mut piece).await {
         if n == 0
-            || heard
+            || from_cli
                 .send(kind(Bytes::copy_from_slice(&piece[..n])))
                 .await
                 .is_err()

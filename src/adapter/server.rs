@@ -18,14 +18,14 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
-use super::config::{Config, Wall};
-use super::http::{self, Door};
+use super::config::{AdapterConfig, AccessPolicy};
+use super::http::{self, PortGuard};
 use super::inbox::{self, Inbox, InboxError, Input};
-use super::journal::{Journal, Replay, Retention, Writer};
+use super::journal::{Journal, Replay, Retention, JournalWriter};
 use super::runtime::Runtime;
-use super::session::{Command, Ended, Parts, Rebuilt, Session, SharedStatus, Status};
+use super::session::{SessionCommand, Ended, Parts, Rebuilt, Session, SharedStatus, Status};
 use super::stream_api::Tickets;
-use super::trouble::{Part, Troubles};
+use super::trouble::{Component, Troubles};
 use super::{input_api, stream_api};
 use crate::base::disk::is_full;
 use crate::base::sync::lock;
@@ -46,17 +46,17 @@ const RAW_SEGMENTS: usize = 4;
 
 /// What every request shares.
 #[derive(Debug)]
-pub struct Shared {
+pub struct AdapterState {
     pub session_id: String,
     pub runtime: &'static Runtime,
     pub model: String,
-    pub wall: Wall,
-    pub stream_door: Door,
-    pub input_door: Door,
+    pub wall: AccessPolicy,
+    pub stream_door: PortGuard,
+    pub input_door: PortGuard,
     pub journal: Arc<Journal>,
     pub raw: Option<Arc<Journal>>,
     pub inbox: Arc<Inbox>,
-    pub commands: mpsc::Sender<Command>,
+    pub commands: mpsc::Sender<SessionCommand>,
     pub tickets: Tickets,
     /// Inputs that may be read at once, and other bodies.
     pub bodies: Semaphore,
@@ -68,7 +68,7 @@ pub struct Shared {
     terminating: watch::Sender<bool>,
 }
 
-impl Shared {
+impl AdapterState {
     pub fn status(&self) -> Value {
         let s = lock(&self.status).clone();
         json!({
@@ -106,10 +106,10 @@ impl Shared {
 
 /// A session that runs.
 #[derive(Debug)]
-pub struct Adapter {
+pub struct RunningAdapter {
     pub stream: SocketAddr,
     pub input: SocketAddr,
-    pub shared: Arc<Shared>,
+    pub shared: Arc<AdapterState>,
     ended: oneshot::Receiver<Ended>,
     stop: watch::Sender<bool>,
     tasks: JoinSet<()>,
@@ -122,7 +122,7 @@ pub struct Assembled {
     pub journal: Arc<Journal>,
     pub raw: Option<Arc<Journal>>,
     inbox: Arc<Inbox>,
-    pub commands: mpsc::Sender<Command>,
+    pub commands: mpsc::Sender<SessionCommand>,
     status: SharedStatus,
     troubles: Troubles,
     terminating: watch::Sender<bool>,
@@ -133,7 +133,7 @@ impl Assembled {
     ///
     /// # Errors
     /// A directory or a file that cannot be had.
-    pub fn new(mut config: Config) -> Result<Assembled, String> {
+    pub fn new(mut config: AdapterConfig) -> Result<Assembled, String> {
         let (dir, troubles) = (config.journal.clone(), Troubles::default());
         let mut rebuilt = Rebuilt::new(config.session_id.as_deref());
         private_dir(&dir)?;
@@ -145,11 +145,11 @@ impl Assembled {
             .map(|o| o.since.saturating_sub(1))
             .max()
             .unwrap_or(0);
-        let opened = Writer::open(
+        let opened = JournalWriter::open(
             &dir.join("events"),
             config.retention,
             floor,
-            Part::Journal,
+            Component::Journal,
             &troubles,
             &mut rebuilt,
         )?;
@@ -195,7 +195,7 @@ impl Assembled {
             usage: balance.spent,
         };
         let status = Arc::new(Mutex::new(status));
-        let (journal, raw_journal) = (opened.writer.journal(), raw.as_ref().map(Writer::journal));
+        let (journal, raw_journal) = (opened.writer.journal(), raw.as_ref().map(JournalWriter::journal));
         let parts = Parts {
             config,
             session_id: session_id.clone(),
@@ -239,10 +239,10 @@ impl Assembled {
     }
 }
 
-impl Adapter {
+impl RunningAdapter {
     /// # Errors
     /// A directory, a file or a port that cannot be had.
-    pub async fn start(mut config: Config) -> Result<Adapter, String> {
+    pub async fn start(mut config: AdapterConfig) -> Result<RunningAdapter, String> {
         let (runtime, model, wall) = (
             config.runtime,
             config.model.clone(),
@@ -253,13 +253,13 @@ impl Adapter {
         let (stream_listener, input_listener) = (bind(stream).await?, bind(input).await?);
         let address = |l: &TcpListener| l.local_addr().map_err(|e| e.to_string());
         let (stream, input) = (address(&stream_listener)?, address(&input_listener)?);
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(AdapterState {
             session_id: assembled.session_id.clone(),
             runtime,
             model,
             wall,
-            stream_door: Door::new(stream, true),
-            input_door: Door::new(input, false),
+            stream_door: PortGuard::new(stream, true),
+            input_door: PortGuard::new(input, false),
             journal: assembled.journal.clone(),
             raw: assembled.raw.clone(),
             inbox: assembled.inbox.clone(),
@@ -280,7 +280,7 @@ impl Adapter {
         let mut tasks = JoinSet::new();
         for journal in shared.raw.iter().chain([&shared.journal]) {
             let journal = journal.clone();
-            tasks.spawn(async move { journal.tell().await });
+            tasks.spawn(async move { journal.wake_cursors().await });
         }
         tasks.spawn(accept(
             stream_listener,
@@ -306,7 +306,7 @@ impl Adapter {
                 )
             },
         ));
-        Ok(Adapter {
+        Ok(RunningAdapter {
             stream,
             input,
             shared,
@@ -328,7 +328,7 @@ impl Adapter {
         // A session that hears nothing is left behind at the second signal.
         let _ = tokio::time::timeout(
             Duration::from_secs(1),
-            self.shared.commands.send(Command::Terminate),
+            self.shared.commands.send(SessionCommand::Terminate),
         )
         .await;
     }
@@ -347,12 +347,12 @@ impl Adapter {
 }
 
 /// What is to be said of an inbox that is not as it was left.
-fn inbox_damage(found: inbox::Opened, session_is_old: bool) -> Option<String> {
+fn inbox_damage(found: inbox::OpenedInbox, session_is_old: bool) -> Option<String> {
     match found {
-        inbox::Opened { fresh: true, .. } if session_is_old => {
+        inbox::OpenedInbox { fresh: true, .. } if session_is_old => {
             Some("the inbox is gone: inputs that waited are lost, and ids of earlier ones are not known any more".to_owned())
         }
-        inbox::Opened { damaged: 1.., .. } => {
+        inbox::OpenedInbox { damaged: 1.., .. } => {
             Some(format!("the inbox was damaged: {} of its lines cannot be read, and inputs that waited may be lost", found.damaged))
         }
         _ => None,
@@ -413,17 +413,17 @@ impl Replay for Unread {
     }
 }
 
-fn open_raw(config: &Config, troubles: &Troubles) -> Result<Writer, String> {
+fn open_raw(config: &AdapterConfig, troubles: &Troubles) -> Result<JournalWriter, String> {
     let retention = Retention {
         segments: config.retention.segments.min(RAW_SEGMENTS),
         durable: false,
         ..config.retention
     };
-    Ok(Writer::open(
+    Ok(JournalWriter::open(
         &config.journal.join("raw"),
         retention,
         0,
-        Part::Raw,
+        Component::Raw,
         troubles,
         &mut Unread,
     )?
@@ -437,7 +437,7 @@ async fn bind(address: SocketAddr) -> Result<TcpListener, String> {
 }
 
 /// One request, on the port of the stream or on that of the input.
-async fn answer(shared: Arc<Shared>, request: Request<Incoming>, to_stream: bool) -> http::Answer {
+async fn answer(shared: Arc<AdapterState>, request: Request<Incoming>, to_stream: bool) -> http::PortResponse {
     let origin = request.headers().get(ORIGIN).cloned();
     let route = async {
         if to_stream {
@@ -449,15 +449,15 @@ async fn answer(shared: Arc<Shared>, request: Request<Incoming>, to_stream: bool
     http::answer(&shared.wall, origin, route).await
 }
 
-async fn told(stop: &mut watch::Receiver<bool>) {
+async fn stop_requested(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
 async fn accept<F>(
     listener: TcpListener,
-    shared: Arc<Shared>,
+    shared: Arc<AdapterState>,
     stop: watch::Receiver<bool>,
-    serve: impl Fn(Arc<Shared>, TcpStream, watch::Receiver<bool>) -> F,
+    serve: impl Fn(Arc<AdapterState>, TcpStream, watch::Receiver<bool>) -> F,
 ) where
     F: Future<Output = ()> + Send + 'static,
 {
@@ -478,7 +478,7 @@ async fn accept<F>(
                 Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
             },
             Some(_) = connections.join_next() => {}
-            () = told(&mut stopping) => break,
+            () = stop_requested(&mut stopping) => break,
         }
     }
     drop(listener);

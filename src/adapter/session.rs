@@ -22,17 +22,17 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
-use self::cli::{Gone, Running, setting};
+use self::cli::{CliExit, RunningCli, setting};
 pub use self::record::Rebuilt;
 use self::record::{raw_output, said_in_pieces, said_since};
-use super::balance::{Admitted, Balance};
-use super::config::Config;
+use super::balance::{Admitted, Lifecycle};
+use super::config::AdapterConfig;
 use super::inbox::{Inbox, Input, MAX_DEATHS, Sent};
 use super::journal;
 use super::process;
-use super::runtime::{Action, Decision, Permissions, Phase, Translator, effective_mode};
-use super::transport::{self, Heard};
-use super::trouble::{Part, Troubles};
+use super::runtime::{Action, PermissionDecision, Permissions, Phase, Translator, effective_mode};
+use super::transport::{self, FromCli};
+use super::trouble::{Component, Troubles};
 use crate::base::sync::lock;
 use crate::event::{
     ErrorCode, ErrorEvent, InputMode, Payload, SessionEnd, SessionEndReason, TurnEndReason,
@@ -56,12 +56,12 @@ const TOO_LONG: &[u8] = b"(a line that was too long)";
 
 /// What others ask of the session.
 #[derive(Debug)]
-pub enum Command {
+pub enum SessionCommand {
     Interrupt,
     /// Answers whether such a request was open.
     Answer {
         request_id: String,
-        decision: Decision,
+        decision: PermissionDecision,
         known: oneshot::Sender<bool>,
     },
     /// Somebody is there.
@@ -98,14 +98,14 @@ pub struct Ended {
 }
 
 pub struct Session {
-    config: Config,
+    config: AdapterConfig,
     session_id: String,
     translator: Box<dyn Translator>,
-    balance: Balance,
-    journal: journal::Writer,
-    raw: Option<journal::Writer>,
+    balance: Lifecycle,
+    journal: journal::JournalWriter,
+    raw: Option<journal::JournalWriter>,
     inbox: Arc<Inbox>,
-    commands: mpsc::Receiver<Command>,
+    commands: mpsc::Receiver<SessionCommand>,
     status: SharedStatus,
     troubles: Troubles,
     /// The session is told to end: nothing waits for a disk any more.
@@ -115,7 +115,7 @@ pub struct Session {
     /// When the disk is tried again.
     retry_at: Option<Instant>,
     /// Inputs whose `user.message` stands in the journal already.
-    said: Vec<String>,
+    announced: Vec<String>,
     admitted: Vec<Admitted>,
     calls: JoinSet<()>,
     /// What is to be done, in order.
@@ -147,13 +147,13 @@ struct Handing {
 
 /// What a session is made of.
 pub struct Parts {
-    pub config: Config,
+    pub config: AdapterConfig,
     pub session_id: String,
-    pub balance: Balance,
-    pub journal: journal::Writer,
-    pub raw: Option<journal::Writer>,
+    pub balance: Lifecycle,
+    pub journal: journal::JournalWriter,
+    pub raw: Option<journal::JournalWriter>,
     pub inbox: Arc<Inbox>,
-    pub commands: mpsc::Receiver<Command>,
+    pub commands: mpsc::Receiver<SessionCommand>,
     pub status: SharedStatus,
     pub troubles: Troubles,
     pub terminating: watch::Receiver<bool>,
@@ -195,7 +195,7 @@ impl Session {
             terminating,
             handing: None,
             retry_at: None,
-            said: Vec::new(),
+            announced: Vec::new(),
             admitted: Vec::new(),
             calls: JoinSet::new(),
             actions: VecDeque::new(),
@@ -225,8 +225,8 @@ impl Session {
                 Err(gone) => gone,
             };
             match gone {
-                Gone::Ended(end) => break end,
-                Gone::Crashed {
+                CliExit::Ended(end) => break end,
+                CliExit::Crashed {
                     why,
                     status,
                     stderr,
@@ -250,26 +250,26 @@ impl Session {
         process::sweep(&self.session_id).await;
         if let Some(turn) = &self.balance.turn {
             for said in said_in_pieces(&self.journal.journal(), turn.sequence) {
-                self.say(said);
+                self.emit(said);
             }
             let error = ErrorEvent::new(
                 ErrorCode::Internal,
                 "the adapter was stopped while this turn was running; the CLI is started again with its history",
             );
-            self.say(error);
-            self.say(ended_turn(TurnEndReason::Error));
+            self.emit(error);
+            self.emit(ended_turn(TurnEndReason::Error));
             self.outcome = Some(TurnEndReason::Error);
         }
         let input_ids = std::mem::take(&mut self.balance.unanswered);
         if !input_ids.is_empty() {
-            self.say(TurnStart { turn: 0, input_ids });
-            self.say(ErrorEvent::new(ErrorCode::RuntimeCrashed, "the adapter was stopped before this input was answered; it stands in the CLI's history"));
-            self.say(ended_turn(TurnEndReason::Error));
+            self.emit(TurnStart { turn: 0, input_ids });
+            self.emit(ErrorEvent::new(ErrorCode::RuntimeCrashed, "the adapter was stopped before this input was answered; it stands in the CLI's history"));
+            self.emit(ended_turn(TurnEndReason::Error));
             self.outcome = Some(TurnEndReason::Error);
         }
         self.look_up_open_inputs();
         for warning in std::mem::take(&mut self.config.warnings) {
-            self.say(Warning { message: warning });
+            self.emit(Warning { message: warning });
         }
         self.commit().await;
     }
@@ -284,7 +284,7 @@ impl Session {
         let said = said_since(&self.journal.journal(), from, &ids);
         for open in open.iter().filter(|o| said.contains(&o.input_id)) {
             if open.was_sent {
-                self.said.push(open.input_id.clone());
+                self.announced.push(open.input_id.clone());
             } else {
                 // The stream has it, and the note that it was sent is lost.
                 note(self.inbox.over(&open.input_id));
@@ -307,15 +307,15 @@ impl Session {
     }
 
     /// Serves inputs and commands until the CLI is gone or the session is over.
-    async fn serve(&mut self, mut running: Running) -> Gone {
+    async fn serve(&mut self, mut running: RunningCli) -> CliExit {
         self.active = Instant::now();
         for (input, sent) in self.inbox.in_flight() {
             let mut actions = Vec::new();
             // What it was told of, its turn was told of too.
-            let told = self.said.contains(&input.input_id);
+            let told = self.announced.contains(&input.input_id);
             self.translator
                 .look_for(&input, &sent.native_id, told, &mut actions);
-            self.carry_out(&mut running, actions).await;
+            self.apply(&mut running, actions).await;
         }
         loop {
             self.deliver(&mut running).await;
@@ -339,13 +339,13 @@ impl Session {
                 biased;
                 // Before what it says, which may never end; its own end comes after that.
                 command = self.commands.recv() => match command {
-                    Some(Command::Shutdown { summary }) => return self.stop(running, SessionEnd { summary, ..ended(SessionEndReason::Shutdown) }).await,
-                    Some(Command::Terminate) | None => return self.stop(running, ended(SessionEndReason::Terminated)).await,
-                    Some(command) => self.obey(&mut running, command).await,
+                    Some(SessionCommand::Shutdown { summary }) => return self.stop(running, SessionEnd { summary, ..ended(SessionEndReason::Shutdown) }).await,
+                    Some(SessionCommand::Terminate) | None => return self.stop(running, ended(SessionEndReason::Terminated)).await,
+                    Some(command) => self.handle_command(&mut running, command).await,
                 },
                 () = until(wake) => self.on_time(&mut running).await,
                 synced = noted(&mut self.handing) => self.noted_as_sent(&mut running, synced).await,
-                heard = running.heard.recv() => if let Some(heard) = heard { self.hear(&mut running, heard).await },
+                heard = running.heard.recv() => if let Some(heard) = heard { self.from_cli(&mut running, heard).await },
                 () = self.inbox.changed.notified() => self.active = Instant::now(),
                 status = running.process.ended() => {
                     let why = format!("{} ended unexpectedly ({})", self.config.runtime.name, describe(status));
@@ -356,10 +356,10 @@ impl Session {
     }
 
     /// One piece of what the CLI says: through the translator, and onto the stream at once.
-    async fn hear(&mut self, running: &mut Running, heard: Heard) {
+    async fn from_cli(&mut self, running: &mut RunningCli, heard: FromCli) {
         let mut actions = Vec::new();
         match heard {
-            Heard::Events(bytes) => {
+            FromCli::Events(bytes) => {
                 let (translator, raw) = (&mut self.translator, &mut self.raw);
                 running.events.feed(&bytes, |line| match line {
                     Ok(line) => {
@@ -373,7 +373,7 @@ impl Session {
                     Err(oversize) => actions.push(Unparsed { native: oversize }.into()),
                 });
             }
-            Heard::Stdout(bytes) => {
+            FromCli::Stdout(bytes) => {
                 let raw = &mut self.raw;
                 let mut translator = running.speaks_lines.then_some(&mut self.translator);
                 running
@@ -388,14 +388,14 @@ impl Session {
                         (Err(oversize), _) => actions.push(Unparsed { native: oversize }.into()),
                     });
             }
-            Heard::Stderr(bytes) => self.hear_stderr(running, &bytes, &mut actions),
-            Heard::EventsOver(why) => {
+            FromCli::Stderr(bytes) => self.hear_stderr(running, &bytes, &mut actions),
+            FromCli::EventsOver(why) => {
                 running.broken = Some(format!(
                     "the events of {} ended: {why}",
                     self.config.runtime.name
                 ))
             }
-            Heard::StdoutOver => {
+            FromCli::StdoutOver => {
                 // It ends, or it can say nothing any more.
                 let lives = tokio::time::timeout(LAST_WORDS_TIME, running.process.ended())
                     .await
@@ -405,12 +405,12 @@ impl Session {
                         Some(format!("{} closed its output", self.config.runtime.name));
                 }
             }
-            Heard::Reply(tag, reply) => self.translator.reply(tag, reply, &mut actions),
+            FromCli::Reply(tag, reply) => self.translator.reply(tag, reply, &mut actions),
         }
-        self.carry_out(running, actions).await;
+        self.apply(running, actions).await;
     }
 
-    fn hear_stderr(&mut self, running: &mut Running, bytes: &[u8], actions: &mut Vec<Action>) {
+    fn hear_stderr(&mut self, running: &mut RunningCli, bytes: &[u8], actions: &mut Vec<Action>) {
         running.stderr.feed(bytes);
         let (raw, translator) = (&mut self.raw, &mut self.translator);
         running.stderr.lines.feed(bytes, |line| {
@@ -421,18 +421,18 @@ impl Session {
     }
 
     /// Does what a translator wants done, and writes down what it said.
-    async fn carry_out(&mut self, running: &mut Running, actions: Vec<Action>) {
+    async fn apply(&mut self, running: &mut RunningCli, actions: Vec<Action>) {
         self.actions.extend(actions);
         while let Some(action) = self.actions.pop_front() {
             match action {
-                Action::Event(payload) => self.tell(payload),
+                Action::Event(payload) => self.publish(payload),
                 Action::Call(call) => {
                     _ = self
                         .calls
                         .spawn(running.http.clone().call(call, running.say.clone()))
                 }
                 Action::Send(message) => running.send(&message),
-                Action::Find { tag, file } => {
+                Action::ReadFile { tag, file } => {
                     _ = self
                         .calls
                         .spawn(transport::find(file, tag, running.say.clone()))
@@ -448,18 +448,18 @@ impl Session {
                     resumed,
                 } => {
                     running.ready = true;
-                    self.say(self.session_start(native_session_id, resumed));
+                    self.emit(self.session_start(native_session_id, resumed));
                 }
                 Action::Delivered { input_id } => {
                     // First the event, then the note that it is over: what a crash between
                     // them leaves is found in the journal.
                     self.commit().await;
                     note(self.inbox.over(&input_id));
-                    self.said.retain(|said| *said != input_id);
+                    self.announced.retain(|said| *said != input_id);
                 }
                 Action::Undelivered { input_id } => note(self.inbox.unsent(&input_id)),
                 Action::Refused { input_id, why } => {
-                    self.say(ErrorEvent::new(
+                    self.emit(ErrorEvent::new(
                         ErrorCode::Internal,
                         format!("input `{input_id}` was not delivered: {why}"),
                     ));
@@ -478,17 +478,17 @@ impl Session {
     }
 
     /// Puts an event on the stream, and draws the consequences that hold for every runtime.
-    fn tell(&mut self, payload: Payload) {
+    fn publish(&mut self, payload: Payload) {
         match payload {
             // What was told of before a crash is not told again.
-            Payload::UserMessage(message) if self.said.contains(&message.input_id) => {}
+            Payload::UserMessage(message) if self.announced.contains(&message.input_id) => {}
             Payload::UserMessage(message) => {
-                self.said.push(message.input_id.clone());
-                self.say(message);
+                self.announced.push(message.input_id.clone());
+                self.emit(message);
             }
             Payload::TurnStart(_) => {
                 (self.steps, self.over_limit, self.answer_by) = (0, false, None);
-                self.say(payload);
+                self.emit(payload);
                 if std::mem::take(&mut self.interrupt_soon) {
                     self.interrupt();
                 }
@@ -511,38 +511,38 @@ impl Session {
                     .inbox
                     .is_in_flight()
                     .then(|| Instant::now() + ANSWER_TIME);
-                self.say(end);
-                self.journal.wish(true);
+                self.emit(end);
+                self.journal.request_sync(true);
             }
             Payload::PermissionRequest(request) => {
                 let (id, answer) = (request.request_id.clone(), self.policy());
-                self.say(request);
+                self.emit(request);
                 self.wait_for_answer(id, answer);
             }
             Payload::QuestionRequest(request) => {
                 let id = request.request_id.clone();
-                self.say(request);
-                self.wait_for_answer(id, self.config.oneshot.then_some(Decision::RejectQuestion));
+                self.emit(request);
+                self.wait_for_answer(id, self.config.oneshot.then_some(PermissionDecision::RejectQuestion));
             }
-            other => self.say(other),
+            other => self.emit(other),
         }
     }
 
     /// What is answered without asking anybody.
-    fn policy(&self) -> Option<Decision> {
+    fn policy(&self) -> Option<PermissionDecision> {
         match self.config.permissions {
-            Permissions::Allow => Some(Decision::Allow),
-            Permissions::Deny => Some(Decision::Deny {
+            Permissions::Allow => Some(PermissionDecision::Allow),
+            Permissions::Deny => Some(PermissionDecision::Deny {
                 message: Some("this session allows no tools that need a permission".into()),
             }),
-            Permissions::Ask if self.config.oneshot => Some(Decision::Deny {
+            Permissions::Ask if self.config.oneshot => Some(PermissionDecision::Deny {
                 message: Some("nobody is there to give this permission".into()),
             }),
             Permissions::Ask => None,
         }
     }
 
-    fn wait_for_answer(&mut self, id: String, answer: Option<Decision>) {
+    fn wait_for_answer(&mut self, id: String, answer: Option<PermissionDecision>) {
         match answer {
             Some(decision) => _ = self.answer(&id, &decision, "policy"),
             None => self
@@ -552,7 +552,7 @@ impl Session {
     }
 
     /// Whether such a request was open; what there is to do then, `carry_out` does.
-    fn answer(&mut self, request_id: &str, decision: &Decision, by: &str) -> bool {
+    fn answer(&mut self, request_id: &str, decision: &PermissionDecision, by: &str) -> bool {
         let mut actions = Vec::new();
         let known = self
             .translator
@@ -569,7 +569,7 @@ impl Session {
         let (steps, max) = (self.steps, self.config.max_steps);
         // At each quarter of the way.
         if (1..=4).any(|quarter| steps == (max * quarter).div_ceil(4)) {
-            self.say(Warning {
+            self.emit(Warning {
                 message: format!("step {steps} of {max} of this turn"),
             });
         }
@@ -595,27 +595,27 @@ impl Session {
         self.actions.extend(actions);
     }
 
-    async fn obey(&mut self, running: &mut Running, command: Command) {
+    async fn handle_command(&mut self, running: &mut RunningCli, command: SessionCommand) {
         self.active = Instant::now();
         match command {
-            Command::Interrupt => self.interrupt(),
-            Command::Answer {
+            SessionCommand::Interrupt => self.interrupt(),
+            SessionCommand::Answer {
                 request_id,
                 decision,
                 known,
             } => _ = known.send(self.answer(&request_id, &decision, "user")),
-            Command::Keepalive | Command::Shutdown { .. } | Command::Terminate => {}
+            SessionCommand::Keepalive | SessionCommand::Shutdown { .. } | SessionCommand::Terminate => {}
         }
-        self.carry_out(running, Vec::new()).await;
+        self.apply(running, Vec::new()).await;
     }
 
-    async fn on_time(&mut self, running: &mut Running) {
+    async fn on_time(&mut self, running: &mut RunningCli) {
         let now = Instant::now();
         let past = |at: &mut Option<Instant>| at.is_some_and(|t| t <= now) && at.take().is_some();
         if past(&mut self.wake_at) {
             let mut actions = Vec::new();
             self.translator.wake(&mut actions);
-            self.carry_out(running, actions).await;
+            self.apply(running, actions).await;
         }
         if past(&mut self.interrupt_by) && self.balance.turn.is_some() {
             running.broken = Some(format!(
@@ -637,9 +637,9 @@ impl Session {
             .collect();
         for id in late {
             let decision = if self.balance.questions.contains(&id) {
-                Decision::RejectQuestion
+                PermissionDecision::RejectQuestion
             } else {
-                Decision::Deny {
+                PermissionDecision::Deny {
                     message: Some("nobody answered in time".into()),
                 }
             };
@@ -647,11 +647,11 @@ impl Session {
             self.deadlines.retain(|(late, _)| *late != id);
         }
         past(&mut self.retry_at);
-        self.carry_out(running, Vec::new()).await;
+        self.apply(running, Vec::new()).await;
     }
 
     /// Hands the next input over, if its time has come.
-    async fn deliver(&mut self, running: &mut Running) {
+    async fn deliver(&mut self, running: &mut RunningCli) {
         if self.inbox.is_in_flight() || self.retry_at.is_some() {
             return;
         }
@@ -668,7 +668,7 @@ impl Session {
             InputMode::Interrupt if busy => {
                 if self.interrupt_by.is_none() {
                     self.interrupt();
-                    self.carry_out(running, Vec::new()).await;
+                    self.apply(running, Vec::new()).await;
                 }
                 return;
             }
@@ -681,7 +681,7 @@ impl Session {
             return;
         }
         if let Some(input) = self.inbox.next() {
-            self.hand_over(running, input).await;
+            self.dispatch(running, input).await;
         }
     }
 
@@ -693,7 +693,7 @@ impl Session {
         else {
             return;
         };
-        self.say(Warning {
+        self.emit(Warning {
             message: format!(
                 "{} cannot be steered now: input `{}` waits for the end of the turn",
                 self.config.runtime.name, input.input_id
@@ -703,7 +703,7 @@ impl Session {
     }
 
     /// First the note that it is sent, on stable storage; then the input.
-    async fn hand_over(&mut self, running: &mut Running, mut input: Input) {
+    async fn dispatch(&mut self, running: &mut RunningCli, mut input: Input) {
         let mut random = [0; 14];
         if let Err(e) = getrandom::fill(&mut random) {
             running.broken = Some(format!("no random bytes: {e}"));
@@ -714,7 +714,7 @@ impl Session {
                 input_id: input.input_id,
                 why: format!("its attachments cannot be read: {e}"),
             };
-            return self.carry_out(running, vec![refused]).await;
+            return self.apply(running, vec![refused]).await;
         }
         let native_id = self
             .translator
@@ -742,7 +742,7 @@ impl Session {
     }
 
     /// The note stands on stable storage, or cannot.
-    async fn noted_as_sent(&mut self, running: &mut Running, synced: std::io::Result<()>) {
+    async fn noted_as_sent(&mut self, running: &mut RunningCli, synced: std::io::Result<()>) {
         let Some(handing) = self.handing.take() else {
             return;
         };
@@ -750,17 +750,17 @@ impl Session {
             self.wait_for_the_inbox(&e);
             return note(self.inbox.unsent(&handing.input.input_id));
         }
-        self.troubles.clear(Part::Inbox);
+        self.troubles.clear(Component::Inbox);
         let mut actions = Vec::new();
         self.translator
             .deliver(&handing.input, &handing.native_id, &mut actions);
-        self.carry_out(running, actions).await;
+        self.apply(running, actions).await;
     }
 
     fn wait_for_the_inbox(&mut self, e: &std::io::Error) {
         if self
             .troubles
-            .set(Part::Inbox, format!("the inbox cannot be written: {e}"))
+            .set(Component::Inbox, format!("the inbox cannot be written: {e}"))
         {
             tracing::error!(error = %e, "the inbox cannot be written; the input waits");
         }
@@ -785,7 +785,7 @@ impl Session {
             } else {
                 format!("; these inputs were not delivered: {}", waiting.join(", "))
             };
-            self.say(Warning {
+            self.emit(Warning {
                 message: format!("the session had its {} turns{left}", self.config.max_turns),
             });
             self.inbox.close(true);
@@ -811,7 +811,7 @@ impl Session {
         tracing::error!(exit = %describe(status), "{why}");
         let mut error = ErrorEvent::new(ErrorCode::RuntimeCrashed, why);
         error.native = Some(json!({ "exit": describe(status), "stderr_tail": stderr }));
-        self.say(error);
+        self.emit(error);
         self.close_translator();
         self.commit().await;
         self.give_up_poison().await;
@@ -829,7 +829,7 @@ impl Session {
                     "input `{}` was given up: {} ended {deaths} times while it had it",
                     input.input_id, self.config.runtime.name
                 );
-                self.say(ErrorEvent::new(ErrorCode::RuntimeCrashed, why));
+                self.emit(ErrorEvent::new(ErrorCode::RuntimeCrashed, why));
                 self.outcome = Some(TurnEndReason::Error);
                 self.commit().await;
                 note(self.inbox.over(&input.input_id));
@@ -849,11 +849,11 @@ impl Session {
                 } else {
                     self.outcome
                 };
-                self.say(payload);
+                self.emit(payload);
             }
         }
         if self.balance.turn.is_some() {
-            self.say(ended_turn(TurnEndReason::Error));
+            self.emit(ended_turn(TurnEndReason::Error));
         }
         (self.interrupt_by, self.answer_by, self.wake_at) = (None, None, None);
         (self.handing, self.retry_at) = (None, None);
@@ -896,7 +896,7 @@ impl Session {
             .clone()
             .map(|id| format!("{}:{id}", self.config.runtime.id));
         let reason = end.reason;
-        self.say(end);
+        self.emit(end);
         self.commit().await;
         if let Err(e) = self.journal.commit_once() {
             tracing::error!(error = %e, "the last events could not be written");
@@ -964,18 +964,18 @@ fn crashed(status: Option<ExitStatus>, stderr: String) -> SessionEnd {
 }
 
 /// Waits until somebody wants the session to end; other commands have nothing to act on.
-async fn asked_to_end(commands: &mut mpsc::Receiver<Command>) -> SessionEnd {
+async fn asked_to_end(commands: &mut mpsc::Receiver<SessionCommand>) -> SessionEnd {
     loop {
         match commands.recv().await {
-            Some(Command::Shutdown { summary }) => {
+            Some(SessionCommand::Shutdown { summary }) => {
                 return SessionEnd {
                     summary,
                     ..ended(SessionEndReason::Shutdown)
                 };
             }
-            Some(Command::Terminate) | None => return ended(SessionEndReason::Terminated),
-            Some(Command::Answer { known, .. }) => _ = known.send(false),
-            Some(Command::Interrupt | Command::Keepalive) => {}
+            Some(SessionCommand::Terminate) | None => return ended(SessionEndReason::Terminated),
+            Some(SessionCommand::Answer { known, .. }) => _ = known.send(false),
+            Some(SessionCommand::Interrupt | SessionCommand::Keepalive) => {}
         }
     }
 }

@@ -17,11 +17,11 @@ use serde_json::json;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
-use super::http::{Access, Answer, Problem, full, json_answer, not_allowed, preflight};
-use super::input_api::Target;
-use super::journal::{Cursor, Part};
-use super::server::Shared;
-use super::view::{Shape, View, Wish};
+use super::http::{Access, PortResponse, RequestError, full, json_answer, not_allowed, preflight};
+use super::input_api::InputRoute;
+use super::journal::{Cursor, StreamPart};
+use super::server::AdapterState;
+use super::view::{StreamFormat, EventView, StreamQuery};
 use super::{health, input_api};
 use crate::base::sync::lock;
 use crate::base::token::Token;
@@ -78,14 +78,14 @@ impl Tickets {
 
 /// # Errors
 /// Why the request is refused.
-pub async fn route(shared: &Arc<Shared>, request: Request<Incoming>) -> Result<Answer, Problem> {
+pub async fn route(shared: &Arc<AdapterState>, request: Request<Incoming>) -> Result<PortResponse, RequestError> {
     let path = request.uri().path().to_owned();
-    let target = Target::of(&path);
+    let target = InputRoute::of(&path);
     let access = match path.as_str() {
         "/" | "/health" | "/readyz" | "/openapi.json" | "/schema/events.json" => Access::Open,
         _ if *request.method() == Method::OPTIONS => Access::Open,
         "/stream" if ticketed(shared, &request) => Access::Open,
-        _ => target.as_ref().map_or(Access::Read, Target::access),
+        _ => target.as_ref().map_or(Access::Read, InputRoute::access),
     };
     shared
         .stream_door
@@ -104,7 +104,7 @@ pub async fn route(shared: &Arc<Shared>, request: Request<Incoming>) -> Result<A
         let ticket = shared
             .tickets
             .issue()
-            .map_err(|e| Problem::new(500, "internal", e.to_string()))?;
+            .map_err(|e| RequestError::new(500, "internal", e.to_string()))?;
         return Ok(json_answer(
             200,
             &json!({ "ticket": ticket, "expires_in": TICKET_TIME.as_secs() }),
@@ -129,7 +129,7 @@ pub async fn route(shared: &Arc<Shared>, request: Request<Incoming>) -> Result<A
             "application/schema+json",
             SCHEMA.as_str(),
         )),
-        _ => Err(Problem::new(
+        _ => Err(RequestError::new(
             404,
             "route_denied",
             format!("there is no `{path}`; offered: `{}`", ROUTES.join("`, `")),
@@ -137,7 +137,7 @@ pub async fn route(shared: &Arc<Shared>, request: Request<Incoming>) -> Result<A
     }
 }
 
-fn ticketed(shared: &Shared, request: &Request<Incoming>) -> bool {
+fn ticketed(shared: &AdapterState, request: &Request<Incoming>) -> bool {
     query(request).any(|(name, value)| name == "ticket" && shared.tickets.admits(&value))
 }
 
@@ -146,11 +146,11 @@ fn query<B>(request: &Request<B>) -> impl Iterator<Item = (Cow<'_, str>, Cow<'_,
     form_urlencoded::parse(request.uri().query().unwrap_or_default().as_bytes())
 }
 
-fn stream(shared: &Arc<Shared>, request: &Request<Incoming>) -> Result<Answer, Problem> {
-    let (wish, since) = wish(request)?;
+fn stream(shared: &Arc<AdapterState>, request: &Request<Incoming>) -> Result<PortResponse, RequestError> {
+    let (wish, since) = stream_query(request)?;
     let journal = match wish.shape {
-        Shape::Raw => shared.raw.as_ref().ok_or_else(|| {
-            Problem::new(
+        StreamFormat::Raw => shared.raw.as_ref().ok_or_else(|| {
+            RequestError::new(
                 404,
                 "view_denied",
                 "the CLI's own lines are not kept in this session",
@@ -172,15 +172,15 @@ fn stream(shared: &Arc<Shared>, request: &Request<Incoming>) -> Result<Answer, P
     };
     let head = journal.head();
     if seen > head {
-        return Err(Problem::new(
+        return Err(RequestError::new(
             409,
             "sequence_ahead",
             format!("event {seen} has not been; the last is {head}"),
         )
         .hint("this is another session's stream: start again, without `Last-Event-ID`"));
     }
-    let slot = Slot::take(&shared.subscribers)?;
-    let view = View::new(wish, seen, shared.session_id.clone(), shared.runtime.id);
+    let slot = SubscriberSlot::take(&shared.subscribers)?;
+    let view = EventView::new(wish, seen, shared.session_id.clone(), shared.runtime.id);
     let cursor = journal.subscribe(view.first(journal));
     let mut heartbeat = interval_at(Instant::now() + HEARTBEAT, HEARTBEAT);
     heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -191,7 +191,7 @@ fn stream(shared: &Arc<Shared>, request: &Request<Incoming>) -> Result<Answer, P
         view,
         heartbeat,
         queue,
-        over: *request.method() == Method::HEAD,
+        complete: *request.method() == Method::HEAD,
         _slot: slot,
     };
     let mut answer = Response::new(body.boxed());
@@ -207,11 +207,11 @@ fn stream(shared: &Arc<Shared>, request: &Request<Incoming>) -> Result<Answer, P
     Ok(answer)
 }
 
-fn wish(request: &Request<Incoming>) -> Result<(Wish, u64), Problem> {
-    let (mut wish, mut since) = (Wish::default(), 0);
+fn stream_query(request: &Request<Incoming>) -> Result<(StreamQuery, u64), RequestError> {
+    let (mut wish, mut since) = (StreamQuery::default(), 0);
     for (name, value) in query(request) {
         let bad = |allowed: &str| {
-            Problem::new(
+            RequestError::new(
                 400,
                 "bad_request",
                 format!("`{name}={value}`: allowed: {allowed}"),
@@ -221,9 +221,9 @@ fn wish(request: &Request<Incoming>) -> Result<(Wish, u64), Problem> {
             "since" => since = number(&value).ok_or_else(|| bad_sequence("since", &value))?,
             "view" => {
                 wish.shape = match value.as_ref() {
-                    "native" => Shape::Native,
-                    "x1" => Shape::X1,
-                    "raw" => Shape::Raw,
+                    "native" => StreamFormat::Native,
+                    "x1" => StreamFormat::X1,
+                    "raw" => StreamFormat::Raw,
                     _ => return Err(bad("`native`, `x1`, `raw`")),
                 }
             }
@@ -260,12 +260,12 @@ fn wish(request: &Request<Incoming>) -> Result<(Wish, u64), Problem> {
             "ticket" => {}
             "token" | "access_token" => {
                 return Err(
-                    Problem::new(400, "bad_request", "tokens never stand in a URL")
+                    RequestError::new(400, "bad_request", "tokens never stand in a URL")
                         .hint("`POST /ticket` gives one that may"),
                 );
             }
             _ => {
-                return Err(Problem::new(
+                return Err(RequestError::new(
                     400,
                     "bad_request",
                     format!(
@@ -276,8 +276,8 @@ fn wish(request: &Request<Incoming>) -> Result<(Wish, u64), Problem> {
         }
     }
     let filtered = !wish.types.is_empty() || wish.without_deltas || wish.named;
-    if wish.shape != Shape::Native && filtered {
-        return Err(Problem::new(
+    if wish.shape != StreamFormat::Native && filtered {
+        return Err(RequestError::new(
             400,
             "bad_request",
             "`types`, `deltas` and `named` are for `view=native`",
@@ -293,15 +293,15 @@ fn number(text: &str) -> Option<u64> {
         .flatten()
 }
 
-fn bad_sequence(name: &str, value: &str) -> Problem {
-    Problem::new(
+fn bad_sequence(name: &str, value: &str) -> RequestError {
+    RequestError::new(
         400,
         "bad_request",
         format!("`{name}: {value}` is not the number of an event"),
     )
 }
 
-fn console() -> Answer {
+fn console() -> PortResponse {
     let mut answer = full(
         StatusCode::OK,
         "text/html; charset=utf-8",
@@ -321,23 +321,23 @@ fn console() -> Answer {
 
 /// A subscriber that is counted.
 #[derive(Debug)]
-struct Slot(Arc<AtomicUsize>);
+struct SubscriberSlot(Arc<AtomicUsize>);
 
-impl Slot {
-    fn take(count: &Arc<AtomicUsize>) -> Result<Slot, Problem> {
+impl SubscriberSlot {
+    fn take(count: &Arc<AtomicUsize>) -> Result<SubscriberSlot, RequestError> {
         if count.fetch_add(1, Ordering::AcqRel) >= MAX_SUBSCRIBERS {
             count.fetch_sub(1, Ordering::AcqRel);
-            return Err(Problem::new(
+            return Err(RequestError::new(
                 503,
                 "busy",
                 format!("{MAX_SUBSCRIBERS} subscribers are here already"),
             ));
         }
-        Ok(Slot(count.clone()))
+        Ok(SubscriberSlot(count.clone()))
     }
 }
 
-impl Drop for Slot {
+impl Drop for SubscriberSlot {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::AcqRel);
     }
@@ -349,15 +349,15 @@ struct Subscription {
     view: Looking,
     heartbeat: Interval,
     queue: VecDeque<Bytes>,
-    over: bool,
-    _slot: Slot,
+    complete: bool,
+    _slot: SubscriberSlot,
 }
 
 /// Who looks at what a view does not pass on as it is.
 enum Looking {
-    Here(Box<View>),
+    Here(Box<EventView>),
     /// A thread that nobody is served by.
-    Apart(JoinHandle<(Box<View>, VecDeque<Bytes>)>),
+    Apart(JoinHandle<(Box<EventView>, VecDeque<Bytes>)>),
     /// That thread failed.
     Nobody,
 }
@@ -373,12 +373,12 @@ impl Subscription {
             Poll::Ready(Ok((view, queue))) => {
                 (self.view, self.queue) = (Looking::Here(view), queue)
             }
-            Poll::Ready(Err(_)) => (self.view, self.over) = (Looking::Nobody, true),
+            Poll::Ready(Err(_)) => (self.view, self.complete) = (Looking::Nobody, true),
         }
         true
     }
 
-    fn feed(&mut self, part: Part) {
+    fn feed(&mut self, part: StreamPart) {
         let Looking::Here(view) = &mut self.view else {
             return;
         };
@@ -411,12 +411,12 @@ impl Body for Subscription {
             if let Some(bytes) = this.queue.pop_front() {
                 return Poll::Ready(Some(Ok(Frame::data(bytes))));
             }
-            if this.over {
+            if this.complete {
                 return Poll::Ready(None);
             }
             match this.cursor.poll_next(cx) {
                 Poll::Ready(Some(part)) => this.feed(part),
-                Poll::Ready(None) => this.over = true,
+                Poll::Ready(None) => this.complete = true,
                 Poll::Pending if this.heartbeat.poll_tick(cx).is_ready() => {
                     this.queue.push_back(Bytes::from_static(b": heartbeat\n\n"))
                 }

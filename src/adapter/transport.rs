@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
-use super::runtime::{Call, Record, Reply, Tag};
+use super::runtime::{RuntimeCall, FilePattern, CallReply, CallPurpose};
 use crate::base::token::hex;
 
 /// Longest line that is kept whole.
@@ -34,7 +34,7 @@ const CALL_TIME: Duration = Duration::from_secs(30);
 
 /// What comes from a CLI, as it comes.
 #[derive(Debug)]
-pub enum Heard {
+pub enum FromCli {
     Stdout(Bytes),
     /// It has closed that.
     StdoutOver,
@@ -43,11 +43,11 @@ pub enum Heard {
     Events(Bytes),
     /// That stream is over.
     EventsOver(String),
-    Reply(Tag, Reply),
+    Reply(CallPurpose, CallReply),
 }
 
 /// Cuts a stream into lines, none of which costs more than so many bytes.
-pub struct Lines {
+pub struct LineSplitter {
     max: usize,
     held: Vec<u8>,
     /// The line is too long: what there was of it, and its digest so far.
@@ -57,15 +57,15 @@ pub struct Lines {
 /// A line that was too long, as `agent.unparsed` tells it: `{bytes, sha256, head}`.
 type Oversize = Value;
 
-impl Default for Lines {
+impl Default for LineSplitter {
     fn default() -> Self {
-        Lines::up_to(MAX_LINE)
+        LineSplitter::up_to(MAX_LINE)
     }
 }
 
-impl Lines {
+impl LineSplitter {
     pub fn up_to(max: usize) -> Self {
-        Lines {
+        LineSplitter {
             max,
             held: Vec::new(),
             over: None,
@@ -124,20 +124,20 @@ impl Lines {
 }
 
 /// Reads what a CLI wrote down, and says so.
-pub async fn find(file: Record, tag: Tag, heard: mpsc::Sender<Heard>) {
+pub async fn find(file: FilePattern, tag: CallPurpose, heard: mpsc::Sender<FromCli>) {
     let reply = match tokio::task::spawn_blocking(move || largest(&file)).await {
-        Ok(Ok(Some(body))) => Reply::Answer { status: 200, body },
-        Ok(Ok(None)) => Reply::Answer {
+        Ok(Ok(Some(body))) => CallReply::Answer { status: 200, body },
+        Ok(Ok(None)) => CallReply::Answer {
             status: 404,
             body: Vec::new(),
         },
-        Ok(Err(e)) => Reply::Lost(e.to_string()),
-        Err(e) => Reply::Lost(e.to_string()),
+        Ok(Err(e)) => CallReply::Lost(e.to_string()),
+        Err(e) => CallReply::Lost(e.to_string()),
     };
-    let _ = heard.send(Heard::Reply(tag, reply)).await;
+    let _ = heard.send(FromCli::Reply(tag, reply)).await;
 }
 
-fn largest(file: &Record) -> io::Result<Option<Vec<u8>>> {
+fn largest(file: &FilePattern) -> io::Result<Option<Vec<u8>>> {
     let mut found: Option<(u64, PathBuf)> = None;
     look_below(&file.dir, 2, &file.suffix, &mut found);
     let Some((_, path)) = found else {
@@ -182,13 +182,13 @@ fn look_below(dir: &Path, depth: u32, suffix: &str, found: &mut Option<(u64, Pat
 
 /// The client of a CLI that serves HTTP.
 #[derive(Debug, Clone)]
-pub struct Http {
+pub struct CliHttpClient {
     /// `127.0.0.1:port`.
     pub address: String,
     pub authorization: String,
 }
 
-impl Http {
+impl CliHttpClient {
     /// One request on a connection of its own: there are few, and none may wait for another.
     async fn send(
         &self,
@@ -244,15 +244,15 @@ impl Http {
             .unwrap_or_else(|_| Err(format!("no answer within {time:?}")))
     }
 
-    pub async fn call(self, call: Call, heard: mpsc::Sender<Heard>) {
+    pub async fn call(self, call: RuntimeCall, heard: mpsc::Sender<FromCli>) {
         let reply = match self
             .ask(call.method, &call.path, call.body.as_ref(), CALL_TIME)
             .await
         {
-            Ok((status, body)) => Reply::Answer { status, body },
-            Err(why) => Reply::Lost(why),
+            Ok((status, body)) => CallReply::Answer { status, body },
+            Err(why) => CallReply::Lost(why),
         };
-        let _ = heard.send(Heard::Reply(call.tag, reply)).await;
+        let _ = heard.send(FromCli::Reply(call.tag, reply)).await;
     }
 
     /// Opens the stream of events; from when this returns, none is missed.
@@ -262,7 +262,7 @@ impl Http {
     pub async fn events(
         &self,
         path: &str,
-        heard: mpsc::Sender<Heard>,
+        heard: mpsc::Sender<FromCli>,
     ) -> Result<tokio::task::JoinHandle<()>, String> {
         let response = tokio::time::timeout(CALL_TIME, self.send("GET", path, None))
             .await
@@ -288,7 +288,7 @@ impl Http {
                             continue;
                         };
                         // Where the disk is full this waits, and with it the CLI.
-                        if heard.send(Heard::Events(data)).await.is_err() {
+                        if heard.send(FromCli::Events(data)).await.is_err() {
                             return;
                         }
                     }
@@ -296,7 +296,7 @@ impl Http {
                     None => break "it ended".to_owned(),
                 }
             };
-            let _ = heard.send(Heard::EventsOver(why)).await;
+            let _ = heard.send(FromCli::EventsOver(why)).await;
         }))
     }
 }
@@ -306,7 +306,7 @@ mod tests {
     use super::*;
 
     fn cut(pieces: &[&[u8]]) -> Vec<Result<Vec<u8>, Value>> {
-        let (mut lines, mut out) = (Lines::default(), Vec::new());
+        let (mut lines, mut out) = (LineSplitter::default(), Vec::new());
         for piece in pieces {
             lines.feed(piece, |l| out.push(l.map(<[u8]>::to_vec)));
         }
@@ -333,7 +333,7 @@ mod tests {
     #[test]
     fn a_line_without_end_costs_its_head() {
         let piece = vec![b'x'; 1 << 20];
-        let (mut lines, mut said) = (Lines::default(), Vec::new());
+        let (mut lines, mut said) = (LineSplitter::default(), Vec::new());
         for _ in 0..100 {
             lines.feed(&piece, |_| panic!("it is not over"));
             assert!(lines.held.capacity() <= 2 * MAX_LINE);

@@ -7,7 +7,7 @@ use crate::base::sync::lock;
 
 /// What can stand still.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Part {
+pub enum Component {
     /// Events cannot be written.
     Journal,
     /// Events were written, and could not be put on stable storage.
@@ -22,16 +22,16 @@ pub enum Part {
 
 /// Shared by everything that can be in trouble.
 #[derive(Debug, Clone, Default)]
-pub struct Troubles(Arc<Mutex<BTreeMap<Part, String>>>);
+pub struct Troubles(Arc<Mutex<BTreeMap<Component, String>>>);
 
 impl Troubles {
     /// Returns whether this part was well before.
-    pub fn set(&self, part: Part, why: impl Into<String>) -> bool {
+    pub fn set(&self, part: Component, why: impl Into<String>) -> bool {
         lock(&self.0).insert(part, why.into()).is_none()
     }
 
     /// Returns whether this part was in trouble before.
-    pub fn clear(&self, part: Part) -> bool {
+    pub fn clear(&self, part: Component) -> bool {
         lock(&self.0).remove(&part).is_some()
     }
 
@@ -45,10 +45,10 @@ impl Troubles {
     pub fn stop_the_session(&self) -> bool {
         lock(&self.0)
             .keys()
-            .any(|part| !matches!(part, Part::Raw | Part::Sidecar))
+            .any(|part| !matches!(part, Component::Raw | Component::Sidecar))
     }
 
     pub fn waits_for_sidecar(&self) -> bool {
-        lock(&self.0).contains_key(&Part::Sidecar)
+        lock(&self.0).contains_key(&Component::Sidecar)
     }
 }

@@ -8,8 +8,8 @@ use std::collections::{HashSet, VecDeque};
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-use super::journal::{Journal, Part};
-use super::transport::Lines;
+use super::journal::{Journal, StreamPart};
+use super::transport::LineSplitter;
 use crate::event::{self, Event, Gap, Payload, SessionEndReason};
 
 /// Longest event that a filter sees: a line of the CLI, and what JSON adds to it.
@@ -20,8 +20,8 @@ const LITTLE: usize = 8 << 10;
 
 /// What a subscriber asked for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Wish {
-    pub shape: Shape,
+pub struct StreamQuery {
+    pub shape: StreamFormat,
     /// Only these types; empty: all.
     pub types: Vec<String>,
     pub without_deltas: bool,
@@ -30,7 +30,7 @@ pub struct Wish {
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Shape {
+pub enum StreamFormat {
     #[default]
     Native,
     /// What the x1 platform's UI renders.
@@ -39,24 +39,24 @@ pub enum Shape {
     Raw,
 }
 
-pub struct View {
-    wish: Wish,
+pub struct EventView {
+    wish: StreamQuery,
     /// Frames up to this one only build the state: the subscriber has them.
     seen: u64,
-    lines: Lines,
+    lines: LineSplitter,
     sequence: u64,
     x1: X1,
     session_id: String,
     runtime: &'static str,
 }
 
-impl View {
+impl EventView {
     /// `seen`: the last sequence that the subscriber has.
-    pub fn new(wish: Wish, seen: u64, session_id: String, runtime: &'static str) -> Self {
-        View {
+    pub fn new(wish: StreamQuery, seen: u64, session_id: String, runtime: &'static str) -> Self {
+        EventView {
             wish,
             seen,
-            lines: Lines::up_to(MAX_EVENT),
+            lines: LineSplitter::up_to(MAX_EVENT),
             sequence: 0,
             x1: X1::default(),
             session_id,
@@ -68,7 +68,7 @@ impl View {
     pub fn first(&self, journal: &Journal) -> u64 {
         let next = self.seen + 1;
         // Which texts were said in pieces depends on what came before in the turn.
-        if self.wish.shape == Shape::X1 {
+        if self.wish.shape == StreamFormat::X1 {
             journal.quiet_before(next).min(next)
         } else {
             next
@@ -76,24 +76,24 @@ impl View {
     }
 
     /// Whether so much is looked at that others must not wait for it.
-    pub fn takes_its_time(&self, part: &Part) -> bool {
-        !self.passes_all() && matches!(part, Part::Frames(frames) if frames.len() > LITTLE)
+    pub fn takes_its_time(&self, part: &StreamPart) -> bool {
+        !self.passes_all() && matches!(part, StreamPart::Frames(frames) if frames.len() > LITTLE)
     }
 
     fn passes_all(&self) -> bool {
-        self.wish.shape != Shape::X1
+        self.wish.shape != StreamFormat::X1
             && self.wish.types.is_empty()
             && !self.wish.without_deltas
             && !self.wish.named
     }
 
     /// Turns a part of the journal into what is sent.
-    pub fn feed(&mut self, part: Part, out: &mut VecDeque<Bytes>) {
+    pub fn feed(&mut self, part: StreamPart, out: &mut VecDeque<Bytes>) {
         match part {
-            Part::Gap { from, to } => out.extend(self.gap(from, to)),
-            Part::Frames(frames) if self.passes_all() => out.push_back(frames),
-            Part::Frames(frames) => {
-                let mut lines = std::mem::replace(&mut self.lines, Lines::up_to(0));
+            StreamPart::Gap { from, to } => out.extend(self.gap(from, to)),
+            StreamPart::Frames(frames) if self.passes_all() => out.push_back(frames),
+            StreamPart::Frames(frames) => {
+                let mut lines = std::mem::replace(&mut self.lines, LineSplitter::up_to(0));
                 let mut sent = Vec::new();
                 lines.feed(&frames, |line| {
                     let Ok(line) = line else { return };
@@ -129,7 +129,7 @@ impl View {
             runtime,
             payload: Gap { from, to }.into(),
         };
-        if self.wish.shape == Shape::X1 {
+        if self.wish.shape == StreamFormat::X1 {
             let message = json!({ "session_id": event.session_id, "timestamp": event.timestamp, "sequence": to, "type": "stream.gap", "payload": { "from": from, "to": to } });
             let mut sent = Vec::new();
             frame(to, None, message.to_string().as_bytes(), &mut sent);
@@ -148,7 +148,7 @@ impl View {
     }
 
     fn frame(&mut self, json: &[u8], out: &mut Vec<u8>) {
-        if self.wish.shape == Shape::X1 {
+        if self.wish.shape == StreamFormat::X1 {
             let Ok(event) = Event::read(json) else { return };
             if let Some(message) = self
                 .x1
@@ -392,11 +392,11 @@ mod tests {
         ])
     }
 
-    fn shown(wish: Wish, seen: u64, pieces: usize) -> String {
-        let mut view = View::new(wish, seen, "s".into(), "r");
+    fn shown(wish: StreamQuery, seen: u64, pieces: usize) -> String {
+        let mut view = EventView::new(wish, seen, "s".into(), "r");
         let (mut out, bytes) = (VecDeque::new(), some());
         for piece in bytes.chunks(pieces) {
-            view.feed(Part::Frames(Bytes::copy_from_slice(piece)), &mut out);
+            view.feed(StreamPart::Frames(Bytes::copy_from_slice(piece)), &mut out);
         }
         String::from_utf8(out.into_iter().flatten().collect()).unwrap()
     }
@@ -410,16 +410,16 @@ mod tests {
     #[test]
     fn filters_drop_whole_frames_however_they_come() {
         for pieces in [1, 7, 10_000] {
-            let wish = Wish {
+            let wish = StreamQuery {
                 types: vec!["turn.start".into(), "assistant.delta".into()],
-                ..Wish::default()
+                ..StreamQuery::default()
             };
             assert_eq!(ids(&shown(wish, 0, pieces)), ["2", "3", "4"]);
             assert_eq!(
                 ids(&shown(
-                    Wish {
+                    StreamQuery {
                         without_deltas: true,
-                        ..Wish::default()
+                        ..StreamQuery::default()
                     },
                     0,
                     pieces
@@ -427,9 +427,9 @@ mod tests {
                 ["1", "2", "5"]
             );
             let named = shown(
-                Wish {
+                StreamQuery {
                     named: true,
-                    ..Wish::default()
+                    ..StreamQuery::default()
                 },
                 0,
                 pieces,
@@ -441,21 +441,21 @@ mod tests {
             assert!(
                 named.contains("event: assistant.delta\n") && !named.contains("event: session.end")
             );
-            assert_eq!(shown(Wish::default(), 0, pieces).as_bytes(), some());
+            assert_eq!(shown(StreamQuery::default(), 0, pieces).as_bytes(), some());
         }
     }
 
     #[test]
     fn x1_begins_where_nothing_is_open_and_tells_gaps() {
-        let wish = Wish {
-            shape: Shape::X1,
-            ..Wish::default()
+        let wish = StreamQuery {
+            shape: StreamFormat::X1,
+            ..StreamQuery::default()
         };
-        let mut view = View::new(wish, 3, "s".into(), "r");
+        let mut view = EventView::new(wish, 3, "s".into(), "r");
         let mut out = VecDeque::new();
-        view.feed(Part::Gap { from: 1, to: 2 }, &mut out);
+        view.feed(StreamPart::Gap { from: 1, to: 2 }, &mut out);
         assert!(out.is_empty(), "the subscriber has these");
-        view.feed(Part::Gap { from: 2, to: 9 }, &mut out);
+        view.feed(StreamPart::Gap { from: 2, to: 9 }, &mut out);
         let told = String::from_utf8(out.into_iter().flatten().collect()).unwrap();
         assert!(
             told.starts_with("id: 9\n")
@@ -467,9 +467,9 @@ mod tests {
 
     #[test]
     fn x1_says_each_text_once_in_ascii_and_whose_answer_it_is() {
-        let wish = Wish {
-            shape: Shape::X1,
-            ..Wish::default()
+        let wish = StreamQuery {
+            shape: StreamFormat::X1,
+            ..StreamQuery::default()
         };
         let text = shown(wish.clone(), 0, 10_000);
         assert!(text.is_ascii() && text.contains("\\ud83e\\udd80"), "{text}");

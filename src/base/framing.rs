@@ -46,7 +46,7 @@ pub enum Verdict {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+enum HeadState {
     Head,
     Body(u64),
     /// A chunk-size line: digits so far, their value.
@@ -63,24 +63,24 @@ enum State {
 
 /// Follows one connection from its first byte.
 #[derive(Debug)]
-pub struct Scanner {
-    state: State,
+pub struct HeadScanner {
+    state: HeadState,
     /// The part of a head that earlier pieces brought.
     partial: Vec<u8>,
     request_line: String,
 }
 
-impl Default for Scanner {
+impl Default for HeadScanner {
     fn default() -> Self {
-        Scanner {
-            state: State::Head,
+        HeadScanner {
+            state: HeadState::Head,
             partial: Vec::new(),
             request_line: String::new(),
         }
     }
 }
 
-impl Scanner {
+impl HeadScanner {
     /// The request line of the head that was refused, as far as it is printable.
     pub fn refused_line(&self) -> &str {
         &self.request_line
@@ -88,7 +88,7 @@ impl Scanner {
 
     /// Is the connection inside a head that has begun but not ended?
     pub fn mid_head(&self) -> bool {
-        self.state == State::Head && !self.partial.is_empty()
+        self.state == HeadState::Head && !self.partial.is_empty()
     }
 
     pub fn scan(&mut self, bytes: &[u8]) -> Verdict {
@@ -96,33 +96,33 @@ impl Scanner {
         while at < bytes.len() {
             let rest = &bytes[at..];
             match self.state {
-                State::Head => match self.head(rest) {
+                HeadState::Head => match self.head(rest) {
                     Ok(Some(used)) => at += used,
                     Ok(None) => return Verdict::Pass,
                     Err(fault) => {
-                        self.state = State::Dead;
+                        self.state = HeadState::Dead;
                         return Verdict::BadHead { good: at, fault };
                     }
                 },
-                State::Body(left) => {
+                HeadState::Body(left) => {
                     let n = left.min(rest.len() as u64);
                     self.state = if n == left {
-                        State::Head
+                        HeadState::Head
                     } else {
-                        State::Body(left - n)
+                        HeadState::Body(left - n)
                     };
                     at += n as usize;
                 }
-                State::Chunk(left) => {
+                HeadState::Chunk(left) => {
                     let n = left.min(rest.len() as u64);
                     self.state = if n == left {
-                        State::ChunkCr
+                        HeadState::ChunkCr
                     } else {
-                        State::Chunk(left - n)
+                        HeadState::Chunk(left - n)
                     };
                     at += n as usize;
                 }
-                State::Dead => {
+                HeadState::Dead => {
                     return Verdict::BadHead {
                         good: at,
                         fault: Fault {
@@ -137,7 +137,7 @@ impl Scanner {
                         at += 1;
                     }
                     None => {
-                        self.state = State::Dead;
+                        self.state = HeadState::Dead;
                         return Verdict::BadBody {
                             good: at,
                             fault: Fault {
@@ -241,8 +241,8 @@ fn check_prefix(head: &[u8], known: usize) -> Result<(), Fault> {
 }
 
 /// Checks a whole head (request line to blank line) and says what follows it.
-fn check_head(head: &[u8]) -> Result<State, Fault> {
-    let mut lines = Lines(head);
+fn check_head(head: &[u8]) -> Result<HeadState, Fault> {
+    let mut lines = HeadLines(head);
     let line = lines.next().unwrap_or(Ok(b""))?;
     let (method, version) = check_request_line(line)?;
 
@@ -294,9 +294,9 @@ fn check_head(head: &[u8]) -> Result<State, Fault> {
         return fault(400, "a GET or HEAD request with a body");
     }
     Ok(match length {
-        _ if chunked => State::Size(0, 0),
-        Some(n) if n > 0 => State::Body(n),
-        _ => State::Head,
+        _ if chunked => HeadState::Size(0, 0),
+        Some(n) if n > 0 => HeadState::Body(n),
+        _ => HeadState::Head,
     })
 }
 
@@ -332,9 +332,9 @@ fn is_sensitive_twin(name: &[u8]) -> bool {
         || dashed.starts_with(b"openai-")
 }
 
-struct Lines<'a>(&'a [u8]);
+struct HeadLines<'a>(&'a [u8]);
 
-impl<'a> Iterator for Lines<'a> {
+impl<'a> Iterator for HeadLines<'a> {
     type Item = Result<&'a [u8], Fault>;
     fn next(&mut self) -> Option<Self::Item> {
         let lf = memchr::memchr(b'\n', self.0)?;
@@ -415,19 +415,19 @@ fn content_length(value: &[u8]) -> Result<u64, Fault> {
 
 /// The strict chunk grammar: `1*16HEXDIG CRLF data CRLF`, no extension, no trailer.
 /// No client of a model API sends either, and they are what smuggling is made of.
-fn chunk_byte(state: State, b: u8) -> Option<State> {
+fn chunk_byte(state: HeadState, b: u8) -> Option<HeadState> {
     Some(match (state, b) {
-        (State::Size(0, _), b'\r') => return None,
-        (State::Size(_, size), b'\r') => State::SizeLf(size),
-        (State::Size(n, size), _) if n < 16 => {
-            State::Size(n + 1, size << 4 | u64::from((b as char).to_digit(16)?))
+        (HeadState::Size(0, _), b'\r') => return None,
+        (HeadState::Size(_, size), b'\r') => HeadState::SizeLf(size),
+        (HeadState::Size(n, size), _) if n < 16 => {
+            HeadState::Size(n + 1, size << 4 | u64::from((b as char).to_digit(16)?))
         }
-        (State::SizeLf(0), b'\n') => State::EndCr,
-        (State::SizeLf(size), b'\n') => State::Chunk(size),
-        (State::ChunkCr, b'\r') => State::ChunkLf,
-        (State::ChunkLf, b'\n') => State::Size(0, 0),
-        (State::EndCr, b'\r') => State::EndLf,
-        (State::EndLf, b'\n') => State::Head,
+        (HeadState::SizeLf(0), b'\n') => HeadState::EndCr,
+        (HeadState::SizeLf(size), b'\n') => HeadState::Chunk(size),
+        (HeadState::ChunkCr, b'\r') => HeadState::ChunkLf,
+        (HeadState::ChunkLf, b'\n') => HeadState::Size(0, 0),
+        (HeadState::EndCr, b'\r') => HeadState::EndLf,
+        (HeadState::EndLf, b'\n') => HeadState::Head,
         _ => return None,
     })
 }
@@ -436,8 +436,8 @@ fn chunk_byte(state: State, b: u8) -> Option<State> {
 mod tests {
     use super::*;
 
-    fn scan_all(pieces: &[&[u8]]) -> (Verdict, Scanner) {
-        let mut s = Scanner::default();
+    fn scan_all(pieces: &[&[u8]]) -> (Verdict, HeadScanner) {
+        let mut s = HeadScanner::default();
         let mut total = 0;
         for p in pieces {
             match s.scan(p) {
@@ -466,7 +466,7 @@ mod tests {
             let (a, b) = TWO.split_at(at);
             let (v, s) = scan_all(&[a, b]);
             assert_eq!(v, Verdict::Pass, "split at {at}");
-            assert_eq!(s.state, State::Head);
+            assert_eq!(s.state, HeadState::Head);
             assert!(!s.mid_head());
         }
         let bytes: Vec<&[u8]> = TWO.chunks(1).collect();

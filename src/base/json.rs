@@ -40,7 +40,7 @@ impl<'a> Text<'a> {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Event<'a> {
+pub enum JsonEvent<'a> {
     Key(Text<'a>),
     OpenObject,
     OpenArray,
@@ -60,19 +60,19 @@ pub enum Flow {
 
 /// Why a document is not JSON; the offset counts from its first byte.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Error {
+pub struct JsonError {
     pub offset: u64,
     pub what: &'static str,
 }
 
-impl fmt::Display for Error {
+impl fmt::Display for JsonError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} at byte {}", self.what, self.offset)
     }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+enum JsonState {
     Value,
     /// After `[`: a value or `]`.
     FirstItem,
@@ -106,7 +106,7 @@ enum Num {
 /// One document's parse. See the module for what it promises.
 #[derive(Debug)]
 pub struct Parser {
-    state: State,
+    state: JsonState,
     /// `true` for an object, `false` for an array.
     stack: Vec<bool>,
     /// Nothing is reported while the stack is at least this deep.
@@ -121,7 +121,7 @@ pub struct Parser {
     high: Option<u16>,
     offset: u64,
     utf8: Utf8,
-    failed: Option<Error>,
+    failed: Option<JsonError>,
 }
 
 impl Default for Parser {
@@ -133,7 +133,7 @@ impl Default for Parser {
 impl Parser {
     pub fn new() -> Self {
         Parser {
-            state: State::Value,
+            state: JsonState::Value,
             stack: Vec::new(),
             quiet_from: None,
             skip_next: false,
@@ -165,11 +165,11 @@ impl Parser {
     /// Has a whole document been read (white space may still follow)?
     pub fn at_end(&self) -> bool {
         self.failed.is_none()
-            && (self.state == State::End
+            && (self.state == JsonState::End
                 || (self.stack.is_empty()
                     && matches!(
                         self.state,
-                        State::Number(Num::Zero | Num::Int | Num::Frac | Num::Exp)
+                        JsonState::Number(Num::Zero | Num::Int | Num::Frac | Num::Exp)
                     )))
     }
 
@@ -181,14 +181,14 @@ impl Parser {
     ///
     /// # Errors
     /// When it stopped in the middle, or an earlier piece was not JSON.
-    pub fn finish(&mut self, visit: &mut impl FnMut(Event<'_>) -> Flow) -> Result<(), Error> {
+    pub fn finish(&mut self, visit: &mut impl FnMut(JsonEvent<'_>) -> Flow) -> Result<(), JsonError> {
         if let Some(e) = self.failed {
             return Err(e);
         }
-        if let State::Number(n) = self.state {
+        if let JsonState::Number(n) = self.state {
             self.end_number(n, visit)?;
         }
-        if self.state == State::End && self.utf8.is_whole() {
+        if self.state == JsonState::End && self.utf8.is_whole() {
             Ok(())
         } else {
             self.fail("unexpected end")
@@ -202,8 +202,8 @@ impl Parser {
     pub fn feed(
         &mut self,
         piece: &[u8],
-        visit: &mut impl FnMut(Event<'_>) -> Flow,
-    ) -> Result<(), Error> {
+        visit: &mut impl FnMut(JsonEvent<'_>) -> Flow,
+    ) -> Result<(), JsonError> {
         if let Some(e) = self.failed {
             return Err(e);
         }
@@ -217,7 +217,7 @@ impl Parser {
         let base = self.offset;
         let mut i = 0;
         while i < piece.len() {
-            if self.state == State::String {
+            if self.state == JsonState::String {
                 let rest = &piece[i..];
                 // Of a string that is longer than what is reported of it, the rest is only checked.
                 let run = if self.reporting() && !self.truncated {
@@ -267,8 +267,8 @@ impl Parser {
         }
     }
 
-    fn fail<T>(&mut self, what: &'static str) -> Result<T, Error> {
-        let e = Error {
+    fn fail<T>(&mut self, what: &'static str) -> Result<T, JsonError> {
+        let e = JsonError {
             offset: self.offset,
             what,
         };
@@ -284,48 +284,48 @@ impl Parser {
     fn step(
         &mut self,
         b: u8,
-        visit: &mut impl FnMut(Event<'_>) -> Flow,
+        visit: &mut impl FnMut(JsonEvent<'_>) -> Flow,
     ) -> Result<bool, &'static str> {
         match self.state {
-            State::String => match b {
+            JsonState::String => match b {
                 b'"' => self.end_string(visit),
-                b'\\' => self.state = State::Escape,
+                b'\\' => self.state = JsonState::Escape,
                 _ => return Err("control character in a string"),
             },
-            State::Escape => self.escape(b)?,
-            State::Hex(n) => self.hex(b, n)?,
-            State::Number(n) => return self.number(b, n, visit),
-            State::Literal(word, n) => self.literal(b, word, n, visit)?,
+            JsonState::Escape => self.escape(b)?,
+            JsonState::Hex(n) => self.hex(b, n)?,
+            JsonState::Number(n) => return self.number(b, n, visit),
+            JsonState::Literal(word, n) => self.literal(b, word, n, visit)?,
             _ if matches!(b, b' ' | b'\n' | b'\r' | b'\t') => {}
-            State::Value => self.begin(b, visit)?,
-            State::FirstItem => {
+            JsonState::Value => self.begin(b, visit)?,
+            JsonState::FirstItem => {
                 if b == b']' {
                     self.close(visit);
                 } else {
                     self.begin(b, visit)?;
                 }
             }
-            State::FirstKey if b == b'}' => self.close(visit),
-            State::FirstKey | State::Key => {
+            JsonState::FirstKey if b == b'}' => self.close(visit),
+            JsonState::FirstKey | JsonState::Key => {
                 if b != b'"' {
                     return Err("expected a key");
                 }
                 self.in_key = true;
                 self.begin_string();
             }
-            State::Colon => {
+            JsonState::Colon => {
                 if b != b':' {
                     return Err("expected `:`");
                 }
-                self.state = State::Value;
+                self.state = JsonState::Value;
             }
-            State::AfterValue => match (b, self.stack.last()) {
-                (b',', Some(true)) => self.state = State::Key,
-                (b',', Some(false)) => self.state = State::Value,
+            JsonState::AfterValue => match (b, self.stack.last()) {
+                (b',', Some(true)) => self.state = JsonState::Key,
+                (b',', Some(false)) => self.state = JsonState::Value,
                 (b'}', Some(true)) | (b']', Some(false)) => self.close(visit),
                 _ => return Err("expected `,` or a closing bracket"),
             },
-            State::End => return Err("bytes after the document"),
+            JsonState::End => return Err("bytes after the document"),
         }
         Ok(true)
     }
@@ -333,7 +333,7 @@ impl Parser {
     fn begin(
         &mut self,
         b: u8,
-        visit: &mut impl FnMut(Event<'_>) -> Flow,
+        visit: &mut impl FnMut(JsonEvent<'_>) -> Flow,
     ) -> Result<(), &'static str> {
         match b {
             b'"' => {
@@ -345,9 +345,9 @@ impl Parser {
             b'-' => self.begin_number(b, Num::Minus),
             b'0' => self.begin_number(b, Num::Zero),
             b'1'..=b'9' => self.begin_number(b, Num::Int),
-            b't' => self.state = State::Literal(b"true", 1),
-            b'f' => self.state = State::Literal(b"false", 1),
-            b'n' => self.state = State::Literal(b"null", 1),
+            b't' => self.state = JsonState::Literal(b"true", 1),
+            b'f' => self.state = JsonState::Literal(b"false", 1),
+            b'n' => self.state = JsonState::Literal(b"null", 1),
             _ => return Err("expected a value"),
         }
         Ok(())
@@ -356,7 +356,7 @@ impl Parser {
     fn open(
         &mut self,
         object: bool,
-        visit: &mut impl FnMut(Event<'_>) -> Flow,
+        visit: &mut impl FnMut(JsonEvent<'_>) -> Flow,
     ) -> Result<(), &'static str> {
         if self.stack.len() == MAX_DEPTH {
             return Err("nested too deeply");
@@ -365,29 +365,29 @@ impl Parser {
         if self.quiet_from.is_none() {
             let quiet = std::mem::take(&mut self.skip_next)
                 || visit(if object {
-                    Event::OpenObject
+                    JsonEvent::OpenObject
                 } else {
-                    Event::OpenArray
+                    JsonEvent::OpenArray
                 }) == Flow::Skip;
             if quiet {
                 self.quiet_from = Some(self.stack.len());
             }
         }
         self.state = if object {
-            State::FirstKey
+            JsonState::FirstKey
         } else {
-            State::FirstItem
+            JsonState::FirstItem
         };
         Ok(())
     }
 
-    fn close(&mut self, visit: &mut impl FnMut(Event<'_>) -> Flow) {
+    fn close(&mut self, visit: &mut impl FnMut(JsonEvent<'_>) -> Flow) {
         let depth = self.stack.len();
         self.stack.pop();
         if self.quiet_from == Some(depth) {
             self.quiet_from = None;
         } else if self.quiet_from.is_none() {
-            visit(Event::Close);
+            visit(JsonEvent::Close);
         }
         self.value_done();
     }
@@ -395,9 +395,9 @@ impl Parser {
     fn value_done(&mut self) {
         self.skip_next = false;
         self.state = if self.stack.is_empty() {
-            State::End
+            JsonState::End
         } else {
-            State::AfterValue
+            JsonState::AfterValue
         };
     }
 
@@ -406,7 +406,7 @@ impl Parser {
         self.truncated = false;
         self.broken = false;
         self.high = None;
-        self.state = State::String;
+        self.state = JsonState::String;
     }
 
     /// Keeps decoded bytes of a string that will be reported.
@@ -422,7 +422,7 @@ impl Parser {
         }
     }
 
-    fn end_string(&mut self, visit: &mut impl FnMut(Event<'_>) -> Flow) {
+    fn end_string(&mut self, visit: &mut impl FnMut(JsonEvent<'_>) -> Flow) {
         self.broken |= self.high.take().is_some();
         let text = Text {
             bytes: &self.text,
@@ -431,12 +431,12 @@ impl Parser {
         };
         if self.in_key {
             if self.quiet_from.is_none() {
-                self.skip_next = visit(Event::Key(text)) == Flow::Skip;
+                self.skip_next = visit(JsonEvent::Key(text)) == Flow::Skip;
             }
-            self.state = State::Colon;
+            self.state = JsonState::Colon;
         } else {
             if self.quiet_from.is_none() && !self.skip_next {
-                visit(Event::String(text));
+                visit(JsonEvent::String(text));
             }
             self.value_done();
         }
@@ -452,12 +452,12 @@ impl Parser {
             b't' => b'\t',
             b'u' => {
                 self.unit = 0;
-                self.state = State::Hex(0);
+                self.state = JsonState::Hex(0);
                 return Ok(());
             }
             _ => return Err("invalid escape"),
         };
-        self.state = State::String;
+        self.state = JsonState::String;
         self.keep(&[c]);
         Ok(())
     }
@@ -468,10 +468,10 @@ impl Parser {
         };
         self.unit = self.unit << 4 | digit as u16;
         if n < 3 {
-            self.state = State::Hex(n + 1);
+            self.state = JsonState::Hex(n + 1);
             return Ok(());
         }
-        self.state = State::String;
+        self.state = JsonState::String;
         let unit = u32::from(self.unit);
         let scalar = match (self.high.take(), unit) {
             (Some(high), 0xdc00..=0xdfff) => {
@@ -503,14 +503,14 @@ impl Parser {
         self.text.clear();
         self.truncated = false;
         self.keep(&[b]);
-        self.state = State::Number(n);
+        self.state = JsonState::Number(n);
     }
 
     fn number(
         &mut self,
         b: u8,
         n: Num,
-        visit: &mut impl FnMut(Event<'_>) -> Flow,
+        visit: &mut impl FnMut(JsonEvent<'_>) -> Flow,
     ) -> Result<bool, &'static str> {
         let next = match (n, b) {
             (Num::Minus, b'0') => Num::Zero,
@@ -528,23 +528,23 @@ impl Parser {
             }
         };
         self.keep(&[b]);
-        self.state = State::Number(next);
+        self.state = JsonState::Number(next);
         Ok(true)
     }
 
     fn end_number(
         &mut self,
         n: Num,
-        visit: &mut impl FnMut(Event<'_>) -> Flow,
-    ) -> Result<(), Error> {
+        visit: &mut impl FnMut(JsonEvent<'_>) -> Flow,
+    ) -> Result<(), JsonError> {
         if !matches!(n, Num::Zero | Num::Int | Num::Frac | Num::Exp) {
-            return Err(Error {
+            return Err(JsonError {
                 offset: self.offset,
                 what: "incomplete number",
             });
         }
         if self.reporting() {
-            visit(Event::Scalar(
+            visit(JsonEvent::Scalar(
                 std::str::from_utf8(&self.text).unwrap_or_default(),
             ));
         }
@@ -557,17 +557,17 @@ impl Parser {
         b: u8,
         word: &'static [u8],
         n: u8,
-        visit: &mut impl FnMut(Event<'_>) -> Flow,
+        visit: &mut impl FnMut(JsonEvent<'_>) -> Flow,
     ) -> Result<(), &'static str> {
         if word[n as usize] != b {
             return Err("expected a value");
         }
         if n as usize + 1 < word.len() {
-            self.state = State::Literal(word, n + 1);
+            self.state = JsonState::Literal(word, n + 1);
             return Ok(());
         }
         if self.reporting() {
-            visit(Event::Scalar(std::str::from_utf8(word).unwrap_or_default()));
+            visit(JsonEvent::Scalar(std::str::from_utf8(word).unwrap_or_default()));
         }
         self.value_done();
         Ok(())
@@ -647,20 +647,20 @@ impl Utf8 {
 mod tests {
     use super::*;
 
-    fn parse_in(pieces: &[&[u8]]) -> Result<String, Error> {
+    fn parse_in(pieces: &[&[u8]]) -> Result<String, JsonError> {
         let mut out = String::new();
         let mut p = Parser::new();
-        let mut visit = |e: Event<'_>| {
+        let mut visit = |e: JsonEvent<'_>| {
             out.push_str(&match e {
-                Event::Key(t) => format!("{}:", t.as_str().unwrap_or("?")),
-                Event::String(t) => format!("'{}' ", t.as_str().unwrap_or("?")),
-                Event::Scalar(s) => format!("{s} "),
-                Event::OpenObject => "{".into(),
-                Event::OpenArray => "[".into(),
-                Event::Close => "^".into(),
+                JsonEvent::Key(t) => format!("{}:", t.as_str().unwrap_or("?")),
+                JsonEvent::String(t) => format!("'{}' ", t.as_str().unwrap_or("?")),
+                JsonEvent::Scalar(s) => format!("{s} "),
+                JsonEvent::OpenObject => "{".into(),
+                JsonEvent::OpenArray => "[".into(),
+                JsonEvent::Close => "^".into(),
             });
             match e {
-                Event::Key(t) if t.bytes == b"skip" => Flow::Skip,
+                JsonEvent::Key(t) if t.bytes == b"skip" => Flow::Skip,
                 _ => Flow::Visit,
             }
         };
@@ -757,7 +757,7 @@ mod tests {
         let mut p = Parser::new();
         let mut seen = None;
         p.feed(doc.as_bytes(), &mut |e| {
-            if let Event::Key(t) = e {
+            if let JsonEvent::Key(t) = e {
                 seen = Some((t.bytes.len(), t.truncated));
             }
             Flow::Visit
@@ -770,7 +770,7 @@ mod tests {
     fn a_lone_surrogate_is_no_text() {
         let mut p = Parser::new();
         p.feed(br#"["\ud800x"]"#, &mut |e| {
-            if let Event::String(t) = e {
+            if let JsonEvent::String(t) = e {
                 assert_eq!(t.as_str(), None);
             }
             Flow::Visit

@@ -19,7 +19,7 @@ pub enum Piece<'a> {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+enum SseState {
     /// Start of the stream: bytes of a byte order mark read so far.
     Bom(u8),
     /// Reading a field name; so many of its bytes match `data`.
@@ -34,15 +34,15 @@ enum State {
 }
 
 #[derive(Debug)]
-pub struct Scanner {
-    state: State,
+pub struct SseScanner {
+    state: SseState,
     lines: u32,
 }
 
-impl Default for Scanner {
+impl Default for SseScanner {
     fn default() -> Self {
-        Scanner {
-            state: State::Bom(0),
+        SseScanner {
+            state: SseState::Bom(0),
             lines: 0,
         }
     }
@@ -50,26 +50,26 @@ impl Default for Scanner {
 
 const BOM: [u8; 3] = [0xef, 0xbb, 0xbf];
 
-impl Scanner {
+impl SseScanner {
     pub fn feed(&mut self, mut bytes: &[u8], out: &mut impl FnMut(Piece<'_>)) {
         while let Some(&b) = bytes.first() {
             match self.state {
-                State::Bom(n) if b == BOM[n as usize] => {
+                SseState::Bom(n) if b == BOM[n as usize] => {
                     self.state = if n == 2 {
-                        State::Name(0)
+                        SseState::Name(0)
                     } else {
-                        State::Bom(n + 1)
+                        SseState::Bom(n + 1)
                     };
                     bytes = &bytes[1..];
                 }
-                State::Bom(_) => self.state = State::Name(0),
-                State::Cr => {
-                    self.state = State::Name(0);
+                SseState::Bom(_) => self.state = SseState::Name(0),
+                SseState::Cr => {
+                    self.state = SseState::Name(0);
                     if b == b'\n' {
                         bytes = &bytes[1..];
                     }
                 }
-                State::Name(n) => {
+                SseState::Name(n) => {
                     bytes = &bytes[1..];
                     match b {
                         b'\r' | b'\n' => {
@@ -82,21 +82,21 @@ impl Scanner {
                         }
                         b':' if n == 4 => {
                             self.begin_data(out);
-                            self.state = State::Space;
+                            self.state = SseState::Space;
                         }
-                        _ if n < 4 && b == b"data"[n as usize] => self.state = State::Name(n + 1),
-                        _ => self.state = State::Ignored,
+                        _ if n < 4 && b == b"data"[n as usize] => self.state = SseState::Name(n + 1),
+                        _ => self.state = SseState::Ignored,
                     }
                 }
-                State::Space => {
-                    self.state = State::Data;
+                SseState::Space => {
+                    self.state = SseState::Data;
                     if b == b' ' {
                         bytes = &bytes[1..];
                     }
                 }
-                State::Data | State::Ignored => {
+                SseState::Data | SseState::Ignored => {
                     let end = memchr::memchr2(b'\r', b'\n', bytes).unwrap_or(bytes.len());
-                    if self.state == State::Data && end > 0 {
+                    if self.state == SseState::Data && end > 0 {
                         out(Piece::Data(&bytes[..end]));
                     }
                     if let Some(&b) = bytes.get(end) {
@@ -117,9 +117,9 @@ impl Scanner {
 
     fn end_line(&mut self, b: u8) {
         self.state = if b == b'\r' {
-            State::Cr
+            SseState::Cr
         } else {
-            State::Name(0)
+            SseState::Name(0)
         };
     }
 
@@ -143,7 +143,7 @@ mod tests {
     use super::*;
 
     fn events(pieces: &[&[u8]]) -> Vec<String> {
-        let mut s = Scanner::default();
+        let mut s = SseScanner::default();
         let (mut all, mut cur) = (Vec::new(), Vec::new());
         let mut out = |p: Piece<'_>| match p {
             Piece::Data(d) => cur.extend_from_slice(d),

@@ -97,7 +97,7 @@ pub fn hex(bytes: &[u8]) -> String {
 }
 
 /// Hex digits as the letters `a` to `p`.
-pub fn lettered(hex: &str) -> String {
+pub fn hex_to_letters(hex: &str) -> String {
     hex.chars()
         .map(|c| c.to_digit(16).map_or(c, |n| char::from(b'a' + n as u8)))
         .collect()

@@ -99,7 +99,7 @@ const IMAGE: f64 = 0.25;
 
 /// Token counts of one inference; `None` is unknown and costs nothing here.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Tokens {
+pub struct PricedTokens {
     pub input: u64,
     pub cache_read: u64,
     /// All cache writes, the 1 h ones included.
@@ -125,7 +125,7 @@ pub struct Mode<'a> {
 
 impl Price {
     /// USD for these tokens.
-    pub fn cost(&self, t: Tokens, mode: Mode<'_>) -> f64 {
+    pub fn cost(&self, t: PricedTokens, mode: Mode<'_>) -> f64 {
         let long = self
             .above
             .filter(|a| t.input + t.cache_read + t.cache_write > a.tokens);
@@ -374,10 +374,10 @@ mod tests {
     fn long_prompts_tiers_and_dates_have_their_price() {
         let none = Overrides::default();
         let p = none.price("openai", "gpt-5.5-2026-04-23").unwrap();
-        let t = |input| Tokens {
+        let t = |input| PricedTokens {
             input,
             output: 1_000_000,
-            ..Tokens::default()
+            ..PricedTokens::default()
         };
         assert!((p.cost(t(0), Mode::default()) - 30.0).abs() < 1e-9);
         assert!(
@@ -399,11 +399,11 @@ mod tests {
             .price("anthropic", "claude-sonnet-4-5-20250929")
             .unwrap();
         let cost = c.cost(
-            Tokens {
+            PricedTokens {
                 cache_write: 2_000_000,
                 cache_write_1h: 1_000_000,
                 cache_read: 1_000_000,
-                ..Tokens::default()
+                ..PricedTokens::default()
             },
             Mode::default(),
         );
@@ -415,10 +415,10 @@ mod tests {
         let p = Overrides::default()
             .price("anthropic", "claude-opus-5-5")
             .unwrap();
-        let t = Tokens {
+        let t = PricedTokens {
             output: 1_000_000,
             searches: 100,
-            ..Tokens::default()
+            ..PricedTokens::default()
         };
         assert!(
             (p.cost(t, Mode::default()) - 21.0).abs() < 1e-9,
@@ -436,10 +436,10 @@ mod tests {
         assert!(
             p.most(1_000_000, 0, Mode::default())
                 >= p.cost(
-                    Tokens {
+                    PricedTokens {
                         cache_write: 1_000_000,
                         cache_write_1h: 1_000_000,
-                        ..Tokens::default()
+                        ..PricedTokens::default()
                     },
                     Mode::default()
                 )

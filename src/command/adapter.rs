@@ -4,9 +4,9 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use super::{Exit, Signals, broken, fail, place, print};
-use crate::adapter::config::{self, Config, Flags};
+use crate::adapter::config::{self, AdapterConfig, Flags};
 use crate::adapter::process;
-use crate::adapter::server::Adapter;
+use crate::adapter::server::RunningAdapter;
 use crate::adapter::session::Ended;
 use crate::base::{disk, harden, logging};
 use crate::cli;
@@ -16,7 +16,7 @@ pub(super) const DEFAULT: &str = "/etc/outrigger/adapter.yaml";
 /// Where the sidecar's keys are mounted, unless it is told otherwise.
 const SECRETS: &str = "/run/secrets/outrigger";
 
-pub fn run(args: &cli::Adapter) -> Exit {
+pub fn run(args: &cli::AdapterArgs) -> Exit {
     let path = args
         .config
         .clone()
@@ -60,7 +60,7 @@ pub fn run(args: &cli::Adapter) -> Exit {
 }
 
 /// What a start would not find.
-fn missing(config: &Config) -> Vec<String> {
+fn missing(config: &AdapterConfig) -> Vec<String> {
     let mut problems = Vec::new();
     let program = config.program.as_deref().unwrap_or(config.runtime.program);
     if process::find(program, std::env::var_os("PATH").as_ref()).is_none() {
@@ -79,7 +79,7 @@ fn missing(config: &Config) -> Vec<String> {
     problems
 }
 
-fn flags(args: &cli::Adapter) -> Flags {
+fn flags(args: &cli::AdapterArgs) -> Flags {
     let session = args.session.clone();
     Flags {
         runtime: session.agent.runtime,
@@ -113,13 +113,13 @@ pub(super) fn keys_within_reach(allowed: &[String]) -> Vec<String> {
     found
 }
 
-async fn serve(config: Config) -> Exit {
+async fn serve(config: AdapterConfig) -> Exit {
     let mut signals = match Signals::new() {
         Ok(signals) => signals,
         Err(e) => return fail(Exit::Unavailable, &format!("cannot handle signals: {e}")),
     };
     let reaper = tokio::spawn(process::keep_reaping());
-    let mut adapter = match Adapter::start(config).await {
+    let mut adapter = match RunningAdapter::start(config).await {
         Ok(adapter) => adapter,
         Err(why) => return fail(Exit::Unavailable, &why),
     };

@@ -9,8 +9,8 @@ use crate::cli;
 use crate::sidecar::audit::chain;
 use crate::sidecar::audit::verify::{NotVerified, Verified, verify};
 
-pub fn run(args: &cli::Audit) -> Exit {
-    let cli::Audit::Verify(args) = args;
+pub fn run(args: &cli::AuditCommand) -> Exit {
+    let cli::AuditCommand::Verify(args) = args;
     let key = match args
         .public_key
         .as_deref()

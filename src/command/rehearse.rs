@@ -6,7 +6,7 @@ use super::{Exit, broken, fail, place};
 use crate::cli;
 use crate::rehearsal::{Rehearsal, Script};
 
-pub fn run(args: &cli::Rehearse) -> Exit {
+pub fn run(args: &cli::RehearseArgs) -> Exit {
     if !args.listen.ip().is_loopback() {
         return fail(
             Exit::Usage,
@@ -43,7 +43,7 @@ pub fn run(args: &cli::Rehearse) -> Exit {
     }
 }
 
-async fn serve(args: &cli::Rehearse, script: Script) -> Exit {
+async fn serve(args: &cli::RehearseArgs, script: Script) -> Exit {
     let rehearsal = match Rehearsal::start(args.listen, script, args.log.as_deref()).await {
         Ok(rehearsal) => rehearsal,
         Err(e) => {

@@ -12,12 +12,12 @@ use rustix::fs::OFlags;
 
 use super::adapter::{DEFAULT, keys_within_reach};
 use super::{Exit, Signals, broken, fail, place};
-use crate::adapter::config::{self, Config, Flags};
-use crate::adapter::journal::Part;
+use crate::adapter::config::{self, AdapterConfig, Flags};
+use crate::adapter::journal::StreamPart;
 use crate::adapter::process;
 use crate::adapter::server::Assembled;
-use crate::adapter::session::{Command, Ended};
-use crate::adapter::transport::Lines;
+use crate::adapter::session::{SessionCommand, Ended};
+use crate::adapter::transport::LineSplitter;
 use crate::base::token::random_hex;
 use crate::base::{harden, logging};
 use crate::cli;
@@ -28,7 +28,7 @@ const TOKEN: &str = "token";
 /// Whoever waits for a task is told soon when there is no sidecar.
 const SIDECAR_PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);
 
-pub fn run(args: &cli::Run) -> Exit {
+pub fn run(args: &cli::RunArgs) -> Exit {
     let dir = match home_of(args) {
         Ok(dir) => dir,
         Err(why) => return fail(Exit::Usage, &why),
@@ -82,7 +82,7 @@ pub fn run(args: &cli::Run) -> Exit {
 }
 
 /// The run's directory: a new one, or that of the run which is gone on with.
-fn home_of(args: &cli::Run) -> Result<PathBuf, String> {
+fn home_of(args: &cli::RunArgs) -> Result<PathBuf, String> {
     let Some(token) = &args.resume else {
         return Ok(args.dir.join(random_hex()));
     };
@@ -133,7 +133,7 @@ fn task(given: &str) -> io::Result<String> {
     Ok(text)
 }
 
-fn flags(args: &cli::Run, task: String, dir: &Path) -> Flags {
+fn flags(args: &cli::RunArgs, task: String, dir: &Path) -> Flags {
     Flags {
         runtime: args.agent.runtime.clone(),
         model: args.agent.model.clone(),
@@ -154,7 +154,7 @@ fn flags(args: &cli::Run, task: String, dir: &Path) -> Flags {
     }
 }
 
-async fn serve(config: Config, json: bool, dir: &Path) -> Exit {
+async fn serve(config: AdapterConfig, json: bool, dir: &Path) -> Exit {
     let mut signals = match Signals::new() {
         Ok(signals) => signals,
         Err(e) => return fail(Exit::Unavailable, &format!("cannot handle signals: {e}")),
@@ -170,7 +170,7 @@ async fn serve(config: Config, json: bool, dir: &Path) -> Exit {
         assembled.session_id.clone(),
     );
     let mut cursor = journal.subscribe(1);
-    let telling = tokio::spawn(async move { journal.tell().await });
+    let telling = tokio::spawn(async move { journal.wake_cursors().await });
     let mut ended = match assembled.run_apart() {
         Ok(ended) => ended,
         Err(e) => {
@@ -187,12 +187,12 @@ async fn serve(config: Config, json: bool, dir: &Path) -> Exit {
             in_text: false,
             token: None,
         },
-        Lines::default(),
+        LineSplitter::default(),
     );
     loop {
         tokio::select! {
             part = cursor.next() => match part {
-                Some(Part::Frames(frames)) => lines.feed(&frames, |line| {
+                Some(StreamPart::Frames(frames)) => lines.feed(&frames, |line| {
                     if let Some(event) = line.ok().and_then(|line| line.strip_prefix(b"data: ")) {
                         printer.print(event);
                     }
@@ -207,7 +207,7 @@ async fn serve(config: Config, json: bool, dir: &Path) -> Exit {
                     let exit = if interrupted { Exit::Interrupted } else { Exit::Unavailable };
                     return fail(exit, "stopped before the session had ended");
                 }
-                let _ = commands.try_send(Command::Terminate);
+                let _ = commands.try_send(SessionCommand::Terminate);
             }
         }
     }

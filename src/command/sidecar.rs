@@ -3,10 +3,10 @@
 use super::{Exit, Signals, broken, fail, place, print};
 use crate::base::{harden, logging};
 use crate::cli;
-use crate::sidecar::config::{Config, LogFormat};
+use crate::sidecar::config::{SidecarConfig, LogFormat};
 use crate::sidecar::server::{self, Sidecar, StartError};
 
-pub fn run(args: &cli::Sidecar) -> Exit {
+pub fn run(args: &cli::SidecarArgs) -> Exit {
     // First of all: nothing that is read below may be readable to others.
     let hardened = harden::this_process();
     let (config, advice) = match server::read_config(&args.config) {
@@ -46,7 +46,7 @@ fn keep_freed_memory() {
     drop(std::hint::black_box(Vec::<u8>::with_capacity(HEAP_BLOCK)));
 }
 
-fn runtime(config: &Config) -> std::io::Result<tokio::runtime::Runtime> {
+fn runtime(config: &SidecarConfig) -> std::io::Result<tokio::runtime::Runtime> {
     // One thread serves more streams than a pod's agent can open; more only help where
     // several sessions share a sidecar.
     let mut builder = if config.workers == 1 {
@@ -57,7 +57,7 @@ fn runtime(config: &Config) -> std::io::Result<tokio::runtime::Runtime> {
     builder.worker_threads(config.workers).enable_all().build()
 }
 
-async fn serve(args: &cli::Sidecar) -> Exit {
+async fn serve(args: &cli::SidecarArgs) -> Exit {
     let mut signals = match Signals::new() {
         Ok(signals) => signals,
         Err(e) => return fail(Exit::Unavailable, &format!("cannot handle signals: {e}")),

@@ -18,7 +18,7 @@ use super::{Exit, Signals, broken, fail, place};
 use crate::adapter::config::{self, Flags};
 use crate::adapter::process;
 use crate::adapter::runtime::registry;
-use crate::adapter::transport::Http;
+use crate::adapter::transport::CliHttpClient;
 use crate::base::settings;
 use crate::base::token::random_hex;
 use crate::cli;
@@ -29,7 +29,7 @@ const START_TIME: Duration = Duration::from_secs(20);
 const FOR_GOOD: Duration = Duration::from_secs(30 * 86_400);
 const STOP_TIME: Duration = Duration::from_secs(10);
 
-pub fn run(args: &cli::Up) -> Exit {
+pub fn run(args: &cli::UpArgs) -> Exit {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
@@ -49,7 +49,7 @@ struct Layout {
     provider: SocketAddr,
 }
 
-async fn serve(args: &cli::Up) -> Exit {
+async fn serve(args: &cli::UpArgs) -> Exit {
     let mut signals = match Signals::new() {
         Ok(signals) => signals,
         Err(e) => return fail(Exit::Unavailable, &format!("cannot handle signals: {e}")),
@@ -82,7 +82,7 @@ async fn serve(args: &cli::Up) -> Exit {
 }
 
 async fn start(
-    args: &cli::Up,
+    args: &cli::UpArgs,
     layout: &Layout,
     children: &mut Vec<(&'static str, Child)>,
 ) -> Result<(), String> {
@@ -132,7 +132,7 @@ async fn start(
     wait_for(layout.stream, children).await?;
     if let Some(text) = &args.session.prompt {
         // By `inject`, not as the session's first: in this directory one may go on.
-        let http = Http {
+        let http = CliHttpClient {
             address: layout.stream.to_string(),
             authorization: String::new(),
         };
@@ -155,7 +155,7 @@ async fn start(
     Ok(())
 }
 
-fn banner(args: &cli::Up, layout: &Layout) -> String {
+fn banner(args: &cli::UpArgs, layout: &Layout) -> String {
     let url = format!("http://localhost:{}/", layout.stream.port());
     let (model, audit) = match &args.sidecar_config {
         Some(config) => ("your providers", audit_of(config)),
@@ -176,7 +176,7 @@ fn banner(args: &cli::Up, layout: &Layout) -> String {
 
 /// Finds the mistakes in what was given, and looks for the CLI, before a directory is made or a
 /// process started: else the banner would promise what does not come.
-fn look_before(args: &cli::Up) -> Result<(), Exit> {
+fn look_before(args: &cli::UpArgs) -> Result<(), Exit> {
     if let Some(path) = &args.sidecar_config {
         server::read_config(path).map_err(|problems| broken(&place(Some(path)), &problems))?;
     }
@@ -218,7 +218,7 @@ fn look_before(args: &cli::Up) -> Result<(), Exit> {
 }
 
 /// Each port must be free: else another program would answer for us.
-fn free(args: &cli::Up, layout: &Layout) -> Result<(), String> {
+fn free(args: &cli::UpArgs, layout: &Layout) -> Result<(), String> {
     let ours = [("the console", layout.stream), ("input", layout.input)];
     let theirs = [
         ("the proxy", layout.proxy),
@@ -239,7 +239,7 @@ fn free(args: &cli::Up, layout: &Layout) -> Result<(), String> {
 
 /// One id for both halves, so that audit and events can be joined. `None`: a session of an
 /// earlier version goes on, whose id only its journal has.
-fn session_id(args: &cli::Up, layout: &Layout) -> Result<Option<String>, String> {
+fn session_id(args: &cli::UpArgs, layout: &Layout) -> Result<Option<String>, String> {
     let (session, file) = (layout.dir.join("session"), layout.dir.join("session-id"));
     if args.fresh && session.exists() {
         std::fs::remove_dir_all(&session)
@@ -263,7 +263,7 @@ fn audit_of(config: &Path) -> String {
     }
 }
 
-fn lay_out(args: &cli::Up) -> Result<Layout, String> {
+fn lay_out(args: &cli::UpArgs) -> Result<Layout, String> {
     let dir = std::path::absolute(&args.dir).map_err(|e| e.to_string())?;
     for sub in ["home", "secrets/rehearsal"] {
         std::fs::create_dir_all(dir.join(sub))
@@ -315,7 +315,7 @@ fn rehearsed(layout: &Layout) -> Result<PathBuf, String> {
 }
 
 /// The adapter's configuration: the user's, or what the flags say of it.
-fn adapter_config(args: &cli::Up, layout: &Layout) -> Result<Option<PathBuf>, String> {
+fn adapter_config(args: &cli::UpArgs, layout: &Layout) -> Result<Option<PathBuf>, String> {
     if args.adapter_config.is_some() || (args.program.is_none() && args.origin.is_empty()) {
         return Ok(args.adapter_config.clone());
     }
@@ -341,7 +341,7 @@ fn adapter_config(args: &cli::Up, layout: &Layout) -> Result<Option<PathBuf>, St
 }
 
 fn adapter(
-    args: &cli::Up,
+    args: &cli::UpArgs,
     layout: &Layout,
     workdir: &Path,
     config: Option<&Path>,

@@ -2,9 +2,9 @@
 
 use serde_json::{Value, json};
 
-use super::script::{Finish, Reply};
+use super::script::{Finish, ScriptedReply};
 use super::{Api, Ask, Tool, Wanted, pieces, schema_at, sse, text_of, tokens};
-use crate::base::token::{lettered, random_hex};
+use crate::base::token::{hex_to_letters, random_hex};
 
 pub(super) const API: Api = Api {
     header: Some("anthropic-version"),
@@ -93,7 +93,7 @@ fn mcp_name(body: &Value) -> Option<String> {
     )
 }
 
-fn blocks(reply: &Reply) -> Vec<Value> {
+fn blocks(reply: &ScriptedReply) -> Vec<Value> {
     let mut all = Vec::new();
     if let Some(thinking) = &reply.reasoning {
         all.push(json!({ "type": "thinking", "thinking": thinking, "signature": "cmVoZWFyc2Fs" }));
@@ -111,7 +111,7 @@ fn id(prefix: &str, i: usize) -> String {
     format!("{prefix}_{}{i}", random_hex())
 }
 
-fn stop_reason(reply: &Reply) -> &'static str {
+fn stop_reason(reply: &ScriptedReply) -> &'static str {
     match reply.finish {
         Finish::MaxTokens => "max_tokens",
         Finish::Done if reply.calls.is_empty() => "end_turn",
@@ -119,7 +119,7 @@ fn stop_reason(reply: &Reply) -> &'static str {
     }
 }
 
-fn output_tokens(reply: &Reply) -> u64 {
+fn output_tokens(reply: &ScriptedReply) -> u64 {
     tokens(blocks(reply).iter().map(|b| b.to_string().len()).sum())
 }
 
@@ -127,14 +127,14 @@ fn usage(ask: &Ask, output: u64) -> Value {
     json!({ "input_tokens": tokens(ask.bytes), "cache_creation_input_tokens": 0, "cache_read_input_tokens": 0, "output_tokens": output })
 }
 
-fn reply(ask: &Ask, reply: &Reply, _: &str) -> Value {
+fn reply(ask: &Ask, reply: &ScriptedReply, _: &str) -> Value {
     json!({
         "id": id("msg", 0), "type": "message", "role": "assistant", "model": ask.model, "content": blocks(reply),
         "stop_reason": stop_reason(reply), "stop_sequence": null, "usage": usage(ask, output_tokens(reply)),
     })
 }
 
-fn events(ask: &Ask, reply: &Reply, _: &str) -> Vec<String> {
+fn events(ask: &Ask, reply: &ScriptedReply, _: &str) -> Vec<String> {
     let event = |v: Value| sse(v["type"].as_str(), &v);
     let message = json!({ "id": id("msg", 0), "type": "message", "role": "assistant", "model": ask.model, "content": [], "stop_reason": null, "stop_sequence": null, "usage": usage(ask, 1) });
     let mut out = vec![event(
@@ -203,7 +203,7 @@ fn error(status: u16, message: &str) -> Value {
         529 => "overloaded_error",
         _ => "api_error",
     };
-    json!({ "type": "error", "error": { "type": kind, "message": message }, "request_id": format!("req_{}", lettered(&random_hex())) })
+    json!({ "type": "error", "error": { "type": kind, "message": message }, "request_id": format!("req_{}", hex_to_letters(&random_hex())) })
 }
 
 fn models(ids: &[&str]) -> Value {

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::script::{Finish, Reply};
+use super::script::{Finish, ScriptedReply};
 use super::{Api, Ask, Tool, Wanted, pieces, schema_at, sse, text_of, tokens};
 
 pub(super) const API: Api = Api {
@@ -102,7 +102,7 @@ fn read(path: &str, body: &Value) -> Ask {
     }
 }
 
-fn usage(ask: &Ask, reply: &Reply) -> Value {
+fn usage(ask: &Ask, reply: &ScriptedReply) -> Value {
     let (prompt, thoughts) = (
         tokens(ask.bytes),
         reply.reasoning.as_ref().map_or(0, |r| tokens(r.len())),
@@ -112,7 +112,7 @@ fn usage(ask: &Ask, reply: &Reply) -> Value {
     json!({ "promptTokenCount": prompt, "candidatesTokenCount": out, "thoughtsTokenCount": thoughts, "totalTokenCount": prompt + out + thoughts })
 }
 
-fn chunk(ask: &Ask, parts: &[Value], end: Option<(&Reply, Value)>) -> Value {
+fn chunk(ask: &Ask, parts: &[Value], end: Option<(&ScriptedReply, Value)>) -> Value {
     let mut candidate = json!({ "content": { "role": "model", "parts": parts }, "index": 0 });
     let mut v = json!({ "modelVersion": ask.model, "responseId": "rehearsal" });
     if let Some((reply, usage)) = end {
@@ -130,7 +130,7 @@ fn chunk(ask: &Ask, parts: &[Value], end: Option<(&Reply, Value)>) -> Value {
     v
 }
 
-fn calls(reply: &Reply) -> Vec<Value> {
+fn calls(reply: &ScriptedReply) -> Vec<Value> {
     reply
         .calls
         .iter()
@@ -142,14 +142,14 @@ fn thought(text: &str) -> Value {
     json!({ "text": format!("**Rehearsing**\n{text}"), "thought": true })
 }
 
-fn reply(ask: &Ask, reply: &Reply, _: &str) -> Value {
+fn reply(ask: &Ask, reply: &ScriptedReply, _: &str) -> Value {
     let mut parts: Vec<Value> = reply.reasoning.iter().map(|r| thought(r)).collect();
     parts.extend(reply.text.iter().map(|t| json!({ "text": t })));
     parts.extend(calls(reply));
     chunk(ask, &parts, Some((reply, usage(ask, reply))))
 }
 
-fn events(ask: &Ask, reply: &Reply, _: &str) -> Vec<String> {
+fn events(ask: &Ask, reply: &ScriptedReply, _: &str) -> Vec<String> {
     let mut out: Vec<Value> = reply
         .reasoning
         .iter()

@@ -57,9 +57,9 @@ struct Api {
     route: fn(method: &str, path: &str) -> Option<Wanted>,
     read: fn(path: &str, body: &Value) -> Ask,
     /// A whole reply.
-    reply: fn(&Ask, &script::Reply, kind: &str) -> Value,
+    reply: fn(&Ask, &script::ScriptedReply, kind: &str) -> Value,
     /// The events of a streamed reply.
-    events: fn(&Ask, &script::Reply, kind: &str) -> Vec<String>,
+    events: fn(&Ask, &script::ScriptedReply, kind: &str) -> Vec<String>,
     error: fn(status: u16, message: &str) -> Value,
     /// The list of models.
     models: fn(&[&str]) -> Value,

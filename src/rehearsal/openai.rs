@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::script::{Finish, Reply};
+use super::script::{Finish, ScriptedReply};
 use super::{Api, Ask, Tool, Wanted, pieces, schema_at, sse, text_of, tokens};
 
 pub(super) const API: Api = Api {
@@ -129,11 +129,11 @@ fn id(prefix: &str) -> String {
     format!("{prefix}_{}", crate::base::token::random_hex())
 }
 
-fn output_tokens(reply: &Reply) -> u64 {
+fn output_tokens(reply: &ScriptedReply) -> u64 {
     tokens(items(reply).to_string().len())
 }
 
-fn items(reply: &Reply) -> Value {
+fn items(reply: &ScriptedReply) -> Value {
     let mut all = Vec::new();
     if let Some(text) = &reply.reasoning {
         all.push(json!({ "type": "reasoning", "id": id("rs"), "summary": [{ "type": "summary_text", "text": text }] }));
@@ -158,7 +158,7 @@ fn items(reply: &Reply) -> Value {
     Value::Array(all)
 }
 
-fn response(ask: &Ask, reply: &Reply, output: Value, id: &str) -> Value {
+fn response(ask: &Ask, reply: &ScriptedReply, output: Value, id: &str) -> Value {
     let (input, out) = (tokens(ask.bytes), output_tokens(reply));
     let incomplete = reply.finish == Finish::MaxTokens;
     json!({
@@ -170,12 +170,12 @@ fn response(ask: &Ask, reply: &Reply, output: Value, id: &str) -> Value {
     })
 }
 
-fn chat_usage(ask: &Ask, reply: &Reply) -> Value {
+fn chat_usage(ask: &Ask, reply: &ScriptedReply) -> Value {
     let (input, out) = (tokens(ask.bytes), output_tokens(reply));
     json!({ "prompt_tokens": input, "completion_tokens": out, "total_tokens": input + out, "prompt_tokens_details": { "cached_tokens": 0 }, "completion_tokens_details": { "reasoning_tokens": 0 } })
 }
 
-fn finish_reason(reply: &Reply) -> &'static str {
+fn finish_reason(reply: &ScriptedReply) -> &'static str {
     match reply.finish {
         Finish::MaxTokens => "length",
         Finish::Done if reply.calls.is_empty() => "stop",
@@ -183,12 +183,12 @@ fn finish_reason(reply: &Reply) -> &'static str {
     }
 }
 
-fn tool_calls(reply: &Reply) -> Vec<Value> {
-    let call = |(i, c): (usize, &super::script::Call)| json!({ "index": i, "id": id("call"), "type": "function", "function": { "name": c.name, "arguments": c.input.to_string() } });
+fn tool_calls(reply: &ScriptedReply) -> Vec<Value> {
+    let call = |(i, c): (usize, &super::script::ScriptedCall)| json!({ "index": i, "id": id("call"), "type": "function", "function": { "name": c.name, "arguments": c.input.to_string() } });
     reply.calls.iter().enumerate().map(call).collect()
 }
 
-fn reply(ask: &Ask, reply: &Reply, kind: &str) -> Value {
+fn reply(ask: &Ask, reply: &ScriptedReply, kind: &str) -> Value {
     if kind == "responses" {
         return response(ask, reply, items(reply), &id("resp"));
     }
@@ -199,7 +199,7 @@ fn reply(ask: &Ask, reply: &Reply, kind: &str) -> Value {
     json!({ "id": id("chatcmpl"), "object": "chat.completion", "created": 1_763_700_000, "model": ask.model, "choices": [{ "index": 0, "message": message, "logprobs": null, "finish_reason": finish_reason(reply) }], "usage": chat_usage(ask, reply) })
 }
 
-fn events(ask: &Ask, reply: &Reply, kind: &str) -> Vec<String> {
+fn events(ask: &Ask, reply: &ScriptedReply, kind: &str) -> Vec<String> {
     if kind == "responses" {
         response_events(ask, reply)
     } else {
@@ -207,7 +207,7 @@ fn events(ask: &Ask, reply: &Reply, kind: &str) -> Vec<String> {
     }
 }
 
-fn chat_events(ask: &Ask, reply: &Reply) -> Vec<String> {
+fn chat_events(ask: &Ask, reply: &ScriptedReply) -> Vec<String> {
     let id = id("chatcmpl");
     let chunk = |delta: Value, finish: Option<&str>| {
         let mut v = json!({ "id": id, "object": "chat.completion.chunk", "created": 1_763_700_000, "model": ask.model, "choices": [{ "index": 0, "delta": delta, "finish_reason": finish }] });
@@ -244,7 +244,7 @@ fn chat_events(ask: &Ask, reply: &Reply) -> Vec<String> {
     out
 }
 
-fn response_events(ask: &Ask, reply: &Reply) -> Vec<String> {
+fn response_events(ask: &Ask, reply: &ScriptedReply) -> Vec<String> {
     let id = id("resp");
     let items = items(reply);
     let mut out = Vec::new();

@@ -17,16 +17,16 @@ use crate::base::sync::lock;
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum Step {
-    Reply(Reply),
+    Reply(ScriptedReply),
     Error(Failure),
 }
 
 /// A reply of the model: reasoning, then text, then tool calls.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Reply {
+pub struct ScriptedReply {
     pub reasoning: Option<String>,
     pub text: Option<String>,
-    pub calls: Vec<Call>,
+    pub calls: Vec<ScriptedCall>,
     /// Pieces that the text is streamed in.
     pub chunks: usize,
     /// Pause before each event of the stream.
@@ -45,7 +45,7 @@ pub enum Finish {
 }
 
 #[derive(Debug, Clone, PartialEq)]
-pub struct Call {
+pub struct ScriptedCall {
     pub name: String,
     pub namespace: Option<String>,
     pub input: Value,
@@ -60,9 +60,9 @@ pub struct Failure {
     pub retry_after: Option<u64>,
 }
 
-impl Default for Reply {
+impl Default for ScriptedReply {
     fn default() -> Self {
-        Reply {
+        ScriptedReply {
             reasoning: None,
             text: None,
             calls: Vec::new(),
@@ -75,18 +75,18 @@ impl Default for Reply {
     }
 }
 
-impl Reply {
+impl ScriptedReply {
     fn say(text: &str) -> Self {
-        Reply {
+        ScriptedReply {
             text: Some(text.to_owned()),
-            ..Reply::default()
+            ..ScriptedReply::default()
         }
     }
 
     fn call(tool: &Tool, command: &str) -> Self {
-        Reply {
+        ScriptedReply {
             calls: vec![shell_call(tool, command)],
-            ..Reply::default()
+            ..ScriptedReply::default()
         }
     }
 }
@@ -173,7 +173,7 @@ impl Script {
             (Step::Reply(reply), Some(schema))
                 if reply.calls.is_empty() && reply.text.is_some() =>
             {
-                Step::Reply(Reply {
+                Step::Reply(ScriptedReply {
                     text: Some(example::of(schema).to_string()),
                     ..reply
                 })
@@ -208,7 +208,7 @@ impl Script {
             if self.count(&format!("{name} {}", ask.prompt)) == 0 {
                 step
             } else {
-                Step::Reply(Reply::say("Here I am again."))
+                Step::Reply(ScriptedReply::say("Here I am again."))
             }
         };
         if let Ok(status) = name.trim_end_matches("-once").parse::<u16>() {
@@ -220,36 +220,36 @@ impl Script {
             };
         }
         let prose = "This is a rehearsal: nobody was asked and nothing was billed. ";
-        let text = |chunks, repeat: usize| Reply {
+        let text = |chunks, repeat: usize| ScriptedReply {
             chunks,
-            ..Reply::say(&prose.repeat(repeat))
+            ..ScriptedReply::say(&prose.repeat(repeat))
         };
         let reply = match name {
             "text" => text(8, 1),
-            "reasoning" => Reply {
+            "reasoning" => ScriptedReply {
                 reasoning: Some("The user wants to see that reasoning arrives. It does.".into()),
                 ..text(8, 1)
             },
-            "slow" => Reply {
+            "slow" => ScriptedReply {
                 delay: Duration::from_millis(100),
                 ..text(40, 4)
             },
             "long" => text(2000, 200),
-            "max-tokens" => Reply {
+            "max-tokens" => ScriptedReply {
                 finish: Finish::MaxTokens,
                 ..text(8, 1)
             },
-            "cut" => Reply {
+            "cut" => ScriptedReply {
                 cut_after: Some(4),
                 ..text(8, 1)
             },
             "cut-once" => {
-                return again(Step::Reply(Reply {
+                return again(Step::Reply(ScriptedReply {
                     cut_after: Some(4),
                     ..text(8, 1)
                 }));
             }
-            "stall" => Reply {
+            "stall" => ScriptedReply {
                 stall_after: Some(4),
                 ..text(8, 1)
             },
@@ -260,7 +260,7 @@ impl Script {
 }
 
 /// Calls a tool, or, when it has answered, repeats what it said.
-fn tool_turn(name: &str, ask: &Ask) -> Reply {
+fn tool_turn(name: &str, ask: &Ask) -> ScriptedReply {
     let found_tools = name == "mcp" && ask.last_call.as_deref() == Some(TOOL_SEARCH);
     if let Some(output) = ask
         .tool_output
@@ -268,44 +268,44 @@ fn tool_turn(name: &str, ask: &Ask) -> Reply {
         .filter(|_| name != "loop" && !found_tools)
     {
         let shown: String = output.chars().take(200).collect();
-        return Reply::say(&format!("The tool said: {}", shown.trim()));
+        return ScriptedReply::say(&format!("The tool said: {}", shown.trim()));
     }
     if name == "unknown-tool" {
-        return Reply {
-            calls: vec![Call {
+        return ScriptedReply {
+            calls: vec![ScriptedCall {
                 name: "no_such_tool".into(),
                 namespace: None,
                 input: json!({ "x": 1 }),
                 freeform: false,
             }],
-            ..Reply::default()
+            ..ScriptedReply::default()
         };
     }
     if name == "mcp" {
         return mcp_call(ask, found_tools);
     }
     let Some(shell) = shell_tool(&ask.tools) else {
-        return Reply::say("Rehearsal: no shell tool was offered, so there is nothing to run.");
+        return ScriptedReply::say("Rehearsal: no shell tool was offered, so there is nothing to run.");
     };
     match name {
-        "fail" => Reply::call(shell, "echo out; echo err >&2; exit 3"),
-        "parallel" => Reply {
+        "fail" => ScriptedReply::call(shell, "echo out; echo err >&2; exit 3"),
+        "parallel" => ScriptedReply {
             calls: vec![shell_call(shell, "echo one"), shell_call(shell, "echo two")],
-            ..Reply::default()
+            ..ScriptedReply::default()
         },
-        "long-output" => Reply::call(shell, "seq 1 20000"),
-        "touch" => Reply::call(shell, "touch rehearsal-was-here"),
+        "long-output" => ScriptedReply::call(shell, "seq 1 20000"),
+        "touch" => ScriptedReply::call(shell, "touch rehearsal-was-here"),
         // Claude Code refuses a command that does nothing but sleep.
-        "nap" => Reply::call(shell, "echo begun; sleep 2"),
-        "sleep" => Reply::call(shell, "echo begun; sleep 30"),
+        "nap" => ScriptedReply::call(shell, "echo begun; sleep 2"),
+        "sleep" => ScriptedReply::call(shell, "echo begun; sleep 30"),
         // A provider thinks before it answers: who stops the loop has that time.
-        "loop" => Reply {
+        "loop" => ScriptedReply {
             delay: Duration::from_millis(30),
-            ..Reply::call(shell, "echo rehearsal-was-here")
+            ..ScriptedReply::call(shell, "echo rehearsal-was-here")
         },
-        _ => Reply {
+        _ => ScriptedReply {
             text: Some("I will look around first.".into()),
-            ..Reply::call(shell, "echo rehearsal-was-here")
+            ..ScriptedReply::call(shell, "echo rehearsal-was-here")
         },
     }
 }
@@ -315,19 +315,19 @@ const TOOL_SEARCH: &str = "ToolSearch";
 
 /// Calls the first tool of a tool server, or looks for one where the CLI does not offer all of
 /// them.
-fn mcp_call(ask: &Ask, searched: bool) -> Reply {
+fn mcp_call(ask: &Ask, searched: bool) -> ScriptedReply {
     let tools = &ask.tools;
     if let Some(code) = tools.iter().find(|t| t.freeform && t.name == "exec") {
         let script = "const t = ALL_TOOLS.find(t => t.name.startsWith(\"mcp__\")); text(t ? await tools[t.name]({ text: \"rehearsal\" }) : \"No MCP tool was offered.\");";
-        let call = Call {
+        let call = ScriptedCall {
             name: code.name.clone(),
             namespace: code.namespace.clone(),
             input: json!(script),
             freeform: true,
         };
-        return Reply {
+        return ScriptedReply {
             calls: vec![call],
-            ..Reply::default()
+            ..ScriptedReply::default()
         };
     }
     let is_mcp =
@@ -349,17 +349,17 @@ fn mcp_call(ask: &Ask, searched: bool) -> Reply {
         .map(|tool| (tool, json!({ "text": "rehearsal" })))
         .or_else(search)
     else {
-        return Reply::say("No MCP tool was offered.");
+        return ScriptedReply::say("No MCP tool was offered.");
     };
-    let call = Call {
+    let call = ScriptedCall {
         name: tool.name.clone(),
         namespace: tool.namespace.clone(),
         input: arguments(tool, &input),
         freeform: false,
     };
-    Reply {
+    ScriptedReply {
         calls: vec![call],
-        ..Reply::default()
+        ..ScriptedReply::default()
     }
 }
 
@@ -434,14 +434,14 @@ fn shell_tool(tools: &[Tool]) -> Option<&Tool> {
         .find_map(|name| tools.iter().find(|t| t.name == *name))
 }
 
-fn shell_call(tool: &Tool, command: &str) -> Call {
+fn shell_call(tool: &Tool, command: &str) -> ScriptedCall {
     if tool.freeform {
         // Codex' `exec` runs JavaScript in which its tools are functions.
         let script = format!(
             "const r = await tools.exec_command({{ cmd: {} }}); text(r.output ?? r);",
             json!(command)
         );
-        return Call {
+        return ScriptedCall {
             name: tool.name.clone(),
             namespace: tool.namespace.clone(),
             input: json!(script),
@@ -463,7 +463,7 @@ fn shell_call(tool: &Tool, command: &str) -> Call {
         (true, _) => json!(["bash", "-lc", command]),
         (false, _) => json!(command),
     };
-    Call {
+    ScriptedCall {
         name: tool.name.clone(),
         namespace: tool.namespace.clone(),
         input: arguments(tool, &json!({ key: value })),
@@ -505,14 +505,14 @@ fn step(s: &mut Section) -> Step {
     let calls = s
         .sections("tools")
         .into_iter()
-        .map(|mut t| Call {
+        .map(|mut t| ScriptedCall {
             name: t.required("name", "`bash`").unwrap_or_default(),
             namespace: t.string("namespace"),
             input: t.value("input").unwrap_or_else(|| json!({})),
             freeform: false,
         })
         .collect();
-    let reply = Reply {
+    let reply = ScriptedReply {
         reasoning: s.string("reasoning"),
         text: s.string("say"),
         calls,
@@ -720,7 +720,7 @@ mod tests {
         for _ in 0..2 {
             assert!(matches!(
                 script.next(&ask),
-                Step::Reply(Reply {
+                Step::Reply(ScriptedReply {
                     cut_after: Some(2),
                     ..
                 })

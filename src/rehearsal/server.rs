@@ -23,7 +23,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Sleep;
 
-use super::script::{Reply, Script, Step};
+use super::script::{ScriptedReply, Script, Step};
 use super::{APIS, Api, Ask, MODELS, Wanted, tokens};
 use crate::base::sync::lock;
 
@@ -227,7 +227,7 @@ struct Played {
 const BEFORE_A_CUT: Duration = Duration::from_millis(20);
 
 impl Played {
-    fn stream(events: Vec<String>, reply: &Reply) -> Self {
+    fn stream(events: Vec<String>, reply: &ScriptedReply) -> Self {
         Played {
             events: events.into(),
             delay: reply.delay,

@@ -10,9 +10,9 @@ use hyper::header::{ALLOW, CONTENT_TYPE, HOST, HeaderValue, ORIGIN};
 use hyper::{Method, Request, Response, StatusCode};
 use serde_json::json;
 
-use super::proxy::Shared;
+use super::proxy::SidecarState;
 
-pub fn serve(shared: &Arc<Shared>, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+pub fn serve(shared: &Arc<SidecarState>, request: &Request<Incoming>) -> Response<Full<Bytes>> {
     let headers = request.headers();
     // A page could reach this port by its own name; a probe uses an address.
     let host = headers
@@ -84,7 +84,7 @@ fn is_ours(host: &str, names: &[String]) -> bool {
         || names.iter().any(|n| bare.eq_ignore_ascii_case(n))
 }
 
-fn ready(shared: &Shared) -> Response<Full<Bytes>> {
+fn ready(shared: &SidecarState) -> Response<Full<Bytes>> {
     let problems = unready(shared);
     let status = if problems.is_empty() {
         StatusCode::OK
@@ -96,7 +96,7 @@ fn ready(shared: &Shared) -> Response<Full<Bytes>> {
 }
 
 /// Why requests that the operator meant to be served would not be.
-fn unready(shared: &Shared) -> Vec<String> {
+fn unready(shared: &SidecarState) -> Vec<String> {
     let mut problems = Vec::new();
     if shared.draining.load(Ordering::Acquire) {
         problems.push("shutting down".to_owned());
@@ -125,7 +125,7 @@ fn unready(shared: &Shared) -> Vec<String> {
 }
 
 /// Keys that serve although the last look found none.
-fn stale_keys(shared: &Shared) -> Vec<String> {
+fn stale_keys(shared: &SidecarState) -> Vec<String> {
     let policy = shared.policy.load();
     let stale = |p: &&std::sync::Arc<super::config::ProviderConfig>| {
         p.secret
@@ -143,7 +143,7 @@ fn stale_keys(shared: &Shared) -> Vec<String> {
     .collect()
 }
 
-fn note_secrets(shared: &Shared) {
+fn note_secrets(shared: &SidecarState) {
     shared.metrics.forget_operators_series();
     for provider in shared.policy.load().providers.values() {
         if let Some(source) = &provider.secret {
@@ -156,7 +156,7 @@ fn note_secrets(shared: &Shared) {
     }
 }
 
-fn note_budgets(shared: &Shared) {
+fn note_budgets(shared: &SidecarState) {
     for grant in shared
         .policy
         .load()

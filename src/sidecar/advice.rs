@@ -4,12 +4,12 @@
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 
-use super::config::{Config, Policy};
+use super::config::{SidecarConfig, Policy};
 use super::scope::Grant;
 use super::secret::Source;
 
 /// All warnings about a configuration, each with its place in the file.
-pub fn on(config: &Config, policy: &Policy) -> Vec<String> {
+pub fn on(config: &SidecarConfig, policy: &Policy) -> Vec<String> {
     let mut all = Vec::new();
     if policy.grants.is_empty() {
         all.push("`permissionGrants`: there is none, so every request is refused".to_owned());

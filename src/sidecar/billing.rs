@@ -11,7 +11,7 @@ use super::limit::Hold;
 use super::model::RequestFacts;
 use super::provider::registry::{Billing, Endpoint};
 use super::record::{ExtraTokens, Tokens};
-use super::usage::{Extra, PICTURES, Usage};
+use super::usage::{Extra, PICTURES, ReplyUsage};
 use crate::catalogue::{self, Mode, Overrides, Price};
 
 /// The context of a model that the catalogue does not know, in tokens.
@@ -95,7 +95,7 @@ impl Prices<'_> {
     }
 
     /// What the reply cost; `None` without a price.
-    pub fn cost(&self, usage: &Usage, models: Models<'_>, tier: Option<&str>) -> Option<f64> {
+    pub fn cost(&self, usage: &ReplyUsage, models: Models<'_>, tier: Option<&str>) -> Option<f64> {
         if usage.cost_usd.is_some() {
             return usage.cost_usd;
         }
@@ -106,7 +106,7 @@ impl Prices<'_> {
         Some(self.cost_at(&main, usage, tier))
     }
 
-    fn cost_at(&self, main: &Price, usage: &Usage, tier: Option<&str>) -> f64 {
+    fn cost_at(&self, main: &Price, usage: &ReplyUsage, tier: Option<&str>) -> f64 {
         let mode = Mode {
             tier,
             fast: usage.fast,
@@ -119,12 +119,12 @@ impl Prices<'_> {
                 None => *main,
             };
             price.cost(
-                tokens_of(&Usage {
+                tokens_of(&ReplyUsage {
                     input: e.input,
                     cache_read: e.cache_read,
                     cache_write: e.cache_write,
                     output: e.output,
-                    ..Usage::default()
+                    ..ReplyUsage::default()
                 }),
                 Mode::default(),
             )
@@ -155,7 +155,7 @@ impl Prices<'_> {
 
     /// Fills in what a reply did not report. A reply that came whole is estimated by its size; of
     /// one that did not, everything counts that the provider may have worked on.
-    fn estimate(&self, settled: &Settled<'_>, usage: &mut Usage) {
+    fn estimate(&self, settled: &Settled<'_>, usage: &mut ReplyUsage) {
         let price = self.of_any(settled.models.requested.unwrap_or_default());
         let held_output = settled
             .max_output
@@ -199,7 +199,7 @@ pub struct Models<'a> {
 #[derive(Debug)]
 pub struct Settled<'a> {
     pub models: Models<'a>,
-    pub usage: Option<&'a Usage>,
+    pub usage: Option<&'a ReplyUsage>,
     /// What that usage costs, where the model has a price.
     pub cost: Option<f64>,
     pub tier: Option<&'a str>,
@@ -216,9 +216,9 @@ pub struct Settled<'a> {
     pub seconds: f64,
 }
 
-fn tokens_of(usage: &Usage) -> catalogue::Tokens {
+fn tokens_of(usage: &ReplyUsage) -> catalogue::PricedTokens {
     let n = |v: Option<u64>| v.unwrap_or(0);
-    catalogue::Tokens {
+    catalogue::PricedTokens {
         input: n(usage.input),
         cache_read: n(usage.cache_read),
         cache_write: n(usage.cache_write),

@@ -24,7 +24,7 @@ use hyper::body::{Body as HttpBody, Bytes, Frame, Incoming, SizeHint};
 use hyper::header::{CONTENT_ENCODING, CONTENT_LENGTH, HeaderMap};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
-use super::refusal::{Code, Denial};
+use super::refusal::{Code, Refusal};
 use crate::base::sync::lock;
 
 /// Largest body, compressed or decoded; Anthropic's own limit.
@@ -201,13 +201,13 @@ impl Share {
 }
 
 /// Takes an upload off the list when its body is whole or given up.
-struct Listed<'a> {
+struct UploadRegistration<'a> {
     memory: &'a BodyMemory,
     id: u64,
     upload: Arc<Upload>,
 }
 
-impl Drop for Listed<'_> {
+impl Drop for UploadRegistration<'_> {
     fn drop(&mut self) {
         lock(&self.memory.uploads).open.remove(&self.id);
     }
@@ -234,7 +234,7 @@ impl BodyMemory {
     ///
     /// # Errors
     /// `busy` when nobody can make room.
-    pub async fn reserve(&self, share: &mut Share, bytes: usize) -> Result<(), Denial> {
+    pub async fn reserve(&self, share: &mut Share, bytes: usize) -> Result<(), Refusal> {
         self.reserve_for(share, bytes, None).await
     }
 
@@ -243,7 +243,7 @@ impl BodyMemory {
         share: &mut Share,
         bytes: usize,
         upload: Option<u64>,
-    ) -> Result<(), Denial> {
+    ) -> Result<(), Refusal> {
         let large = (share.bytes + bytes).saturating_sub(SMALL_BODY).min(bytes);
         loop {
             let part = if large > 0 {
@@ -349,7 +349,7 @@ impl BodyMemory {
         }
     }
 
-    fn list(&self) -> Listed<'_> {
+    fn list(&self) -> UploadRegistration<'_> {
         let now = Instant::now();
         let progress = Progress {
             held: 0,
@@ -369,7 +369,7 @@ impl BodyMemory {
         uploads.next += 1;
         let id = uploads.next;
         uploads.open.insert(id, upload.clone());
-        Listed {
+        UploadRegistration {
             memory: self,
             id,
             upload,
@@ -384,7 +384,7 @@ impl BodyMemory {
         &self,
         body: Incoming,
         headers: &HeaderMap,
-    ) -> Result<BufferedBody, Denial> {
+    ) -> Result<BufferedBody, Refusal> {
         let announced = headers
             .get(CONTENT_LENGTH)
             .and_then(|v| v.to_str().ok())
@@ -400,11 +400,11 @@ impl BodyMemory {
         }
     }
 
-    async fn gather(&self, mut body: Incoming) -> Result<BufferedBody, Denial> {
+    async fn gather(&self, mut body: Incoming) -> Result<BufferedBody, Refusal> {
         let (mut pieces, mut small, mut len) = (Vec::new(), BytesMut::new(), 0usize);
         let mut share = Share::default();
         // A body that is there already is not an upload: nobody waits for it.
-        let mut listed: Option<Listed<'_>> = None;
+        let mut listed: Option<UploadRegistration<'_>> = None;
         let mut unyielded = 0;
         loop {
             let ready =
@@ -417,7 +417,7 @@ impl BodyMemory {
             };
             let Some(frame) = frame else { break };
             let frame = frame.map_err(|e| {
-                Denial::new(
+                Refusal::new(
                     Code::BadRequest,
                     "the request body is incomplete or malformed",
                 )
@@ -469,9 +469,9 @@ impl BodyMemory {
     }
 
     /// Decodes one gzip member or one zstd frame, with nothing before or after it.
-    async fn decode(&self, held: BufferedBody, encoding: Encoding) -> Result<BufferedBody, Denial> {
+    async fn decode(&self, held: BufferedBody, encoding: Encoding) -> Result<BufferedBody, Refusal> {
         let broken = |e: &dyn std::fmt::Display| {
-            Denial::new(Code::BadRequest, "the compressed request body is broken").cause(e)
+            Refusal::new(Code::BadRequest, "the compressed request body is broken").cause(e)
         };
         let mut input = Pieces::new(&held.pieces);
         let mut out = Decoded::default();
@@ -512,7 +512,7 @@ impl BodyMemory {
         &self,
         decoder: &mut (impl Read + Send),
         out: &mut Decoded,
-    ) -> Result<(), Denial> {
+    ) -> Result<(), Refusal> {
         loop {
             self.reserve(&mut out.share, READ_BUFFER).await?;
             let mut chunk = Vec::with_capacity(READ_BUFFER);
@@ -521,7 +521,7 @@ impl BodyMemory {
                 .take(READ_BUFFER as u64)
                 .read_to_end(&mut chunk);
             read.map_err(|e| {
-                Denial::new(Code::BadRequest, "the compressed request body is broken").cause(e)
+                Refusal::new(Code::BadRequest, "the compressed request body is broken").cause(e)
             })?;
             out.len += chunk.len();
             if out.len > MAX_BODY {
@@ -562,7 +562,7 @@ impl Upload {
         now > self.since + allowed.min(MAX_TIME) || now > progress.last + IDLE_TIME
     }
 
-    fn denial(&self) -> Denial {
+    fn denial(&self) -> Refusal {
         let progress = *lock(&self.progress);
         let (bytes, seconds) = (progress.received, self.since.elapsed().as_secs());
         let message = match progress.given_up {
@@ -573,7 +573,7 @@ impl Upload {
                 "the request body was given up to make room for others ({bytes} bytes in {seconds} s)"
             ),
         };
-        Denial::new(Code::BodyTimeout, message)
+        Refusal::new(Code::BodyTimeout, message)
     }
 }
 
@@ -590,7 +590,7 @@ fn room(small: &BytesMut, piece: usize) -> usize {
 async fn next_piece(
     body: &mut Incoming,
     upload: &Upload,
-) -> Result<Option<Result<Frame<Bytes>, hyper::Error>>, Denial> {
+) -> Result<Option<Result<Frame<Bytes>, hyper::Error>>, Refusal> {
     let frame = std::future::poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx));
     tokio::select! {
         biased;
@@ -599,8 +599,8 @@ async fn next_piece(
     }
 }
 
-fn busy() -> Denial {
-    let mut busy = Denial::new(
+fn busy() -> Refusal {
+    let mut busy = Refusal::new(
         Code::Busy,
         "the bodies of other requests hold all the memory set aside for them",
     )
@@ -609,8 +609,8 @@ fn busy() -> Denial {
     busy
 }
 
-fn too_large() -> Denial {
-    Denial::new(
+fn too_large() -> Refusal {
+    Refusal::new(
         Code::BodyTooLarge,
         format!("the request body is larger than {} MiB", MAX_BODY >> 20),
     )
@@ -622,7 +622,7 @@ enum Encoding {
     Zstd,
 }
 
-fn encoding(headers: &HeaderMap) -> Result<Option<Encoding>, Denial> {
+fn encoding(headers: &HeaderMap) -> Result<Option<Encoding>, Refusal> {
     let Some(value) = headers.get(CONTENT_ENCODING) else {
         return Ok(None);
     };
@@ -630,7 +630,7 @@ fn encoding(headers: &HeaderMap) -> Result<Option<Encoding>, Denial> {
         b"identity" => Ok(None),
         b"gzip" => Ok(Some(Encoding::Gzip)),
         b"zstd" => Ok(Some(Encoding::Zstd)),
-        other => Err(Denial::new(
+        other => Err(Refusal::new(
             Code::UnsupportedEncoding,
             format!(
                 "content-encoding `{}` is not one of `gzip`, `zstd`, `identity`",

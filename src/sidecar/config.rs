@@ -23,7 +23,7 @@ use crate::catalogue::Overrides;
 
 /// Read once, at start.
 #[derive(Debug)]
-pub struct Config {
+pub struct SidecarConfig {
     pub listen: SocketAddr,
     pub admin: Option<SocketAddr>,
     /// Names besides `localhost` and loopback addresses that `Host` may say.
@@ -113,13 +113,13 @@ pub struct BaseUrl {
     /// Without a trailing slash; empty for the root.
     pub path: String,
     /// The operator wrote it: it may lead into a private network.
-    pub own: bool,
+    pub operator_defined: bool,
 }
 
 /// Keys of the file, each with its value in a form that can be compared.
 pub type Fixed = Vec<(&'static str, String)>;
 
-impl Config {
+impl SidecarConfig {
     /// The settings that take effect only at a start, for comparison with those of another reading.
     pub fn fixed(&self) -> Fixed {
         let shown = |value: &dyn std::fmt::Debug| format!("{value:?}");
@@ -153,7 +153,7 @@ impl Policy {
 /// Both halves of the file.
 #[derive(Debug)]
 pub struct Loaded {
-    pub config: Config,
+    pub config: SidecarConfig,
     pub policy: Policy,
 }
 
@@ -205,7 +205,7 @@ fn revision(text: &str) -> String {
     format!("{:016x}", hasher.finish())
 }
 
-fn config(root: &mut Section) -> Config {
+fn config(root: &mut Section) -> SidecarConfig {
     let listen =
         address(root, "listen").unwrap_or(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 11432));
     if !listen.ip().is_loopback() {
@@ -267,7 +267,7 @@ fn config(root: &mut Section) -> Config {
             .ok()
     });
     let log = log(root);
-    Config {
+    SidecarConfig {
         listen,
         admin,
         hosts: root.hosts("hosts"),
@@ -618,7 +618,7 @@ pub fn base_url(url: &str, own: bool) -> Result<BaseUrl, String> {
         scheme,
         authority,
         path,
-        own,
+        operator_defined: own,
     })
 }
 

@@ -24,10 +24,10 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Sleep;
 
 use super::body::READ_BUFFER;
-use super::proxy::{self, Busy, BusyFlag, Shared};
-use super::refusal::{Client, Code, Denial};
+use super::proxy::{self, InFlightGuard, Activity, SidecarState};
+use super::refusal::{Client, Code, Refusal};
 use super::route;
-use crate::base::framing::{Fault, Scanner, Verdict};
+use crate::base::framing::{Fault, HeadScanner, Verdict};
 use crate::base::sync::lock;
 
 /// A head, once begun (or a connection, once made), must be whole within this time.
@@ -49,7 +49,7 @@ const LINGER_TIME: Duration = Duration::from_secs(2);
 /// What the acceptor knows of a connection.
 #[derive(Debug)]
 pub struct Handle {
-    pub busy: Arc<BusyFlag>,
+    pub busy: Arc<Activity>,
     /// Told to go, to make room for another.
     pub leave: Notify,
     fault: Mutex<Option<(Fault, String)>>,
@@ -116,7 +116,7 @@ impl Handle {
 
     /// Delays the answers to a client that is refused again and again, or that sends only requests
     /// which the sidecar answers itself.
-    async fn temper(&self, shared: &Shared, response: &Response<proxy::Answer>) {
+    async fn temper(&self, shared: &SidecarState, response: &Response<proxy::ResponseBody>) {
         self.served.store(true, Ordering::Relaxed);
         if !response.body().is_local() {
             self.refused.store(0, Ordering::Relaxed);
@@ -147,15 +147,15 @@ impl Handle {
 
 /// Serves the connection to its end.
 pub async fn serve(
-    shared: Arc<Shared>,
+    shared: Arc<SidecarState>,
     stream: TcpStream,
     handle: Arc<Handle>,
     mut stop: watch::Receiver<bool>,
 ) {
     let _ = stream.set_nodelay(true);
-    let strict = Strict::new(stream, handle.clone());
+    let strict = StrictFraming::new(stream, handle.clone());
     let service = hyper::service::service_fn(|request: hyper::Request<Incoming>| {
-        let busy = Busy::new(&handle.busy, &shared);
+        let busy = InFlightGuard::new(&handle.busy, &shared);
         handle.note(request.headers());
         let handle = handle.clone();
         let (answer, shared) = (proxy::serve(shared.clone(), request, busy), shared.clone());
@@ -201,7 +201,7 @@ pub async fn serve(
 
 /// Answers a head that is no request.
 async fn refuse(
-    shared: &Arc<Shared>,
+    shared: &Arc<SidecarState>,
     io: &mut TcpStream,
     fault: Fault,
     line: &str,
@@ -209,7 +209,7 @@ async fn refuse(
     let mut entry = shared.audit.entry();
     let policy = shared.policy.load_full();
     entry.record.policy_revision = Some(policy.revision.clone());
-    let mut denial = Denial::new(Code::BadRequest, fault.what).cause(line);
+    let mut denial = Refusal::new(Code::BadRequest, fault.what).cause(line);
     denial.status = Some(fault.status);
     let path = line.split(' ').nth(1).unwrap_or_default();
     let response = proxy::refused(
@@ -263,28 +263,28 @@ async fn linger(mut io: TcpStream) {
 }
 
 /// A client's bytes, followed as hyper reads them.
-struct Strict {
+struct StrictFraming {
     io: TcpStream,
-    scanner: Scanner,
+    scanner: HeadScanner,
     handle: Arc<Handle>,
     /// The last byte in or out.
     last: Instant,
     fresh: bool,
-    over: bool,
+    complete: bool,
     /// The body broke: its reader is told once, and answers.
     broken: Option<&'static str>,
     timer: Option<Pin<Box<Sleep>>>,
 }
 
-impl Strict {
+impl StrictFraming {
     fn new(io: TcpStream, handle: Arc<Handle>) -> Self {
-        Strict {
+        StrictFraming {
             io,
-            scanner: Scanner::default(),
+            scanner: HeadScanner::default(),
             handle,
             last: Instant::now(),
             fresh: true,
-            over: false,
+            complete: false,
             broken: None,
             timer: None,
         }
@@ -311,7 +311,7 @@ impl Strict {
     }
 }
 
-impl AsyncRead for Strict {
+impl AsyncRead for StrictFraming {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -321,7 +321,7 @@ impl AsyncRead for Strict {
         if let Some(what) = this.broken.take() {
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, what)));
         }
-        if this.over {
+        if this.complete {
             return this.after_the_end(cx);
         }
         let before = buf.filled().len();
@@ -339,7 +339,7 @@ impl AsyncRead for Strict {
             if !this.expired(cx, limit) {
                 return Poll::Pending;
             }
-            this.over = true;
+            this.complete = true;
             return Poll::Ready(Ok(()));
         }
         // The head's time runs from its first byte, whatever trickles in after it.
@@ -351,7 +351,7 @@ impl AsyncRead for Strict {
             Verdict::Pass => Poll::Ready(Ok(())),
             Verdict::BadHead { good, fault } => {
                 buf.set_filled(before + good);
-                this.over = true;
+                this.complete = true;
                 let line = this.scanner.refused_line().to_owned();
                 *lock(&this.handle.fault) = Some((fault, line));
                 if good == 0 {
@@ -362,7 +362,7 @@ impl AsyncRead for Strict {
             }
             Verdict::BadBody { good, fault } => {
                 buf.set_filled(before + good);
-                this.over = true;
+                this.complete = true;
                 this.broken = Some(fault.what);
                 if good == 0 {
                     Pin::new(this).poll_read(cx, buf)
@@ -374,7 +374,7 @@ impl AsyncRead for Strict {
     }
 }
 
-impl Strict {
+impl StrictFraming {
     /// A bad head came behind a request that is still being served: hyper must not take the
     /// end for the client's going away, but the client may really go. What it sends is waste.
     fn after_the_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -417,7 +417,7 @@ impl Strict {
     }
 }
 
-impl AsyncWrite for Strict {
+impl AsyncWrite for StrictFraming {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,

@@ -10,7 +10,7 @@ use hyper::Method;
 use hyper::header::{CONTENT_TYPE, HOST, HeaderMap, HeaderName, ORIGIN, UPGRADE};
 use hyper::http::request::Parts;
 
-use super::refusal::{Code, Denial};
+use super::refusal::{Code, Refusal};
 use super::route;
 use crate::base::token::{Attempts, Token, bearer};
 
@@ -22,7 +22,7 @@ pub struct Guarded(());
 
 /// What stands in front of this port.
 #[derive(Debug)]
-pub struct Wall {
+pub struct CallerPolicy {
     /// What `Host` may say.
     hosts: Vec<String>,
     /// What clients present as their key, where the operator wants that.
@@ -31,7 +31,7 @@ pub struct Wall {
     attempts: Attempts,
 }
 
-impl Wall {
+impl CallerPolicy {
     /// `names` are allowed beside the loopback ones, all with the port that is listened on.
     pub fn new(port: u16, names: &[String], token: Option<Token>) -> Self {
         let own = ["localhost", "127.0.0.1", "[::1]"];
@@ -40,7 +40,7 @@ impl Wall {
             .chain(names.iter().map(String::as_str))
             .map(|name| format!("{name}:{port}"))
             .collect();
-        Wall {
+        CallerPolicy {
             hosts,
             token,
             attempts: Attempts::default(),
@@ -56,7 +56,7 @@ impl Wall {
     /// Everything that a client may call its key must be the token (none stands there twice:
     /// the framing was checked).
     /// Asked before the path is looked at, so that nobody without it learns what is offered.
-    fn authenticate(&self, headers: &HeaderMap) -> Result<(), Denial> {
+    fn authenticate(&self, headers: &HeaderMap) -> Result<(), Refusal> {
         let Some(token) = &self.token else {
             return Ok(());
         };
@@ -72,14 +72,14 @@ impl Wall {
             return Ok(());
         }
         if self.attempts.are_too_many() {
-            let mut denial = Denial::new(
+            let mut denial = Refusal::new(
                 Code::RateLimited,
                 "too many requests without the session's token",
             );
             denial.retry_after = Some(Duration::from_secs(1));
             return Err(denial);
         }
-        Err(Denial::new(
+        Err(Refusal::new(
             Code::Unauthorized,
             "this session's token is missing or wrong",
         )
@@ -90,11 +90,11 @@ impl Wall {
 /// # Errors
 /// `host_denied`, `unauthorized`, `websocket_unsupported`, `unsupported_media_type`,
 /// `route_denied`.
-pub fn check(parts: &Parts, wall: &Wall) -> Result<Guarded, Denial> {
+pub fn check(parts: &Parts, wall: &CallerPolicy) -> Result<Guarded, Refusal> {
     let headers = &parts.headers;
     let host = headers.get(HOST).map(|h| h.as_bytes()).unwrap_or_default();
     if !wall.allows(host) {
-        return Err(Denial::new(
+        return Err(Refusal::new(
             Code::HostDenied,
             format!(
                 "host `{}` is not this proxy; allowed: `{}`",
@@ -104,7 +104,7 @@ pub fn check(parts: &Parts, wall: &Wall) -> Result<Guarded, Denial> {
         ));
     }
     if let Some(origin) = headers.get(ORIGIN) {
-        return Err(Denial::new(
+        return Err(Refusal::new(
             Code::HostDenied,
             format!(
                 "requests from web pages are not served (origin `{}`)",
@@ -113,14 +113,14 @@ pub fn check(parts: &Parts, wall: &Wall) -> Result<Guarded, Denial> {
         ));
     }
     if headers.get(&SEC_FETCH_SITE).is_some_and(|v| v != "none") {
-        return Err(Denial::new(
+        return Err(Refusal::new(
             Code::HostDenied,
             "requests from web pages are not served (`sec-fetch-site`)",
         ));
     }
     wall.authenticate(headers)?;
     if headers.contains_key(UPGRADE) {
-        return Err(Denial::new(
+        return Err(Refusal::new(
             Code::WebsocketUnsupported,
             "upgrades are not offered; use plain HTTP",
         ));
@@ -130,7 +130,7 @@ pub fn check(parts: &Parts, wall: &Wall) -> Result<Guarded, Denial> {
         Method::POST if route::takes_any_body(parts.uri.path()) => {}
         Method::POST => json(headers)?,
         _ => {
-            let mut d = Denial::new(
+            let mut d = Refusal::new(
                 Code::RouteDenied,
                 format!(
                     "method `{}` is not offered; allowed: `GET`, `HEAD`, `POST`",
@@ -144,7 +144,7 @@ pub fn check(parts: &Parts, wall: &Wall) -> Result<Guarded, Denial> {
     Ok(Guarded(()))
 }
 
-fn json(headers: &HeaderMap) -> Result<(), Denial> {
+fn json(headers: &HeaderMap) -> Result<(), Refusal> {
     let value = headers
         .get(CONTENT_TYPE)
         .map(|v| v.as_bytes())
@@ -161,7 +161,7 @@ fn json(headers: &HeaderMap) -> Result<(), Denial> {
     if plain {
         return Ok(());
     }
-    Err(Denial::new(
+    Err(Refusal::new(
         Code::UnsupportedMediaType,
         format!(
             "content-type `{}` is not `application/json`",

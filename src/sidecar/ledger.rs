@@ -47,7 +47,7 @@ impl Counts {
 
 /// The file `audit.state`.
 #[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize)]
-pub struct State {
+pub struct LedgerState {
     pub session_id: String,
     /// The number of the last audit record whose charge is in here.
     #[serde(default)]
@@ -63,13 +63,13 @@ pub fn grant_id(text: &str) -> Arc<str> {
     hex(&ring::digest::digest(&ring::digest::SHA256, text.as_bytes()).as_ref()[..8]).into()
 }
 
-impl State {
+impl LedgerState {
     /// # Errors
     /// When the file is there but cannot be read: starting over would forget what was spent.
-    pub fn read(path: &Path) -> Result<State, String> {
+    pub fn read(path: &Path) -> Result<LedgerState, String> {
         match std::fs::read(path) {
             Ok(bytes) => serde_json::from_slice(&bytes).map_err(|e| e.to_string()),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(State::default()),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(LedgerState::default()),
             Err(e) => Err(e.to_string()),
         }
     }
@@ -124,7 +124,7 @@ mod tests {
 
     #[test]
     fn dollars_are_per_session_and_tokens_per_day() {
-        let mut state = State::default();
+        let mut state = LedgerState::default();
         state.enter("one");
         let charge = Charge {
             tokens: 7,
@@ -134,7 +134,7 @@ mod tests {
         };
         state.charge(&charge);
         state.charge(&charge);
-        let counts = |s: &State| s.grants[&grant_id("ai.x")];
+        let counts = |s: &LedgerState| s.grants[&grant_id("ai.x")];
         assert_eq!(
             counts(&state),
             Counts {
@@ -160,15 +160,15 @@ mod tests {
     fn a_file_that_cannot_be_read_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("s.json");
-        assert_eq!(State::read(&file).unwrap(), State::default());
-        let state = State {
+        assert_eq!(LedgerState::read(&file).unwrap(), LedgerState::default());
+        let state = LedgerState {
             session_id: "s".into(),
             seq: 3,
-            ..State::default()
+            ..LedgerState::default()
         };
         state.write(&file).unwrap();
-        assert_eq!(State::read(&file).unwrap(), state);
+        assert_eq!(LedgerState::read(&file).unwrap(), state);
         std::fs::write(&file, "{").unwrap();
-        assert!(State::read(&file).is_err());
+        assert!(LedgerState::read(&file).is_err());
     }
 }

@@ -19,9 +19,9 @@ use std::time::Duration;
 use governor::clock::{Clock, DefaultClock};
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 
-use super::ledger::{Counts, DAY, State, grant_id};
+use super::ledger::{Counts, DAY, LedgerState, grant_id};
 use super::record::Charge;
-use super::refusal::{Code, Denial};
+use super::refusal::{Code, Refusal};
 use super::scope::Permit;
 use crate::base::sync::lock;
 
@@ -92,7 +92,7 @@ impl Hold {
 
 /// How much of a budget is used, for metrics.
 #[derive(Debug, Clone, Copy)]
-pub struct Usage {
+pub struct GrantUsage {
     pub limits: Limits,
     pub spent: Counts,
     pub held: Hold,
@@ -110,7 +110,7 @@ pub struct Ledger {
 impl Ledger {
     /// The counts of this session, as far as `state` remembers them. Without a session id of the
     /// operator's, the one in the state goes on, or a new one begins.
-    pub fn new(state: &State, session: Option<&str>) -> Ledger {
+    pub fn new(state: &LedgerState, session: Option<&str>) -> Ledger {
         let session = match session {
             Some(s) => s.to_owned(),
             None if !state.session_id.is_empty() => state.session_id.clone(),
@@ -176,7 +176,7 @@ pub struct Admission {
 ///
 /// # Errors
 /// `busy`, `budget_exhausted`, `rate_limited`. Nothing is charged for a refused request.
-pub fn admit(permit: &Permit, held: Hold) -> Result<Admission, Denial> {
+pub fn admit(permit: &Permit, held: Hold) -> Result<Admission, Refusal> {
     let mut admission = Admission {
         limiters: Vec::new(),
         held,
@@ -193,7 +193,7 @@ pub fn admit(permit: &Permit, held: Hold) -> Result<Admission, Denial> {
         let active = limiter.spent.active.fetch_add(1, Ordering::AcqRel);
         admission.limiters.push(limiter.clone());
         if let Some(most) = grant.limits.concurrent.filter(|most| active >= *most) {
-            let mut busy = Denial::new(
+            let mut busy = Refusal::new(
                 Code::Busy,
                 format!(
                     "grant `{grant}` allows {}, and {active} are running",
@@ -212,7 +212,7 @@ pub fn admit(permit: &Permit, held: Hold) -> Result<Admission, Denial> {
                 .wait_time_from(DefaultClock::default().now())
                 .max(Duration::from_millis(1));
             let seconds = wait.as_secs_f64().ceil();
-            let mut limited = Denial::new(
+            let mut limited = Refusal::new(
                 Code::RateLimited,
                 format!(
                     "grant `{grant}` allows {} per minute. Please try again in {seconds}s",
@@ -240,7 +240,7 @@ fn money(usd: f64) -> String {
 
 impl Limiter {
     /// Holds back the most that a request can cost.
-    fn hold(&self, grant: &dyn std::fmt::Display, hold: Hold) -> Result<(), Denial> {
+    fn hold(&self, grant: &dyn std::fmt::Display, hold: Hold) -> Result<(), Refusal> {
         if !self.limits.has_budget() {
             return Ok(());
         }
@@ -256,7 +256,7 @@ impl Limiter {
                 let when = jiff::Timestamp::from_second(resets)
                     .map(|t| t.to_string())
                     .unwrap_or_default();
-                let mut d = Denial::new(
+                let mut d = Refusal::new(
                     Code::BudgetExhausted,
                     format!(
                         "grant `{grant}` allows {most} tokens per day; {} are spent (resets {when})",
@@ -274,7 +274,7 @@ impl Limiter {
         }
         if let Some(most) = self.limits.usd_per_session {
             if spent.usd >= most {
-                let d = Denial::new(
+                let d = Refusal::new(
                     Code::BudgetExhausted,
                     format!(
                         "grant `{grant}` allows {} USD per session; {} are spent",
@@ -289,7 +289,7 @@ impl Limiter {
             fits &= spent.usd + held.usd() + hold.usd() <= most;
         }
         if !(fits || alone || hold.is_empty()) {
-            let mut d = Denial::new(
+            let mut d = Refusal::new(
                 Code::Busy,
                 format!(
                     "the rest of the budget of grant `{grant}` is reserved for requests in progress"
@@ -318,10 +318,10 @@ impl Limiter {
         budget.held.nano_usd = budget.held.nano_usd.saturating_sub(hold.nano_usd);
     }
 
-    pub fn usage(&self) -> Usage {
+    pub fn usage(&self) -> GrantUsage {
         let mut budget = lock(&self.spent.budget);
         budget.spent.roll(jiff::Timestamp::now().as_second());
-        Usage {
+        GrantUsage {
             limits: self.limits,
             spent: budget.spent,
             held: budget.held,
@@ -453,7 +453,7 @@ mod tests {
     use super::*;
 
     fn limiter(limits: Limits) -> Arc<Limiter> {
-        Ledger::new(&State::default(), Some("s")).limiter("ai.x", &limits)
+        Ledger::new(&LedgerState::default(), Some("s")).limiter("ai.x", &limits)
     }
 
     fn admission(limiter: &Arc<Limiter>, held: Hold) -> Result<Admission, Code> {
@@ -531,7 +531,7 @@ mod tests {
 
     #[test]
     fn counts_outlive_a_change_of_limits_and_a_restart() {
-        let mut state = State::default();
+        let mut state = LedgerState::default();
         state.enter("s");
         let at = jiff::Timestamp::now().as_second();
         state.charge(&Charge {

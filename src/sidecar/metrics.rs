@@ -12,8 +12,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use super::limit::Usage;
-use super::record::{Decision, Record};
+use super::limit::GrantUsage;
+use super::record::{AccessDecision, AuditRecord};
 use crate::base::sync::lock;
 
 /// A provider's name as a label: kept for good, once for each name that was ever configured,
@@ -253,7 +253,7 @@ impl Metrics {
     /// `model` that of the grant's pattern for its model.
     pub fn request(
         &self,
-        record: &Record,
+        record: &AuditRecord,
         provider: Option<&'static str>,
         model: Option<&'static str>,
     ) {
@@ -343,7 +343,7 @@ impl Metrics {
     }
 
     /// A grant's budgets as they stand.
-    pub fn budget(&self, grant: &str, usage: &Usage) {
+    pub fn budget(&self, grant: &str, usage: &GrantUsage) {
         let grant = label(grant);
         let set = |unit, limit: f64, spent: f64, held: f64| {
             for (state, value) in [
@@ -379,10 +379,10 @@ impl Metrics {
 }
 
 /// A provider's own errors have codes of their own: an alert on `code != "ok"` sees an outage.
-fn code(record: &Record) -> &'static str {
+fn code(record: &AuditRecord) -> &'static str {
     match (record.code, record.status) {
         (Some(code), _) => code,
-        (None, Some(429)) if record.decision == Decision::Allow => "upstream_rate_limited",
+        (None, Some(429)) if record.decision == AccessDecision::Allow => "upstream_rate_limited",
         (None, Some(529)) => "upstream_overloaded",
         (None, Some(500..)) => "upstream_error",
         (None, Some(400..)) => "upstream_rejected",

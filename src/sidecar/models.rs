@@ -13,7 +13,7 @@ use tokio::sync::Semaphore;
 
 use super::body::{BodyMemory, READ_BUFFER, Share};
 use super::redact::Redactor;
-use super::refusal::{Code, Denial};
+use super::refusal::{Code, Refusal};
 use super::scope::Permit;
 
 /// Largest list that is taken in. OpenRouter's, the longest known, has about 1 MiB.
@@ -25,7 +25,7 @@ const LISTS: [&str; 2] = ["data", "models"];
 
 /// An entry of a list: its id stands under one of these keys.
 #[derive(Deserialize)]
-struct Entry<'a> {
+struct ModelEntry<'a> {
     #[serde(borrow)]
     id: Option<&'a RawValue>,
     #[serde(borrow)]
@@ -63,12 +63,12 @@ pub async fn filter(
     mut redactor: Redactor,
     memory: &BodyMemory,
     turns: &Semaphore,
-) -> Result<Filtered, Denial> {
+) -> Result<Filtered, Refusal> {
     let mut share = Share::default();
     let whole =
         tokio::time::timeout(LIST_TIME, collect(reply.into_body(), &mut share, memory)).await;
     let whole = whole.map_err(|_| {
-        Denial::new(
+        Refusal::new(
             Code::UpstreamTimeout,
             "the provider's list of models did not arrive in time",
         )
@@ -94,7 +94,7 @@ async fn collect(
     mut body: Incoming,
     share: &mut Share,
     memory: &BodyMemory,
-) -> Result<Vec<u8>, Denial> {
+) -> Result<Vec<u8>, Refusal> {
     let mut whole = Vec::new();
     while let Some(frame) =
         std::future::poll_fn(|cx| std::pin::Pin::new(&mut body).poll_frame(cx)).await
@@ -115,8 +115,8 @@ async fn collect(
     Ok(whole)
 }
 
-fn unreadable(cause: &str) -> Denial {
-    Denial::new(
+fn unreadable(cause: &str) -> Refusal {
+    Refusal::new(
         Code::UpstreamInvalid,
         "the provider's list of models could not be read",
     )
@@ -126,7 +126,7 @@ fn unreadable(cause: &str) -> Denial {
 /// The document without the entries whose id is not shown.
 fn retain(document: &[u8], shows: impl Fn(&str) -> bool) -> serde_json::Result<Vec<u8>> {
     let shown = |entry: &&RawValue| -> bool {
-        let Ok(entry) = serde_json::from_str::<Entry<'_>>(entry.get()) else {
+        let Ok(entry) = serde_json::from_str::<ModelEntry<'_>>(entry.get()) else {
             return false;
         };
         let id = [entry.id, entry.model, entry.name]

@@ -15,21 +15,21 @@ use hyper::http::request::Parts;
 use hyper::{Request, Response};
 use tokio::sync::Semaphore;
 
-use super::audit::{self, Audit, Entry};
+use super::audit::{self, Audit, AuditEntry};
 use super::billing::Prices;
 use super::body::{BodyMemory, BufferedBody};
-use super::config::{Config, Policy};
-use super::guard::Wall;
+use super::config::{SidecarConfig, Policy};
+use super::guard::CallerPolicy;
 use super::known_objects::KnownObjects;
 use super::limit::Ledger;
 use super::metrics::Metrics;
 use super::models::Filtered;
 use super::provider::registry::Billing;
-use super::record::Decision;
+use super::record::AccessDecision;
 use super::redact::Redactor;
-use super::refusal::{self, Client, Code, Denial, Shape};
-use super::relay::{Call, Cut, Relay};
-use super::route::{Route, Target};
+use super::refusal::{self, Client, Code, Refusal, ErrorFormat};
+use super::relay::{RelayedCall, RelayError, Relay};
+use super::route::{Route, RouteTarget};
 use super::scope::Permit;
 use super::secret::Store;
 use super::upstream::{self, Upstream};
@@ -38,15 +38,15 @@ use crate::base::sync::lock;
 
 /// What every request shares.
 #[derive(Debug)]
-pub struct Shared {
-    pub config: Config,
+pub struct SidecarState {
+    pub config: SidecarConfig,
     pub policy: ArcSwap<Policy>,
     pub secrets: Store,
     pub ledger: Ledger,
     pub audit: Audit,
     pub metrics: Arc<Metrics>,
     pub upstream: Upstream,
-    pub wall: Wall,
+    pub wall: CallerPolicy,
     pub body_memory: BodyMemory,
     /// For bodies that are kept until the provider answers.
     pub retry_memory: Semaphore,
@@ -67,27 +67,27 @@ pub struct Shared {
 enum Outcome {
     Probe,
     Discard,
-    Reply(Call, Response<Incoming>),
+    Reply(RelayedCall, Response<Incoming>),
     Models(Filtered),
 }
 
 async fn decide(
-    shared: &Arc<Shared>,
+    shared: &Arc<SidecarState>,
     policy: &Arc<Policy>,
     parts: &Parts,
     body: Incoming,
-    entry: &mut Entry,
-) -> Result<Outcome, Denial> {
+    entry: &mut AuditEntry,
+) -> Result<Outcome, Refusal> {
     audit_works(shared)?;
     let guarded = guard::check(parts, &shared.wall)?;
     let route = match route::resolve(policy, parts, &guarded)? {
-        Target::Probe(provider) => {
+        RouteTarget::Probe(provider) => {
             return Ok(entry.answered_here(provider, "probe", Outcome::Probe));
         }
-        Target::Discard(provider) => {
+        RouteTarget::Discard(provider) => {
             return Ok(entry.answered_here(provider, "telemetry", Outcome::Discard));
         }
-        Target::Call(route) => entry.routed(policy, route),
+        RouteTarget::Call(route) => entry.routed(policy, route),
     };
     let held = shared.body_memory.collect(body, &parts.headers).await?;
     entry.body_read = true;
@@ -130,7 +130,7 @@ async fn decide(
     let notices = refusal::is_claude_code(&parts.headers);
     let (max_output, whole_context) = (facts.cost().most_output(), facts.may_fill_context());
     Ok(Outcome::Reply(
-        Call {
+        RelayedCall {
             shared: shared.clone(),
             route,
             permit,
@@ -148,13 +148,13 @@ pub const RETRY_MEMORY: usize = 16 << 20;
 /// Signs and sends. A key that the provider refuses is read again; if it has changed, the
 /// request, which the provider did not work on, goes out once more with the new one.
 async fn send(
-    shared: &Shared,
+    shared: &SidecarState,
     route: &Route,
     permit: &Permit,
     client: &HeaderMap,
     body: BufferedBody,
-) -> Result<Response<Incoming>, Denial> {
-    let own = permit.provider().base.own;
+) -> Result<Response<Incoming>, Refusal> {
+    let own = permit.provider().base.operator_defined;
     // Kept for a second try where that holds up nobody: the memory of bodies is needed while the
     // model thinks.
     let room = shared.retry_memory.try_acquire_many(body.len() as u32);
@@ -188,7 +188,7 @@ async fn send(
         }
     }
     // The provider's own text may quote the key, and its 401 sends clients to log in.
-    Err(Denial::new(
+    Err(Refusal::new(
         Code::UpstreamAuth,
         format!(
             "provider `{}` refused the workspace's key",
@@ -198,7 +198,7 @@ async fn send(
     .hint("ask an operator to renew the key; no restart is needed"))
 }
 
-fn audit_works(shared: &Shared) -> Result<(), Denial> {
+fn audit_works(shared: &SidecarState) -> Result<(), Refusal> {
     if shared.audit.works() {
         Ok(())
     } else {
@@ -216,10 +216,10 @@ pub struct Unserved;
 /// # Errors
 /// [`Unserved`] alone.
 pub async fn serve(
-    shared: Arc<Shared>,
+    shared: Arc<SidecarState>,
     request: Request<Incoming>,
-    busy: Busy,
-) -> Result<Response<Answer>, Unserved> {
+    busy: InFlightGuard,
+) -> Result<Response<ResponseBody>, Unserved> {
     if shared.audit.is_full() {
         return Err(Unserved);
     }
@@ -234,18 +234,18 @@ pub async fn serve(
     let client = || Client::of(&parts.headers);
     Ok(match outcome {
         Ok(Outcome::Reply(call, reply)) => match relay::relay(call, reply, entry) {
-            Ok(response) => response.map(|relay| Answer {
-                kind: AnswerKind::Relay(Box::new(relay)),
+            Ok(response) => response.map(|relay| ResponseBody {
+                kind: ResponseBodyKind::Relay(Box::new(relay)),
                 _busy: busy,
             }),
             Err((denial, entry)) => refuse(*entry, &denial, shape(), client(), busy),
         },
-        Ok(Outcome::Models(Filtered { list, .. })) => own(entry, list, AnswerKind::List, busy),
-        Ok(Outcome::Discard) => own(entry, Bytes::from_static(b"{}"), AnswerKind::Own, busy),
+        Ok(Outcome::Models(Filtered { list, .. })) => own(entry, list, ResponseBodyKind::List, busy),
+        Ok(Outcome::Discard) => own(entry, Bytes::from_static(b"{}"), ResponseBodyKind::Own, busy),
         Ok(Outcome::Probe) => own(
             entry,
             Bytes::from_static(b"{\"outrigger\":\"sidecar\"}"),
-            AnswerKind::Own,
+            ResponseBodyKind::Own,
             busy,
         ),
         Err(denial) => {
@@ -263,13 +263,13 @@ pub async fn serve(
 }
 
 fn own(
-    mut entry: Entry,
+    mut entry: AuditEntry,
     body: Bytes,
-    kind: fn(Full<Bytes>) -> AnswerKind,
-    busy: Busy,
-) -> Response<Answer> {
+    kind: fn(Full<Bytes>) -> ResponseBodyKind,
+    busy: InFlightGuard,
+) -> Response<ResponseBody> {
     entry.record.bytes_out = body.len() as u64;
-    let mut response = Response::new(Answer {
+    let mut response = Response::new(ResponseBody {
         kind: kind(Full::new(body)),
         _busy: busy,
     });
@@ -284,24 +284,24 @@ fn own(
 }
 
 fn refuse(
-    mut entry: Entry,
-    denial: &Denial,
-    shape: Shape,
+    mut entry: AuditEntry,
+    denial: &Refusal,
+    shape: ErrorFormat,
     client: Client,
-    busy: Busy,
-) -> Response<Answer> {
+    busy: InFlightGuard,
+) -> Response<ResponseBody> {
     let response = refused(&mut entry, denial, shape, client);
-    response.map(|body| Answer {
-        kind: AnswerKind::Own(body),
+    response.map(|body| ResponseBody {
+        kind: ResponseBodyKind::Own(body),
         _busy: busy,
     })
 }
 
 /// The answer to a refusal, with its record filled and its line in the log.
 pub fn refused(
-    entry: &mut Entry,
-    denial: &Denial,
-    shape: Shape,
+    entry: &mut AuditEntry,
+    denial: &Refusal,
+    shape: ErrorFormat,
     client: Client,
 ) -> Response<Full<Bytes>> {
     let response = refusal::respond(denial, shape, client, entry.id());
@@ -324,7 +324,7 @@ pub fn refused(
     response
 }
 
-impl Entry {
+impl AuditEntry {
     fn answered_here(
         &mut self,
         provider: Option<String>,
@@ -333,14 +333,14 @@ impl Entry {
     ) -> Outcome {
         self.record.provider = provider;
         self.record.endpoint = Some(endpoint);
-        self.record.decision = Decision::Allow;
+        self.record.decision = AccessDecision::Allow;
         self.record.status = Some(200);
         let _ = self.is_told_apart();
         outcome
     }
 
     /// The provider did not answer: unless it may have worked on the request, nothing is owed.
-    fn failed(&mut self, denial: &Denial) {
+    fn failed(&mut self, denial: &Refusal) {
         if let Some(admission) = self.admission().filter(|_| !denial.worked_on) {
             admission.owe_nothing();
         }
@@ -369,19 +369,19 @@ fn client_session(headers: &HeaderMap) -> Option<String> {
 
 /// While it lives, its connection is serving a request.
 #[derive(Debug)]
-pub struct Busy {
-    flag: Arc<BusyFlag>,
-    shared: Arc<Shared>,
+pub struct InFlightGuard {
+    flag: Arc<Activity>,
+    shared: Arc<SidecarState>,
 }
 
 #[derive(Debug, Default)]
-pub struct BusyFlag {
+pub struct Activity {
     busy: AtomicBool,
     /// Whoever waits for the request to be over.
     waiting: Mutex<Option<Waker>>,
 }
 
-impl BusyFlag {
+impl Activity {
     pub fn is_busy(&self) -> bool {
         self.busy.load(Ordering::Acquire)
     }
@@ -392,18 +392,18 @@ impl BusyFlag {
     }
 }
 
-impl Busy {
-    pub fn new(flag: &Arc<BusyFlag>, shared: &Arc<Shared>) -> Self {
+impl InFlightGuard {
+    pub fn new(flag: &Arc<Activity>, shared: &Arc<SidecarState>) -> Self {
         flag.busy.store(true, Ordering::Release);
         shared.metrics.in_flight.inc();
-        Busy {
+        InFlightGuard {
             flag: flag.clone(),
             shared: shared.clone(),
         }
     }
 }
 
-impl Drop for Busy {
+impl Drop for InFlightGuard {
     fn drop(&mut self) {
         self.flag.busy.store(false, Ordering::Release);
         self.shared.metrics.in_flight.dec();
@@ -415,53 +415,53 @@ impl Drop for Busy {
 
 /// The body of what we answer.
 #[derive(Debug)]
-pub struct Answer {
-    kind: AnswerKind,
-    _busy: Busy,
+pub struct ResponseBody {
+    kind: ResponseBodyKind,
+    _busy: InFlightGuard,
 }
 
 #[derive(Debug)]
-enum AnswerKind {
+enum ResponseBodyKind {
     Own(Full<Bytes>),
     /// A list of models. Its bytes hold their memory until the last of them is written.
     List(Full<Bytes>),
     Relay(Box<Relay>),
 }
 
-impl Answer {
+impl ResponseBody {
     /// Whether the sidecar made this answer without asking a provider.
     pub fn is_local(&self) -> bool {
-        matches!(self.kind, AnswerKind::Own(_))
+        matches!(self.kind, ResponseBodyKind::Own(_))
     }
 }
 
-impl Body for Answer {
+impl Body for ResponseBody {
     type Data = Bytes;
-    type Error = Cut;
+    type Error = RelayError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, RelayError>>> {
         match &mut self.kind {
-            AnswerKind::Own(body) | AnswerKind::List(body) => Pin::new(body)
+            ResponseBodyKind::Own(body) | ResponseBodyKind::List(body) => Pin::new(body)
                 .poll_frame(cx)
                 .map_err(|never| match never {}),
-            AnswerKind::Relay(body) => Pin::new(body).poll_frame(cx),
+            ResponseBodyKind::Relay(body) => Pin::new(body).poll_frame(cx),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match &self.kind {
-            AnswerKind::Own(body) | AnswerKind::List(body) => body.is_end_stream(),
-            AnswerKind::Relay(body) => body.is_end_stream(),
+            ResponseBodyKind::Own(body) | ResponseBodyKind::List(body) => body.is_end_stream(),
+            ResponseBodyKind::Relay(body) => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.kind {
-            AnswerKind::Own(body) | AnswerKind::List(body) => body.size_hint(),
-            AnswerKind::Relay(body) => body.size_hint(),
+            ResponseBodyKind::Own(body) | ResponseBodyKind::List(body) => body.size_hint(),
+            ResponseBodyKind::Relay(body) => body.size_hint(),
         }
     }
 }

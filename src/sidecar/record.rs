@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 /// The record, as `docs/operators.md` explains it. Absent is `null`, not 0. Its line in the file
 /// ends with `seq` and `prev`, which the writer adds (`audit/chain.rs`).
 #[derive(Debug, Clone, Serialize)]
-pub struct Record {
+pub struct AuditRecord {
     pub ts: jiff::Timestamp,
     pub request_id: String,
     pub session_id: Arc<str>,
@@ -19,7 +19,7 @@ pub struct Record {
     pub scope_matched: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scope_needed: Option<String>,
-    pub decision: Decision,
+    pub decision: AccessDecision,
     pub code: Option<&'static str>,
     pub policy_revision: Option<Arc<str>>,
     pub status: Option<u16>,
@@ -58,7 +58,7 @@ fn is_false(b: &bool) -> bool {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Decision {
+pub enum AccessDecision {
     Allow,
     Deny,
 }
@@ -91,10 +91,10 @@ pub struct Charge {
     pub at: i64,
 }
 
-impl Record {
+impl AuditRecord {
     /// The record of a request that has just arrived.
     pub fn new(request_id: String, session_id: Arc<str>) -> Self {
-        Record {
+        AuditRecord {
             ts: jiff::Timestamp::now(),
             request_id,
             session_id,
@@ -104,7 +104,7 @@ impl Record {
             model_reported: None,
             scope_matched: None,
             scope_needed: None,
-            decision: Decision::Deny,
+            decision: AccessDecision::Deny,
             code: None,
             policy_revision: None,
             status: None,

@@ -130,7 +130,7 @@ impl Patterns {
             );
         }
         if let (Some(m), true) = (&self.plain, self.has_escapes(text)) {
-            let (undone, at) = undo(text);
+            let (undone, at) = unescape(text);
             hits.extend(
                 m.search
                     .find_iter(&undone)
@@ -154,7 +154,7 @@ impl Patterns {
             return literal;
         }
         let whole = &text[window..text.len() - cut];
-        let (undone, at) = undo(whole);
+        let (undone, at) = unescape(whole);
         let open = plain.unfinished(&undone);
         let escaped = whole.len() - at[undone.len() - open];
         literal.max(if open > 0 || cut > 0 {
@@ -229,7 +229,7 @@ fn escape_at(text: &[u8], i: usize) -> Option<(u8, usize)> {
 }
 
 /// The text with its escapes undone, and where each of its bytes stood (and the end).
-fn undo(text: &[u8]) -> (Vec<u8>, Vec<usize>) {
+fn unescape(text: &[u8]) -> (Vec<u8>, Vec<usize>) {
     let (mut out, mut at) = (
         Vec::with_capacity(text.len()),
         Vec::with_capacity(text.len() + 1),
@@ -337,7 +337,7 @@ impl Redactor {
         let mut out = text[..leave].to_vec();
         for (start, end) in hits.into_iter().filter(|(_, e)| *e <= leave) {
             self.hits += 1;
-            blot(&mut out[start..end]);
+            mask(&mut out[start..end]);
         }
         out.into()
     }
@@ -356,13 +356,13 @@ impl Redactor {
         let mut rest = std::mem::take(&mut self.held);
         for (start, end) in self.patterns.hits(&rest) {
             self.hits += 1;
-            blot(&mut rest[start..end]);
+            mask(&mut rest[start..end]);
         }
         rest.into()
     }
 }
 
-fn blot(span: &mut [u8]) {
+fn mask(span: &mut [u8]) {
     const WORD: &[u8] = b"[REDACTED]";
     span.fill(b'*');
     if span.len() >= WORD.len() {

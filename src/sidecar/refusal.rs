@@ -152,7 +152,7 @@ pub fn local_code(code: Code) -> String {
 
 /// What a step returns when the request ends there.
 #[derive(Debug, Clone)]
-pub struct Denial {
+pub struct Refusal {
     pub code: Code,
     /// Told to the client; never holds a secret or an internal detail.
     pub message: String,
@@ -173,9 +173,9 @@ pub struct Denial {
     pub worked_on: bool,
 }
 
-impl Denial {
+impl Refusal {
     pub fn new(code: Code, message: impl Into<String>) -> Self {
-        Denial {
+        Refusal {
             code,
             message: message.into(),
             hint: None,
@@ -259,7 +259,7 @@ pub fn is_claude_code(headers: &HeaderMap) -> bool {
 
 /// What a provider's shape is given.
 #[derive(Debug)]
-pub struct Refusal<'a> {
+pub struct RefusalText<'a> {
     pub code: Code,
     pub message: &'a str,
     pub request_id: &'a str,
@@ -271,31 +271,31 @@ pub struct Refusal<'a> {
 
 /// How our own answers look to one provider's clients.
 #[derive(Debug, Clone, Copy)]
-pub struct Shape {
-    pub answer: fn(&Refusal<'_>) -> Answer,
+pub struct ErrorFormat {
+    pub render: fn(&RefusalText<'_>) -> ErrorReply,
 }
 
 #[derive(Debug)]
-pub struct Answer {
+pub struct ErrorReply {
     status: u16,
     body: serde_json::Value,
 }
 
-impl Answer {
+impl ErrorReply {
     pub fn new(status: u16, body: serde_json::Value) -> Self {
-        Answer { status, body }
+        ErrorReply { status, body }
     }
 }
 
 /// The answer to a request that ends in `denial`.
 pub fn respond(
-    denial: &Denial,
-    shape: Shape,
+    denial: &Refusal,
+    shape: ErrorFormat,
     client: Client,
     request_id: &str,
 ) -> Response<Full<Bytes>> {
     let text = denial.text();
-    let refusal = Refusal {
+    let refusal = RefusalText {
         code: denial.code,
         message: &text,
         request_id,
@@ -304,7 +304,7 @@ pub fn respond(
         client,
         detail: denial.detail,
     };
-    let answer = (shape.answer)(&refusal);
+    let answer = (shape.render)(&refusal);
     let status = denial.status.unwrap_or(answer.status);
     let mut response = Response::new(Full::from(answer.body.to_string()));
     *response.status_mut() =

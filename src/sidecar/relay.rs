@@ -21,12 +21,12 @@ use hyper::header::{
 use hyper::{Response, StatusCode, http::response::Parts};
 use tokio::time::Sleep;
 
-use super::audit::Entry;
+use super::audit::AuditEntry;
 use super::billing::{self, Models, Prices, Settled};
-use super::proxy::Shared;
+use super::proxy::SidecarState;
 use super::record::Tokens;
 use super::redact::Redactor;
-use super::refusal::{Code, Denial};
+use super::refusal::{Code, Refusal};
 use super::route::Route;
 use super::scope::Permit;
 use super::usage::{Framing, Meter, Report};
@@ -46,8 +46,8 @@ const INFLATE_SLICE: usize = 1024;
 
 /// What a relay needs to know of its request.
 #[derive(Debug)]
-pub struct Call {
-    pub shared: Arc<Shared>,
+pub struct RelayedCall {
+    pub shared: Arc<SidecarState>,
     pub route: Route,
     pub permit: Permit,
     /// The most output tokens that the request allows.
@@ -63,10 +63,10 @@ pub struct Call {
 /// # Errors
 /// `upstream_invalid` for a reply in an encoding that was not asked for.
 pub fn relay(
-    call: Call,
+    call: RelayedCall,
     reply: Response<Incoming>,
-    entry: Entry,
-) -> Result<Response<Relay>, (Denial, Box<Entry>)> {
+    entry: AuditEntry,
+) -> Result<Response<Relay>, (Refusal, Box<AuditEntry>)> {
     let (parts, body) = reply.into_parts();
     let mut encodings = parts
         .headers
@@ -78,7 +78,7 @@ pub fn relay(
         (None, _) => None,
         (Some(b"gzip"), None) => Some(flate2::write::GzDecoder::new(Vec::new())),
         (Some(other), _) => {
-            let d = Denial::new(
+            let d = Refusal::new(
                 Code::UpstreamInvalid,
                 "the provider compressed its answer although it was asked not to",
             )
@@ -127,11 +127,11 @@ fn meter(route: &Route, parts: &Parts) -> Option<Meter> {
 }
 
 fn returned(
-    call: &Call,
+    call: &RelayedCall,
     parts: &Parts,
     inflated: bool,
     redactor: &Redactor,
-    entry: &Entry,
+    entry: &AuditEntry,
 ) -> HeaderMap {
     let provider = call.permit.provider().def;
     let mut headers = HeaderMap::with_capacity(8);
@@ -175,7 +175,7 @@ fn returned(
 
 /// Why a reply was cut.
 #[derive(Debug, thiserror::Error)]
-pub enum Cut {
+pub enum RelayError {
     #[error("the provider's reply was cut: {0}")]
     Upstream(hyper::Error),
     #[error("the provider's reply stalled")]
@@ -192,8 +192,8 @@ pub struct Relay {
     body: Incoming,
     /// Bytes that are still to come, by the reply's `Content-Length`.
     left: Option<u64>,
-    call: Call,
-    entry: Option<Box<Entry>>,
+    call: RelayedCall,
+    entry: Option<Box<AuditEntry>>,
     meter: Option<Meter>,
     redactor: Redactor,
     inflate: Option<flate2::write::GzDecoder<Vec<u8>>>,
@@ -238,7 +238,7 @@ impl Relay {
         out
     }
 
-    fn inflate(&mut self) -> Result<Bytes, Cut> {
+    fn inflate(&mut self) -> Result<Bytes, RelayError> {
         let Some(decoder) = &mut self.inflate else {
             return Ok(Bytes::new());
         };
@@ -246,11 +246,11 @@ impl Relay {
         decoder
             .write_all(&slice)
             .and_then(|()| decoder.flush())
-            .map_err(Cut::Encoding)?;
+            .map_err(RelayError::Encoding)?;
         Ok(std::mem::take(decoder.get_mut()).into())
     }
 
-    fn stalled(&mut self, cx: &mut Context<'_>) -> Option<Cut> {
+    fn stalled(&mut self, cx: &mut Context<'_>) -> Option<RelayError> {
         loop {
             let due = (self.last + self.idle).min(self.end);
             let sleep = self
@@ -261,18 +261,18 @@ impl Relay {
             }
             let now = Instant::now();
             if now >= self.end {
-                return Some(Cut::TooLong);
+                return Some(RelayError::TooLong);
             }
             if now >= self.last + self.idle {
-                return Some(Cut::Stalled);
+                return Some(RelayError::Stalled);
             }
             sleep.as_mut().reset(due.into());
         }
     }
 
-    fn cut(&mut self, why: Cut) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+    fn cut(&mut self, why: RelayError) -> Poll<Option<Result<Frame<Bytes>, RelayError>>> {
         tracing::warn!(request_id = self.entry.as_ref().map(|e| e.id()), cause = %why, "reply cut");
-        let code = if matches!(why, Cut::Stalled | Cut::TooLong) {
+        let code = if matches!(why, RelayError::Stalled | RelayError::TooLong) {
             Code::UpstreamTimeout.name()
         } else {
             "upstream_cut"
@@ -336,7 +336,7 @@ impl Relay {
 }
 
 /// What the reply said about itself goes into the record and onto the bill.
-fn settle(call: &Call, entry: &mut Entry, status: StatusCode, report: Report) {
+fn settle(call: &RelayedCall, entry: &mut AuditEntry, status: StatusCode, report: Report) {
     let elapsed_ms = entry.elapsed_ms();
     let record = &mut entry.record;
     record.model_reported = report.model;
@@ -402,12 +402,12 @@ fn settle(call: &Call, entry: &mut Entry, status: StatusCode, report: Report) {
 
 impl Body for Relay {
     type Data = Bytes;
-    type Error = Cut;
+    type Error = RelayError;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, RelayError>>> {
         let this = self.get_mut();
         if this.done {
             return Poll::Ready(None);
@@ -441,14 +441,14 @@ impl Body for Relay {
                         return Poll::Ready(Some(Ok(Frame::data(out))));
                     }
                 }
-                Poll::Ready(Some(Err(e))) => return this.cut(Cut::Upstream(e)),
+                Poll::Ready(Some(Err(e))) => return this.cut(RelayError::Upstream(e)),
                 Poll::Ready(None) => {
                     if let Some(Err(why)) = this
                         .inflate
                         .as_mut()
                         .map(flate2::write::GzDecoder::try_finish)
                     {
-                        return this.cut(Cut::Encoding(why));
+                        return this.cut(RelayError::Encoding(why));
                     }
                     let rest = this.redactor.finish();
                     if let Some(entry) = this.entry.as_mut() {

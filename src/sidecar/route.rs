@@ -15,10 +15,10 @@ use super::config::{Policy, ProviderConfig};
 use super::guard::Guarded;
 use super::model;
 use super::provider::registry::{self, Endpoint, PROVIDERS, Provider, Verb};
-use super::refusal::{Code, Denial, Shape};
+use super::refusal::{Code, Refusal, ErrorFormat};
 
 #[derive(Debug)]
-pub enum Target {
+pub enum RouteTarget {
     /// A look whether anybody is here (`HEAD /`): answered by us.
     Probe(Option<String>),
     /// A client's own telemetry: taken and thrown away, since a refusal makes it complain.
@@ -56,7 +56,7 @@ impl Route {
 }
 
 /// How answers to this path look, whatever becomes of it.
-pub fn shape(policy: &Policy, path: &str) -> Shape {
+pub fn shape(policy: &Policy, path: &str) -> ErrorFormat {
     let mount = path.split('/').nth(1).unwrap_or_default();
     if let Some(p) = known(policy, mount) {
         return p.1.shape;
@@ -73,16 +73,16 @@ pub fn shape(policy: &Policy, path: &str) -> Shape {
 
 /// # Errors
 /// `unknown_provider`, `route_denied`, `bad_request`.
-pub fn resolve(policy: &Policy, parts: &Parts, _: &Guarded) -> Result<Target, Denial> {
+pub fn resolve(policy: &Policy, parts: &Parts, _: &Guarded) -> Result<RouteTarget, Refusal> {
     let path = parts.uri.path();
     check_path(path)?;
     let segments: Vec<&str> = path[1..].split('/').collect();
     if matches!(parts.method, Method::GET | Method::HEAD) && segments.len() == 1 {
         if path == "/" {
-            return Ok(Target::Probe(None));
+            return Ok(RouteTarget::Probe(None));
         }
         if let Some((name, _)) = known(policy, segments[0]) {
-            return Ok(Target::Probe(Some(name.to_owned())));
+            return Ok(RouteTarget::Probe(Some(name.to_owned())));
         }
     }
     if let Some(target) = aside(policy, parts, &segments) {
@@ -134,13 +134,13 @@ pub fn resolve(policy: &Policy, parts: &Parts, _: &Guarded) -> Result<Target, De
         return Err(unknown(policy, path));
     };
     if let Some(m) = model.as_deref().filter(|m| !model::is_id(m)) {
-        return Err(Denial::new(
+        return Err(Refusal::new(
             Code::BadRequest,
             format!("`{}` is not a model id", m.escape_debug()),
         ));
     }
     let query = query(endpoint, parts.uri.query().unwrap_or_default())?;
-    Ok(Target::Call(Route {
+    Ok(RouteTarget::Call(Route {
         provider,
         endpoint,
         model,
@@ -150,7 +150,7 @@ pub fn resolve(policy: &Policy, parts: &Parts, _: &Guarded) -> Result<Target, De
 
 /// Calls that Claude Code makes beside its requests: it looks whether its provider is there, and
 /// sends telemetry where that is switched on.
-fn aside(policy: &Policy, parts: &Parts, segments: &[&str]) -> Option<Target> {
+fn aside(policy: &Policy, parts: &Parts, segments: &[&str]) -> Option<RouteTarget> {
     if !matches!(
         segments,
         [.., "api", "hello"] | [.., "v1", "metrics" | "logs" | "traces"]
@@ -162,8 +162,8 @@ fn aside(policy: &Policy, parts: &Parts, segments: &[&str]) -> Option<Target> {
         None => (None, segments),
     };
     match (&parts.method, rest) {
-        (&Method::HEAD | &Method::GET, ["api", "hello"]) => Some(Target::Probe(mount)),
-        (&Method::POST, rest) if is_telemetry(rest) => Some(Target::Discard(mount)),
+        (&Method::HEAD | &Method::GET, ["api", "hello"]) => Some(RouteTarget::Probe(mount)),
+        (&Method::POST, rest) if is_telemetry(rest) => Some(RouteTarget::Discard(mount)),
         _ => None,
     }
 }
@@ -285,10 +285,10 @@ pub fn encode_segment(model: &str) -> String {
     out
 }
 
-fn check_path(path: &str) -> Result<(), Denial> {
+fn check_path(path: &str) -> Result<(), Refusal> {
     let odd = path.bytes().find(|&b| !(model::is_id_byte(b) || b == b'%'));
     if let Some(b) = odd {
-        return Err(Denial::new(
+        return Err(Refusal::new(
             Code::BadRequest,
             format!(
                 "byte `{}` has no place in a path of this proxy",
@@ -304,7 +304,7 @@ fn check_path(path: &str) -> Result<(), Denial> {
                 })
     };
     if path.split('/').any(dots) {
-        return Err(Denial::new(
+        return Err(Refusal::new(
             Code::BadRequest,
             "dot segments have no place in a path of this proxy",
         ));
@@ -312,13 +312,13 @@ fn check_path(path: &str) -> Result<(), Denial> {
     Ok(())
 }
 
-fn query(endpoint: &Endpoint, query: &str) -> Result<String, Denial> {
+fn query(endpoint: &Endpoint, query: &str) -> Result<String, Refusal> {
     let mut kept = String::new();
     let mut seen: Vec<&str> = Vec::new();
     for pair in query.split('&').filter(|p| !p.is_empty()) {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
         let refuse = |why: &str| {
-            Err(Denial::new(
+            Err(Refusal::new(
                 Code::BadRequest,
                 format!(
                     "query `{}` {why}; allowed: {}",
@@ -359,7 +359,7 @@ fn allowed(endpoint: &Endpoint) -> String {
     }
 }
 
-fn not_offered(path: &str, parts: &Parts, def: Option<&Provider>) -> Denial {
+fn not_offered(path: &str, parts: &Parts, def: Option<&Provider>) -> Refusal {
     let offered = def.map(|d| {
         let list: Vec<String> = d
             .endpoints
@@ -375,7 +375,7 @@ fn not_offered(path: &str, parts: &Parts, def: Option<&Provider>) -> Denial {
             .collect();
         format!("; offered: {}", list.join(", "))
     });
-    Denial::new(
+    Refusal::new(
         Code::RouteDenied,
         format!(
             "`{} {}` is not offered by this proxy{}",
@@ -386,14 +386,14 @@ fn not_offered(path: &str, parts: &Parts, def: Option<&Provider>) -> Denial {
     )
 }
 
-fn unknown(policy: &Policy, path: &str) -> Denial {
+fn unknown(policy: &Policy, path: &str) -> Refusal {
     let configured: Vec<String> = policy.providers.keys().map(|p| format!("`/{p}`")).collect();
     let list = if configured.is_empty() {
         "none".into()
     } else {
         configured.join(", ")
     };
-    Denial::new(
+    Refusal::new(
         Code::UnknownProvider,
         format!(
             "path `{}` belongs to no provider; known prefixes: {list}",

@@ -12,7 +12,7 @@ use super::known_objects::KnownObjects;
 use super::limit::{Limiter, Limits};
 use super::model::RequestFacts;
 use super::provider::registry::Feature;
-use super::refusal::{Code, Denial};
+use super::refusal::{Code, Refusal};
 use crate::base::settings::shown;
 
 /// `claude-*`: literal text with `*` for any run of characters.
@@ -160,7 +160,7 @@ pub struct Permit {
     /// The grants that cover the request's models, the main model's first.
     grants: Vec<usize>,
     /// Why the request must be sent again without its thread.
-    unthreaded: Option<Denial>,
+    unthreaded: Option<Refusal>,
 }
 
 impl Permit {
@@ -169,7 +169,7 @@ impl Permit {
     ///
     /// # Errors
     /// `scope_denied`, in the form by which the client falls back.
-    pub fn thread(&mut self) -> Result<(), Denial> {
+    pub fn thread(&mut self) -> Result<(), Refusal> {
         self.unthreaded.take().map_or(Ok(()), Err)
     }
 
@@ -227,7 +227,7 @@ pub fn check(
     provider: &str,
     facts: &RequestFacts,
     known: &KnownObjects,
-) -> Result<Permit, Denial> {
+) -> Result<Permit, Refusal> {
     let mut grants = Vec::new();
     let features = features(provider, facts, known);
     let config = policy.providers.get(provider);
@@ -283,7 +283,7 @@ pub fn check(
             .all(|&i| policy.grants[i].allow.contains(&feature))
         {
             let name = feature.name();
-            return Err(Denial::new(Code::ScopeDenied, format!("the request uses `{name}` of provider `{provider}`, which no grant of this session allows"))
+            return Err(Refusal::new(Code::ScopeDenied, format!("the request uses `{name}` of provider `{provider}`, which no grant of this session allows"))
                 .hint(format!("leave it out, or ask an operator to add `allow: [{name}]` to the grant"))
                 .needing(format!("ai.{provider} allow {name}")));
         }
@@ -305,8 +305,8 @@ pub fn check(
 
 /// The tool runners of Anthropic's libraries keep their conversation in a thread at the provider,
 /// and send it whole instead when they are told so with this code.
-fn no_threads(provider: &str) -> Denial {
-    let mut denial = Denial::new(
+fn no_threads(provider: &str) -> Refusal {
+    let mut denial = Refusal::new(
         Code::ScopeDenied,
         format!("the request keeps its conversation in a thread of provider `{provider}`, which no grant of this session allows"),
     )
@@ -328,13 +328,13 @@ fn features(provider: &str, facts: &RequestFacts, known: &KnownObjects) -> Vec<F
     features
 }
 
-fn chosen(policy: &Policy, provider: &str) -> Denial {
-    Denial::new(Code::ScopeDenied, format!("the request lets provider `{provider}` choose the model, and the grants name models; granted: {}", granted(policy)))
+fn chosen(policy: &Policy, provider: &str) -> Refusal {
+    Refusal::new(Code::ScopeDenied, format!("the request lets provider `{provider}` choose the model, and the grants name models; granted: {}", granted(policy)))
         .hint(format!("name the model, or ask an operator to grant `ai.{provider}`"))
         .needing(format!("ai.{provider}"))
 }
 
-fn denied(policy: &Policy, provider: &str, model: Option<&str>) -> Denial {
+fn denied(policy: &Policy, provider: &str, model: Option<&str>) -> Refusal {
     let needed = match model {
         Some(model) => format!("ai.{provider}:{model}"),
         None => format!("ai.{provider}"),
@@ -348,7 +348,7 @@ fn denied(policy: &Policy, provider: &str, model: Option<&str>) -> Denial {
     let ended = ended(policy, provider, model).map_or_else(String::new, |(grant, end)| {
         format!(" (the grant `{grant}` ended at {end})")
     });
-    Denial::new(
+    Refusal::new(
         Code::ScopeDenied,
         format!("{what}{ended}; granted: {}", granted(policy)),
     )
@@ -390,7 +390,7 @@ fn granted(policy: &Policy) -> String {
     }
 }
 
-impl Denial {
+impl Refusal {
     fn needing(mut self, scope: String) -> Self {
         self.scope_needed = Some(scope);
         self

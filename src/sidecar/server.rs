@@ -19,16 +19,16 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
-use super::audit::{self, Audit, Writer};
+use super::audit::{self, Audit, AuditWriter};
 use super::body::{BodyMemory, GRACE};
-use super::config::{self, Config, Fixed, Loaded};
+use super::config::{self, SidecarConfig, Fixed, Loaded};
 use super::connection::{self, Handle, Rank};
-use super::guard::Wall;
+use super::guard::CallerPolicy;
 use super::known_objects::KnownObjects;
 use super::limit::Ledger;
 use super::metrics::Metrics;
-use super::proxy::{RETRY_MEMORY, Shared};
-use super::secret::{Kind, Store};
+use super::proxy::{RETRY_MEMORY, SidecarState};
+use super::secret::{SecretKind, Store};
 use super::upstream::Upstream;
 use super::{admin, advice};
 use crate::base::settings;
@@ -56,7 +56,7 @@ pub enum StartError {
 
 #[derive(Debug)]
 pub struct Sidecar {
-    pub shared: Arc<Shared>,
+    pub shared: Arc<SidecarState>,
     pub addr: SocketAddr,
     pub admin: Option<SocketAddr>,
     stop: watch::Sender<bool>,
@@ -66,7 +66,7 @@ pub struct Sidecar {
     end: watch::Sender<bool>,
     /// What serves no client: the admin port, and the clock of request bodies.
     background: JoinSet<()>,
-    writer: Writer,
+    writer: AuditWriter,
     followers: Vec<JoinHandle<()>>,
     following: Arc<AtomicBool>,
 }
@@ -75,7 +75,7 @@ pub struct Sidecar {
 ///
 /// # Errors
 /// Every problem, with its path.
-pub fn read_config(path: &Path) -> Result<(Config, Vec<String>), Vec<String>> {
+pub fn read_config(path: &Path) -> Result<(SidecarConfig, Vec<String>), Vec<String>> {
     config::load(path).map(|Loaded { config, policy }| {
         let advice = advice::on(&config, &policy);
         (config, advice)
@@ -86,7 +86,7 @@ pub fn read_config(path: &Path) -> Result<(Config, Vec<String>), Vec<String>> {
 ///
 /// # Errors
 /// As [`Sidecar::start`].
-pub fn check(config: &Config) -> Result<(), StartError> {
+pub fn check(config: &SidecarConfig) -> Result<(), StartError> {
     Upstream::new(&config.timeouts, config.ca_file.as_deref())
         .map_err(|e| StartError::Config(vec![e]))?;
     audit::check(&config.audit).map_err(|e| StartError::Config(vec![format!("`audit.file`: {e}")]))
@@ -118,8 +118,8 @@ impl Sidecar {
                 |e| StartError::Unavailable(format!("the audit file cannot be used: {e}")),
             )?;
         let secrets = Store::new(config.secrets_dir.clone());
-        let shared = Arc::new(Shared {
-            wall: Wall::new(addr.port(), &config.hosts, config.token.take()),
+        let shared = Arc::new(SidecarState {
+            wall: CallerPolicy::new(addr.port(), &config.hosts, config.token.take()),
             policy: ArcSwap::from_pointee(policy),
             secrets,
             ledger,
@@ -134,7 +134,7 @@ impl Sidecar {
             draining: AtomicBool::new(false),
             config,
         });
-        refresh(&shared, Kind::Files);
+        refresh(&shared, SecretKind::Files);
         let following = Arc::new(AtomicBool::new(true));
         let followers = follow(path, &shared, &following, fixed)
             .map_err(|e| StartError::Unavailable(e.to_string()))?;
@@ -245,12 +245,12 @@ fn local(listener: &TcpListener) -> Result<SocketAddr, StartError> {
         .map_err(|e| StartError::Unavailable(e.to_string()))
 }
 
-type Open = Arc<Mutex<BTreeMap<u64, Arc<Handle>>>>;
+type OpenConnections = Arc<Mutex<BTreeMap<u64, Arc<Handle>>>>;
 
 async fn accept(
-    shared: Arc<Shared>,
+    shared: Arc<SidecarState>,
     listener: TcpListener,
-    open: Open,
+    open: OpenConnections,
     mut stop: watch::Receiver<bool>,
 ) -> JoinSet<()> {
     let mut connections = JoinSet::new();
@@ -302,7 +302,7 @@ async fn accept(
 
 /// A place for a new connection. At the limit, the connection that is needed least makes room;
 /// or the request whose body comes slowest does, by being refused.
-fn admit(shared: &Shared, open: &Open, id: u64) -> Option<Arc<Handle>> {
+fn admit(shared: &SidecarState, open: &OpenConnections, id: u64) -> Option<Arc<Handle>> {
     let mut open = lock(open);
     if open.len() >= shared.config.connections {
         let least = open
@@ -329,10 +329,10 @@ fn admit(shared: &Shared, open: &Open, id: u64) -> Option<Arc<Handle>> {
 }
 
 async fn tracked(
-    shared: Arc<Shared>,
+    shared: Arc<SidecarState>,
     stream: TcpStream,
     handle: Arc<Handle>,
-    open: Open,
+    open: OpenConnections,
     id: u64,
     stop: watch::Receiver<bool>,
 ) {
@@ -342,7 +342,7 @@ async fn tracked(
     lock(&open).remove(&id);
 }
 
-async fn serve_admin(shared: Arc<Shared>, listener: TcpListener, mut end: watch::Receiver<bool>) {
+async fn serve_admin(shared: Arc<SidecarState>, listener: TcpListener, mut end: watch::Receiver<bool>) {
     let mut connections = JoinSet::new();
     let mut order = VecDeque::new();
     loop {
@@ -383,7 +383,7 @@ async fn serve_admin(shared: Arc<Shared>, listener: TcpListener, mut end: watch:
 /// thread of its own: a file system or a program that hangs stops none of the others.
 fn follow(
     path: &Path,
-    shared: &Arc<Shared>,
+    shared: &Arc<SidecarState>,
     on: &Arc<AtomicBool>,
     running: Fixed,
 ) -> std::io::Result<Vec<JoinHandle<()>>> {
@@ -403,7 +403,7 @@ fn follow(
         .spawn(move || {
             while !keys.secrets.is_stopping() {
                 keys.secrets.wait(LOOK);
-                refresh(&keys, Kind::Files);
+                refresh(&keys, SecretKind::Files);
             }
         })?;
     let commands = shared.clone();
@@ -411,7 +411,7 @@ fn follow(
         .name("credentials".into())
         .spawn(move || {
             while !commands.secrets.is_stopping() {
-                refresh(&commands, Kind::Commands);
+                refresh(&commands, SecretKind::Commands);
                 std::thread::sleep(LOOK);
             }
         })?;
@@ -419,7 +419,7 @@ fn follow(
 }
 
 /// Takes a changed configuration, or keeps the last good one and says so.
-fn reload(shared: &Shared, path: &Path, last: &mut String, running: &Fixed) {
+fn reload(shared: &SidecarState, path: &Path, last: &mut String, running: &Fixed) {
     let now = match settings::read(path) {
         Ok(now) => now,
         Err(e) => {
@@ -464,7 +464,7 @@ fn reload(shared: &Shared, path: &Path, last: &mut String, running: &Fixed) {
     *last = now;
 }
 
-fn refresh(shared: &Shared, kind: Kind) {
+fn refresh(shared: &SidecarState, kind: SecretKind) {
     let policy = shared.policy.load_full();
     let sources = policy.providers.values().filter_map(|p| p.secret.as_ref());
     shared.secrets.refresh(sources, kind);

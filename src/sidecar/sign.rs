@@ -17,7 +17,7 @@ use hyper::{Method, Request, Uri};
 
 use super::body::{BufferedBody, BufferedBodyStream};
 use super::provider::registry::{Auth, Verb};
-use super::refusal::{Code, Denial};
+use super::refusal::{Code, Refusal};
 use super::route::{self, Route};
 use super::scope::Permit;
 use super::secret::{Secret, Source, Store};
@@ -69,7 +69,7 @@ pub fn sign(
     client: &HeaderMap,
     body: BufferedBody,
     secrets: &Store,
-) -> Result<SignedRequest, Denial> {
+) -> Result<SignedRequest, Refusal> {
     let provider = permit.provider();
     let secret = match &provider.secret {
         None => None,
@@ -81,7 +81,7 @@ pub fn sign(
                 }
             };
             let scope = permit.scope_matched().unwrap_or("?");
-            Denial::new(Code::SecretMissing, format!("scope `{scope}` is granted, but no key for `{}` {what}", provider.name)).hint(hint).cause(why)
+            Refusal::new(Code::SecretMissing, format!("scope `{scope}` is granted, but no key for `{}` {what}", provider.name)).hint(hint).cause(why)
         })?),
     };
     let endpoint = route.endpoint();
@@ -117,7 +117,7 @@ pub fn sign(
             name,
             secret
                 .header(prefix)
-                .ok_or_else(|| Denial::new(Code::Internal, "the key cannot stand in a header"))?,
+                .ok_or_else(|| Refusal::new(Code::Internal, "the key cannot stand in a header"))?,
         );
     }
     Ok(SignedRequest { request, secret })
@@ -151,7 +151,7 @@ fn scrub_all(headers: &mut HeaderMap, name: &'static str, scrub: fn(&str) -> Cow
     }
 }
 
-fn target(route: &Route, permit: &Permit) -> Result<Uri, Denial> {
+fn target(route: &Route, permit: &Permit) -> Result<Uri, Refusal> {
     let base = &permit.provider().base;
     let upstream = route.endpoint().upstream;
     let path = match route.model() {
@@ -170,7 +170,7 @@ fn target(route: &Route, permit: &Permit) -> Result<Uri, Denial> {
         .path_and_query(target)
         .build()
         .map_err(|e| {
-            Denial::new(Code::Internal, "the upstream address could not be built").cause(e)
+            Refusal::new(Code::Internal, "the upstream address could not be built").cause(e)
         })
 }
 

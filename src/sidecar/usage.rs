@@ -4,8 +4,8 @@
 //! walks the reply. Normal form: `input` is uncached input, `output` includes reasoning;
 //! what was not reported is `None`, never 0.
 
-use crate::base::json::{Event, Flow, Parser, Text};
-use crate::base::sse::{Piece, Scanner};
+use crate::base::json::{JsonEvent, Flow, Parser, Text};
+use crate::base::sse::{Piece, SseScanner};
 
 /// Where one API reports usage.
 #[derive(Debug)]
@@ -14,7 +14,7 @@ pub struct Format {
     pub fields: &'static [(&'static str, Field)],
     pub complete: Complete,
     /// The API's meaning of its numbers.
-    pub normal: fn(&Raw) -> Option<Usage>,
+    pub normal: fn(&RawUsage) -> Option<ReplyUsage>,
 }
 
 /// How a *stream* of this API ends when it ends well.
@@ -82,7 +82,7 @@ pub enum Field {
 
 /// The numbers as the API gave them; a later value replaces an earlier one.
 #[derive(Debug, Default, Clone)]
-pub struct Raw {
+pub struct RawUsage {
     pub input: Option<u64>,
     pub cache_read: Option<u64>,
     pub cache_write: Option<u64>,
@@ -113,7 +113,7 @@ pub struct Extra {
 }
 
 #[derive(Debug, Default, Clone, PartialEq)]
-pub struct Usage {
+pub struct ReplyUsage {
     pub input: Option<u64>,
     pub cache_read: Option<u64>,
     pub cache_write: Option<u64>,
@@ -132,9 +132,9 @@ pub struct Usage {
     pub us_only: bool,
 }
 
-impl Usage {
+impl ReplyUsage {
     /// What is billed beside the tokens, as every API tells it.
-    fn beside(mut self, raw: &Raw, walk: &Walk) -> Usage {
+    fn beside(mut self, raw: &RawUsage, walk: &Walk) -> ReplyUsage {
         self.searches = raw.searches.unwrap_or(0);
         self.image_output = raw.image_output;
         (self.fast, self.us_only) = (walk.fast, walk.us_only);
@@ -152,7 +152,7 @@ impl Usage {
         self
     }
 
-    pub fn known(self) -> Option<Usage> {
+    pub fn known(self) -> Option<ReplyUsage> {
         let any = [self.input, self.cache_read, self.cache_write, self.output]
             .iter()
             .any(Option::is_some);
@@ -175,7 +175,7 @@ impl Usage {
 #[derive(Debug, Default, Clone, PartialEq)]
 pub struct Report {
     pub model: Option<String>,
-    pub usage: Option<Usage>,
+    pub usage: Option<ReplyUsage>,
     pub tier: Option<String>,
     /// The reply ended as its protocol ends.
     pub complete: bool,
@@ -231,7 +231,7 @@ impl Framing {
 #[derive(Debug)]
 pub struct Meter {
     framing: Framing,
-    sse: Scanner,
+    sse: SseScanner,
     parser: Parser,
     walk: Walk,
     /// The first bytes of the current document, to know `[DONE]`.
@@ -243,7 +243,7 @@ pub struct Meter {
 #[derive(Debug)]
 struct Walk {
     format: &'static Format,
-    raw: Raw,
+    raw: RawUsage,
     model: Option<String>,
     tier: Option<String>,
     fast: bool,
@@ -275,11 +275,11 @@ impl Meter {
     pub fn new(format: &'static Format, framing: Framing) -> Self {
         Meter {
             framing,
-            sse: Scanner::default(),
+            sse: SseScanner::default(),
             parser: Parser::new(),
             walk: Walk {
                 format,
-                raw: Raw::default(),
+                raw: RawUsage::default(),
                 model: None,
                 tier: None,
                 fast: false,
@@ -396,10 +396,10 @@ impl Meter {
 }
 
 impl Walk {
-    fn event(&mut self, event: Event<'_>) -> Flow {
+    fn event(&mut self, event: JsonEvent<'_>) -> Flow {
         match event {
-            Event::Key(key) => return self.enter(key),
-            Event::OpenObject => {
+            JsonEvent::Key(key) => return self.enter(key),
+            JsonEvent::OpenObject => {
                 self.marks.push(self.path.len());
                 (self.doc.is_image, self.doc.count) = (false, None);
                 if self
@@ -411,19 +411,19 @@ impl Walk {
                     self.raw.extras.push(Extra::default());
                 }
             }
-            Event::OpenArray => {
+            JsonEvent::OpenArray => {
                 self.marks.push(self.path.len());
                 if self.is(&self.path, Field::Extras) {
                     self.raw.extras.clear();
                 }
                 self.path.push_str("[]");
             }
-            Event::Close => {
+            JsonEvent::Close => {
                 let mark = self.marks.pop().unwrap_or(0);
                 self.path.truncate(mark);
             }
-            Event::String(text) => self.text(text),
-            Event::Scalar(s) => self.scalar(s),
+            JsonEvent::String(text) => self.text(text),
+            JsonEvent::Scalar(s) => self.scalar(s),
         }
         Flow::Visit
     }

@@ -7,10 +7,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use outrigger::adapter::balance::{Admitted, Balance};
+use outrigger::adapter::balance::{Admitted, Lifecycle};
 use outrigger::adapter::inbox::Input;
 use outrigger::adapter::runtime::{
-    Action, Decision, Mcp, Permissions, Reply, Setting, Translator, registry,
+    Action, PermissionDecision, Mcp, Permissions, CallReply, LaunchContext, Translator, registry,
 };
 use outrigger::event::{InputSource, Payload};
 use serde_json::Value;
@@ -19,12 +19,12 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests")
 }
 
-pub fn setting() -> Setting {
+pub fn setting() -> LaunchContext {
     let echo = Mcp::Local {
         command: vec!["echo".into()],
         env: BTreeMap::new(),
     };
-    Setting {
+    LaunchContext {
         session_id: "s".into(),
         model: "anthropic/claude-sonnet-4-5".into(),
         sidecar: "http://127.0.0.1:11432".into(),
@@ -85,7 +85,7 @@ fn lines(name: &str, bytes: &[u8]) -> Vec<Line> {
 /// requests.
 struct Player {
     translator: Box<dyn Translator>,
-    balance: Balance,
+    balance: Lifecycle,
     out: Vec<Admitted>,
     /// Its requests that nothing in the recording stands for yet: method and number.
     requests: Vec<(String, Value)>,
@@ -112,7 +112,7 @@ impl Player {
             _ => None,
         };
         let resume = lines.iter().find_map(resumed);
-        let (balance, out) = (Balance::new("s"), Vec::new());
+        let (balance, out) = (Lifecycle::new("s"), Vec::new());
         Player {
             translator,
             balance,
@@ -144,14 +144,14 @@ impl Player {
                         .unwrap_or_default();
                     self.requests.push((method.to_owned(), number));
                 }
-                Action::Find { tag, .. } => {
+                Action::ReadFile { tag, .. } => {
                     let found = self
                         .file
                         .clone()
                         .map_or((404, Vec::new()), |body| (200, body));
                     self.translator.reply(
                         tag,
-                        Reply::Answer {
+                        CallReply::Answer {
                             status: found.0,
                             body: found.1,
                         },
@@ -226,9 +226,9 @@ impl Player {
                     .find_map(Value::as_str)
                     .is_some_and(|a| ["allow", "accept", "proceed_once"].contains(&a));
                 let decision = if allow {
-                    Decision::Allow
+                    PermissionDecision::Allow
                 } else {
-                    Decision::Deny { message: None }
+                    PermissionDecision::Deny { message: None }
                 };
                 let open = self
                     .balance

@@ -20,7 +20,7 @@ const MAX_LINE: u64 = 16 << 20;
 /// One line of the log.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Record {
+pub enum InboxRecord {
     /// The attachments stand in a file of their own, which is written before this line.
     Accepted {
         input: Input,
@@ -51,8 +51,8 @@ pub struct Log {
 
 /// What a log held when it was opened.
 #[derive(Debug, Default)]
-pub struct Found {
-    pub records: Vec<Record>,
+pub struct ReadLog {
+    pub records: Vec<InboxRecord>,
     /// There was no file.
     pub fresh: bool,
     /// Lines that could not be read.
@@ -64,10 +64,10 @@ impl Log {
     ///
     /// # Errors
     /// The file cannot be opened or read. A full disk is no reason.
-    pub fn open(path: &Path) -> io::Result<(Log, Found)> {
-        let mut found = Found {
+    pub fn open(path: &Path) -> io::Result<(Log, ReadLog)> {
+        let mut found = ReadLog {
             fresh: !path.exists(),
-            ..Found::default()
+            ..ReadLog::default()
         };
         let file = OpenOptions::new()
             .create(true)
@@ -116,7 +116,7 @@ impl Log {
 
     /// # Errors
     /// The disk takes no more. Nothing was appended then.
-    pub fn append(&mut self, record: &Record) -> io::Result<()> {
+    pub fn append(&mut self, record: &InboxRecord) -> io::Result<()> {
         let mut line = serde_json::to_vec(record)?;
         line.push(b'\n');
         // At its place: what a failed attempt left there is written over.
@@ -137,7 +137,7 @@ impl Log {
     ///
     /// # Errors
     /// The disk takes no more; this log is used further.
-    pub fn write_new(path: &Path, records: &[Record]) -> io::Result<NewLog> {
+    pub fn write_new(path: &Path, records: &[InboxRecord]) -> io::Result<NewLog> {
         let mut text = Vec::new();
         for record in records {
             serde_json::to_writer(&mut text, record)?;

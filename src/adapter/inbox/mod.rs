@@ -18,8 +18,8 @@ use std::sync::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
-use self::file::{Found, Log, Payloads, Record};
-use super::trouble::{Part, Troubles};
+use self::file::{ReadLog, Log, Payloads, InboxRecord};
+use super::trouble::{Component, Troubles};
 use crate::base::sync::lock;
 use crate::event::{InputMode, InputSource};
 
@@ -98,7 +98,7 @@ pub struct Undecided {
 
 /// An input that is not over.
 #[derive(Debug, Clone)]
-struct Open {
+struct OpenInput {
     input: Input,
     /// It is with the CLI, or on its way there.
     sent: Option<Sent>,
@@ -110,9 +110,9 @@ struct Open {
     deaths: u32,
 }
 
-impl Open {
-    fn new(input: Input, since: u64) -> Open {
-        Open {
+impl OpenInput {
+    fn new(input: Input, since: u64) -> OpenInput {
+        OpenInput {
             input,
             sent: None,
             since,
@@ -125,7 +125,7 @@ impl Open {
 #[derive(Debug)]
 struct Queue {
     log: Log,
-    open: VecDeque<Open>,
+    open: VecDeque<OpenInput>,
     /// Every id that was seen, with its answer.
     positions: HashMap<String, u64>,
     order: VecDeque<String>,
@@ -165,7 +165,7 @@ pub enum InboxError {
 
 /// One that waits, as `GET /inputs` lists it.
 #[derive(Debug, Serialize)]
-pub struct Listed {
+pub struct ListedInput {
     pub input_id: String,
     pub text: String,
     pub mode: InputMode,
@@ -191,9 +191,9 @@ impl Inbox {
     ///
     /// # Errors
     /// The file cannot be opened or read. A full disk is no reason.
-    pub fn open(path: &Path, troubles: Troubles) -> io::Result<(Inbox, Opened)> {
+    pub fn open(path: &Path, troubles: Troubles) -> io::Result<(Inbox, OpenedInbox)> {
         let (log, found) = Log::open(path)?;
-        let opened = Opened {
+        let opened = OpenedInbox {
             fresh: found.fresh,
             damaged: found.damaged,
         };
@@ -230,13 +230,13 @@ impl Inbox {
         if let Err(e) = written {
             self.payloads.remove(&input.input_id);
             self.troubles
-                .set(Part::Inbox, format!("the inbox cannot be written: {e}"));
+                .set(Component::Inbox, format!("the inbox cannot be written: {e}"));
             return Err(e.into());
         }
-        self.troubles.clear(Part::Inbox);
+        self.troubles.clear(Component::Inbox);
         let mut queue = self.lock();
         queue.remember(&input.input_id, position);
-        queue.open.push_back(Open::new(input, sequence));
+        queue.open.push_back(OpenInput::new(input, sequence));
         drop(queue);
         self.changed.notify_one();
         if let Err(e) = self.compact() {
@@ -260,7 +260,7 @@ impl Inbox {
         }
         let mut queue = self.lock();
         let before = queue.log.len();
-        queue.log.append(&Record::Accepted {
+        queue.log.append(&InboxRecord::Accepted {
             input: input.clone(),
             position,
             sequence,
@@ -273,7 +273,7 @@ impl Inbox {
             if queue.log.len() == after {
                 queue.log.take_back(before);
             } else {
-                let _ = queue.log.append(&Record::Void(input.input_id.clone()));
+                let _ = queue.log.append(&InboxRecord::Void(input.input_id.clone()));
             }
         })
     }
@@ -348,9 +348,9 @@ impl Inbox {
         self.lock().open.len()
     }
 
-    pub fn list(&self) -> Vec<Listed> {
+    pub fn list(&self) -> Vec<ListedInput> {
         let queue = self.lock();
-        let listed = queue.open.iter().zip(1..).map(|(o, position)| Listed {
+        let listed = queue.open.iter().zip(1..).map(|(o, position)| ListedInput {
             input_id: o.input.input_id.clone(),
             text: o.input.text.clone(),
             mode: o.input.mode,
@@ -369,7 +369,7 @@ impl Inbox {
     /// The disk takes no more.
     pub fn sent(&self, sent: Sent) -> io::Result<()> {
         let mut queue = self.lock();
-        let record = Record::Sent(sent);
+        let record = InboxRecord::Sent(sent);
         queue.log.append(&record)?;
         queue.apply(&record);
         Ok(())
@@ -389,7 +389,7 @@ impl Inbox {
     /// The disk takes no more; it waits again for this process all the same.
     pub fn unsent(&self, input_id: &str) -> io::Result<()> {
         let mut queue = self.lock();
-        let record = Record::Unsent(input_id.to_owned());
+        let record = InboxRecord::Unsent(input_id.to_owned());
         queue.apply(&record);
         queue.log.append(&record)
     }
@@ -403,7 +403,7 @@ impl Inbox {
         let Some(open) = queue.find(input_id) else {
             return Ok(0);
         };
-        let record = Record::Died(input_id.to_owned(), open.deaths + 1);
+        let record = InboxRecord::Died(input_id.to_owned(), open.deaths + 1);
         let deaths = open.deaths + 1;
         queue.apply(&record);
         queue.log.append(&record).map(|()| deaths)
@@ -415,7 +415,7 @@ impl Inbox {
     /// The disk takes no more; it is over for this process all the same.
     pub fn over(&self, input_id: &str) -> io::Result<()> {
         let mut queue = self.lock();
-        let record = Record::Over(
+        let record = InboxRecord::Over(
             input_id.to_owned(),
             queue.positions.get(input_id).copied().unwrap_or(1),
         );
@@ -442,7 +442,7 @@ impl Inbox {
         if open.sent.is_some() {
             return Ok(TakenBack::TooLate);
         }
-        let record = Record::Over(
+        let record = InboxRecord::Over(
             input_id.to_owned(),
             queue.positions.get(input_id).copied().unwrap_or(1),
         );
@@ -488,7 +488,7 @@ impl Inbox {
 
 /// What an inbox was found to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Opened {
+pub struct OpenedInbox {
     /// There was none.
     pub fresh: bool,
     /// Lines of it that could not be read.
@@ -496,7 +496,7 @@ pub struct Opened {
 }
 
 impl Queue {
-    fn rebuild(log: Log, found: Found) -> Queue {
+    fn rebuild(log: Log, found: ReadLog) -> Queue {
         let mut queue = Queue {
             log,
             open: VecDeque::new(),
@@ -508,38 +508,38 @@ impl Queue {
         queue
     }
 
-    fn apply(&mut self, record: &Record) {
+    fn apply(&mut self, record: &InboxRecord) {
         match record {
-            Record::Accepted {
+            InboxRecord::Accepted {
                 input,
                 position,
                 sequence,
             } => {
                 if !self.positions.contains_key(&input.input_id) {
                     self.remember(&input.input_id, *position);
-                    self.open.push_back(Open::new(input.clone(), *sequence));
+                    self.open.push_back(OpenInput::new(input.clone(), *sequence));
                 }
             }
-            Record::Sent(sent) => {
+            InboxRecord::Sent(sent) => {
                 if let Some(open) = self.find(&sent.input_id) {
                     (open.sent, open.was_sent) = (Some(sent.clone()), true);
                 }
             }
-            Record::Unsent(id) => {
+            InboxRecord::Unsent(id) => {
                 if let Some(open) = self.find(id) {
                     (open.sent, open.was_sent) = (None, true);
                 }
             }
-            Record::Died(id, deaths) => {
+            InboxRecord::Died(id, deaths) => {
                 if let Some(open) = self.find(id) {
                     open.deaths = *deaths;
                 }
             }
-            Record::Over(id, position) => {
+            InboxRecord::Over(id, position) => {
                 self.open.retain(|o| o.input.input_id != *id);
                 self.remember(id, *position);
             }
-            Record::Void(id) => {
+            InboxRecord::Void(id) => {
                 self.open.retain(|o| o.input.input_id != *id);
                 self.order.retain(|known| known != id);
                 self.positions.remove(id);
@@ -579,36 +579,36 @@ impl Queue {
         }
     }
 
-    fn find(&mut self, id: &str) -> Option<&mut Open> {
+    fn find(&mut self, id: &str) -> Option<&mut OpenInput> {
         self.open.iter_mut().find(|o| o.input.input_id == id)
     }
 
-    fn waiting(&self) -> impl Iterator<Item = &Open> {
+    fn waiting(&self) -> impl Iterator<Item = &OpenInput> {
         self.open.iter().filter(|o| o.sent.is_none())
     }
 
     /// What a log need hold to be the same as this one.
-    fn records(&self) -> Vec<Record> {
+    fn records(&self) -> Vec<InboxRecord> {
         let position = |id: &str| self.positions.get(id).copied().unwrap_or(1);
         let is_open = |id: &&String| self.open.iter().any(|o| o.input.input_id == **id);
-        let mut records: Vec<Record> = self
+        let mut records: Vec<InboxRecord> = self
             .order
             .iter()
             .filter(|id| !is_open(id))
-            .map(|id| Record::Over(id.clone(), position(id)))
+            .map(|id| InboxRecord::Over(id.clone(), position(id)))
             .collect();
         for open in &self.open {
             let id = &open.input.input_id;
-            records.push(Record::Accepted {
+            records.push(InboxRecord::Accepted {
                 input: open.input.clone(),
                 position: position(id),
                 sequence: open.since,
             });
             match &open.sent {
-                Some(sent) => records.push(Record::Sent(sent.clone())),
-                None => records.extend(open.was_sent.then(|| Record::Unsent(id.clone()))),
+                Some(sent) => records.push(InboxRecord::Sent(sent.clone())),
+                None => records.extend(open.was_sent.then(|| InboxRecord::Unsent(id.clone()))),
             }
-            records.extend((open.deaths > 0).then(|| Record::Died(id.clone(), open.deaths)));
+            records.extend((open.deaths > 0).then(|| InboxRecord::Died(id.clone(), open.deaths)));
         }
         records
     }

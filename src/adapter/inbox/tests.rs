@@ -246,7 +246,7 @@ fn lines_that_are_damaged_cost_themselves_alone() {
         (ids(&inbox), opened),
         (
             vec!["a".to_owned(), "c".to_owned()],
-            Opened {
+            OpenedInbox {
                 fresh: false,
                 damaged: 1
             }

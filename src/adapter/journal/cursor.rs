@@ -9,12 +9,12 @@ use std::task::{Context, Poll};
 use bytes::{Bytes, BytesMut};
 use memchr::memmem;
 
-use super::{Block, Journal, READ_BYTES, Slot, segment, sums};
+use super::{Block, Journal, READ_BYTES, WakerSlot, segment, sums};
 use crate::base::sync::lock;
 
 /// What a cursor finds.
 #[derive(Debug)]
-pub enum Part {
+pub enum StreamPart {
     /// Frames, as they stand on disk. May end within one; the next part goes on there.
     Frames(Bytes),
     /// Frames that are no longer kept, or damaged.
@@ -24,16 +24,16 @@ pub enum Part {
 #[derive(Debug)]
 pub struct Cursor {
     journal: Arc<Journal>,
-    slot: Arc<Slot>,
+    slot: Arc<WakerSlot>,
     /// The next sequence that was not yet begun.
     next: u64,
     /// Where it reads a file: what is older than memory holds.
-    place: Option<Place>,
+    place: Option<CursorPlace>,
 }
 
 /// The rest of a run of frames in a file.
 #[derive(Debug)]
-struct Place {
+struct CursorPlace {
     file: Arc<File>,
     offset: u64,
     end: u64,
@@ -42,8 +42,8 @@ struct Place {
 }
 
 /// Where the next frame is.
-enum Found {
-    Run(Place),
+enum NextBytes {
+    Run(CursorPlace),
     Gap(u64),
     /// A block that was not compared with its checksums yet: the segment's first sequence, and
     /// the block.
@@ -51,7 +51,7 @@ enum Found {
 }
 
 impl Cursor {
-    pub(super) fn new(journal: Arc<Journal>, slot: Arc<Slot>, next: u64) -> Cursor {
+    pub(super) fn new(journal: Arc<Journal>, slot: Arc<WakerSlot>, next: u64) -> Cursor {
         Cursor {
             journal,
             slot,
@@ -61,12 +61,12 @@ impl Cursor {
     }
 
     /// The next part; waits for one. `None`: the journal is closed, and this was all of it.
-    pub async fn next(&mut self) -> Option<Part> {
+    pub async fn next(&mut self) -> Option<StreamPart> {
         std::future::poll_fn(|cx| self.poll_next(cx)).await
     }
 
     /// As [`Cursor::next`].
-    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Part>> {
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<StreamPart>> {
         for registered in [false, true] {
             let closed = self.journal.is_closed();
             match self.read() {
@@ -88,21 +88,21 @@ impl Cursor {
     ///
     /// # Errors
     /// A segment cannot be read.
-    pub fn read(&mut self) -> io::Result<Option<Part>> {
+    pub fn read(&mut self) -> io::Result<Option<StreamPart>> {
         while self.place.is_none() {
             if self.next > self.journal.head() {
                 return Ok(None);
             }
             if let Some(frames) = self.recent() {
-                return Ok(Some(Part::Frames(frames)));
+                return Ok(Some(StreamPart::Frames(frames)));
             }
             match self.find() {
-                Found::Run(place) => self.place = Some(place),
-                Found::Gap(to) => {
+                NextBytes::Run(place) => self.place = Some(place),
+                NextBytes::Gap(to) => {
                     let from = std::mem::replace(&mut self.next, to + 1);
-                    return Ok(Some(Part::Gap { from, to }));
+                    return Ok(Some(StreamPart::Gap { from, to }));
                 }
-                Found::Unchecked(segment, file, path, block) => {
+                NextBytes::Unchecked(segment, file, path, block) => {
                     let good = sums::compare(&file, &path, &block)?;
                     self.journal.replace(segment, &block, good);
                 }
@@ -129,7 +129,7 @@ impl Cursor {
     }
 
     /// The run of frames that holds the next one, or the numbers before the run behind it.
-    fn find(&self) -> Found {
+    fn find(&self) -> NextBytes {
         let view = lock(&self.journal.view);
         // Not a binary search over segments: one that was just begun has no blocks.
         let block = view.segments.iter().find_map(|s| {
@@ -137,13 +137,13 @@ impl Cursor {
             s.blocks.get(at).map(|block| (s, block))
         });
         let Some((segment, block)) = block else {
-            return Found::Gap(self.journal.head());
+            return NextBytes::Gap(self.journal.head());
         };
         if block.first > self.next {
-            return Found::Gap(block.first - 1);
+            return NextBytes::Gap(block.first - 1);
         }
         if block.unchecked.is_some() {
-            return Found::Unchecked(
+            return NextBytes::Unchecked(
                 segment.first,
                 segment.file.clone(),
                 segment.path.clone(),
@@ -159,7 +159,7 @@ impl Cursor {
         };
         // One that has become unreadable since is shown as far as it can be read.
         let offset = block.start + skip.unwrap_or(0);
-        Found::Run(Place {
+        NextBytes::Run(CursorPlace {
             file,
             offset,
             end: block.end,
@@ -167,7 +167,7 @@ impl Cursor {
         })
     }
 
-    fn read_file(&mut self) -> io::Result<Option<Part>> {
+    fn read_file(&mut self) -> io::Result<Option<StreamPart>> {
         let Some(place) = &mut self.place else {
             return Ok(None);
         };
@@ -179,7 +179,7 @@ impl Cursor {
             self.next = place.last + 1;
             self.place = None;
         }
-        Ok(Some(Part::Frames(bytes.freeze())))
+        Ok(Some(StreamPart::Frames(bytes.freeze())))
     }
 }
 

@@ -63,7 +63,7 @@ impl Kernel {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Mark {
+struct LifeMark {
     kernel: Kernel,
     /// It was closed behind this number; `None` while a writer has it.
     closed: Option<u64>,
@@ -74,9 +74,9 @@ struct Mark {
     crc32: u32,
 }
 
-impl Mark {
+impl LifeMark {
     fn sum(&self) -> u32 {
-        let Mark {
+        let LifeMark {
             kernel,
             closed,
             shown,
@@ -107,7 +107,7 @@ pub enum Last {
 #[derive(Debug)]
 pub struct Life {
     file: Option<Arc<File>>,
-    mark: Mark,
+    mark: LifeMark,
 }
 
 impl Life {
@@ -115,13 +115,13 @@ impl Life {
     pub fn begin(dir: &Path) -> (Life, Last) {
         let kernel = Kernel::of(dir);
         let path = dir.join("life");
-        let before: Option<Mark> = std::fs::read(&path)
+        let before: Option<LifeMark> = std::fs::read(&path)
             .ok()
             .and_then(|bytes| serde_json::from_slice(bytes.trim_ascii_end()).ok());
         let before = before.filter(|mark| mark.crc32 == mark.sum());
         let last = match &before {
             None => Last::Unknown,
-            Some(Mark {
+            Some(LifeMark {
                 closed: Some(head), ..
             }) => Last::Closed { head: *head },
             Some(mark) if mark.kernel.is_the_same(&kernel) => Last::Killed { shown: mark.shown },
@@ -141,7 +141,7 @@ impl Life {
         (
             Life {
                 file,
-                mark: Mark {
+                mark: LifeMark {
                     kernel,
                     closed: None,
                     shown,
@@ -165,7 +165,7 @@ impl Life {
 
     /// Not being able to is no reason to stop: then the next one knows less.
     fn write(&self, syncer: &Syncer) {
-        let mark = Mark {
+        let mark = LifeMark {
             crc32: self.mark.sum(),
             ..self.mark.clone()
         };

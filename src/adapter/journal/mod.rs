@@ -31,8 +31,8 @@ use std::task::Waker;
 use bytes::Bytes;
 use tokio::sync::Notify;
 
-pub use self::cursor::{Cursor, Part};
-pub use self::writer::{Opened, Writer};
+pub use self::cursor::{Cursor, StreamPart};
+pub use self::writer::{OpenedJournal, JournalWriter};
 use crate::base::sync::lock;
 
 /// How much of the newest frames is kept in memory: what live subscribers read.
@@ -128,7 +128,7 @@ struct Chunk {
 }
 
 #[derive(Debug, Default)]
-struct View {
+struct JournalSnapshot {
     segments: VecDeque<Segment>,
     recent: VecDeque<Chunk>,
     recent_bytes: usize,
@@ -137,10 +137,10 @@ struct View {
 /// The journal as subscribers see it.
 #[derive(Debug)]
 pub struct Journal {
-    view: Mutex<View>,
+    view: Mutex<JournalSnapshot>,
     head: AtomicU64,
     more: Notify,
-    cursors: Mutex<Vec<Weak<Slot>>>,
+    cursors: Mutex<Vec<Weak<WakerSlot>>>,
     /// Numbers of frames that depend on none before, ascending.
     quiet: Mutex<Vec<u64>>,
     closed: AtomicBool,
@@ -148,14 +148,14 @@ pub struct Journal {
 
 /// Where a cursor waits.
 #[derive(Debug, Default)]
-struct Slot(Mutex<Option<Waker>>);
+struct WakerSlot(Mutex<Option<Waker>>);
 
 impl Journal {
     fn new(segments: VecDeque<Segment>, head: u64) -> Arc<Journal> {
         Arc::new(Journal {
-            view: Mutex::new(View {
+            view: Mutex::new(JournalSnapshot {
                 segments,
-                ..View::default()
+                ..JournalSnapshot::default()
             }),
             head: AtomicU64::new(head),
             more: Notify::new(),
@@ -200,7 +200,7 @@ impl Journal {
 
     /// Wakes the cursors when the writer has published. Runs once, where the cursors run, so
     /// that the writer pays for one wake-up and not for each of theirs.
-    pub async fn tell(&self) {
+    pub async fn wake_cursors(&self) {
         loop {
             self.more.notified().await;
             let mut cursors = lock(&self.cursors);
@@ -216,7 +216,7 @@ impl Journal {
 
     /// A cursor whose first frame is `from`.
     pub fn subscribe(self: &Arc<Self>, from: u64) -> Cursor {
-        let slot = Arc::new(Slot::default());
+        let slot = Arc::new(WakerSlot::default());
         lock(&self.cursors).push(Arc::downgrade(&slot));
         Cursor::new(self.clone(), slot, from.max(1))
     }

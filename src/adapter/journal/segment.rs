@@ -235,13 +235,13 @@ pub fn offset_of(file: &File, block: &Block, sequence: u64) -> io::Result<u64> {
 }
 
 /// Reads a part of a file that others read, too.
-struct Part<'a> {
+struct FramePart<'a> {
     file: &'a File,
     at: u64,
     end: u64,
 }
 
-impl Read for Part<'_> {
+impl Read for FramePart<'_> {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         let most = out
             .len()
@@ -254,7 +254,7 @@ impl Read for Part<'_> {
 
 /// The lines of a part of a file, with where they stand.
 struct LinesAt<'a> {
-    reader: BufReader<Part<'a>>,
+    reader: BufReader<FramePart<'a>>,
     line: Vec<u8>,
     start: u64,
     end: u64,
@@ -267,7 +267,7 @@ impl<'a> LinesAt<'a> {
         let (start, end) = (part.start, part.end.max(part.start));
         let reader = BufReader::with_capacity(
             READ_BYTES,
-            Part {
+            FramePart {
                 file,
                 at: start,
                 end,

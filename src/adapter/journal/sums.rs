@@ -30,15 +30,15 @@ pub fn remove(segment: &Path) {
 
 /// One record.
 #[derive(Debug)]
-struct Record {
+struct SumRecord {
     first: u64,
     start: u64,
     end: u64,
     sums: Vec<u32>,
 }
 
-impl Record {
-    fn read(bytes: &[u8]) -> Option<(Record, usize)> {
+impl SumRecord {
+    fn read(bytes: &[u8]) -> Option<(SumRecord, usize)> {
         let long = |at: usize| Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
         let short = |at: usize| Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
         let count = short(24)? as usize;
@@ -51,7 +51,7 @@ impl Record {
             .collect::<Option<Vec<u32>>>()?;
         (crc32fast::hash(bytes.get(..end)?) == short(end)?).then_some(())?;
         Some((
-            Record {
+            SumRecord {
                 first: long(0)?,
                 start: long(8)?,
                 end: long(16)?,
@@ -62,14 +62,14 @@ impl Record {
     }
 
     /// Reads the record at this place, and nothing else of the file.
-    fn read_at(path: &Path, at: u64) -> Option<Record> {
+    fn read_at(path: &Path, at: u64) -> Option<SumRecord> {
         let file = File::open(path).ok()?;
         let mut bytes = vec![0; FIXED];
         file.read_exact_at(&mut bytes, at).ok()?;
         let count = u32::from_le_bytes(bytes.last_chunk().copied()?) as usize;
         bytes.resize(FIXED + 4 * count.min(MAX_FRAMES) + 4, 0);
         file.read_exact_at(&mut bytes, at).ok()?;
-        Record::read(&bytes).map(|(record, _)| record)
+        SumRecord::read(&bytes).map(|(record, _)| record)
     }
 
     /// The number of its last frame.
@@ -91,22 +91,22 @@ impl Record {
 }
 
 /// The records of a file up to the first that is damaged, with where they stand.
-struct Records<'a> {
+struct SumRecords<'a> {
     bytes: &'a [u8],
     at: usize,
 }
 
-impl<'a> Records<'a> {
+impl<'a> SumRecords<'a> {
     fn new(bytes: &'a [u8]) -> Self {
-        Records { bytes, at: 0 }
+        SumRecords { bytes, at: 0 }
     }
 }
 
-impl Iterator for Records<'_> {
-    type Item = (usize, Record);
+impl Iterator for SumRecords<'_> {
+    type Item = (usize, SumRecord);
 
     fn next(&mut self) -> Option<Self::Item> {
-        let (record, len) = Record::read(self.bytes.get(self.at..)?)?;
+        let (record, len) = SumRecord::read(self.bytes.get(self.at..)?)?;
         let at = self.at;
         self.at += len;
         Some((at, record))
@@ -115,7 +115,7 @@ impl Iterator for Records<'_> {
 
 /// The checksums of a segment.
 #[derive(Debug, Default)]
-pub struct Sums(Vec<Record>);
+pub struct Sums(Vec<SumRecord>);
 
 impl Sums {
     pub fn of(segment: &Path) -> Sums {
@@ -124,7 +124,7 @@ impl Sums {
 
     /// Those of all segments, for one that is not what its name says.
     pub fn of_all(dir: &Path) -> Sums {
-        let mut records: Vec<Record> = files(dir)
+        let mut records: Vec<SumRecord> = files(dir)
             .iter()
             .flat_map(|file| Sums::load(file).0)
             .collect();
@@ -134,7 +134,7 @@ impl Sums {
 
     fn load(path: &Path) -> Sums {
         Sums(
-            Records::new(&std::fs::read(path).unwrap_or_default())
+            SumRecords::new(&std::fs::read(path).unwrap_or_default())
                 .map(|(_, record)| record)
                 .collect(),
         )
@@ -160,7 +160,7 @@ impl Sums {
 pub fn highest(dir: Option<&Path>) -> u64 {
     let newest = dir.and_then(|dir| files(dir).pop());
     let sums = newest.map(|p| Sums::load(&p)).unwrap_or_default();
-    sums.0.iter().map(Record::last).max().unwrap_or(0)
+    sums.0.iter().map(SumRecord::last).max().unwrap_or(0)
 }
 
 /// All files of checksums, oldest first.
@@ -182,7 +182,7 @@ fn files(dir: &Path) -> Vec<PathBuf> {
 pub fn blocks(segment: &Path, part: Range<u64>, above: u64) -> Option<Vec<Block>> {
     let bytes = std::fs::read(path(segment)).ok()?;
     let (mut records, mut blocks, mut end, mut last) =
-        (Records::new(&bytes), Vec::new(), part.start, above);
+        (SumRecords::new(&bytes), Vec::new(), part.start, above);
     for (at, record) in &mut records {
         if record.start < end || record.first <= last || record.end > part.end {
             return None;
@@ -206,7 +206,7 @@ pub fn blocks(segment: &Path, part: Range<u64>, above: u64) -> Option<Vec<Block>
 pub fn compare(file: &File, segment: &Path, block: &Block) -> io::Result<Vec<Block>> {
     let record = block
         .unchecked
-        .and_then(|at| Record::read_at(&path(segment), at));
+        .and_then(|at| SumRecord::read_at(&path(segment), at));
     let sums = Sums(record.into_iter().collect());
     let json = |_: u64, json: &[u8]| {
         Ok(!sums.0.is_empty() || serde_json::from_slice::<serde::de::IgnoredAny>(json).is_ok())
@@ -233,7 +233,7 @@ impl SumsWriter {
         let (mut out, mut at) = (Vec::new(), 0);
         for block in &found.blocks {
             let count = (block.last - block.first + 1) as usize;
-            Record::write(
+            SumRecord::write(
                 block.first,
                 block.start..block.end,
                 &found.sums[at..at + count],
@@ -275,7 +275,7 @@ impl SumsWriter {
             return;
         }
         let mut out = Vec::new();
-        Record::write(self.first, self.part.clone(), &self.sums, &mut out);
+        SumRecord::write(self.first, self.part.clone(), &self.sums, &mut out);
         self.sums.clear();
         if let Some(file) = &self.file {
             match file.write_all_at(&out, self.len) {

@@ -8,13 +8,13 @@ use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::adapter::trouble::{Part, Troubles};
+use crate::adapter::trouble::{Component, Troubles};
 
 /// Longest that a visible frame is not yet on stable storage.
 const SYNC_TIME: Duration = Duration::from_millis(50);
 
 /// What is to be done, in this order.
-enum Wish {
+enum SyncRequest {
     /// Syncs a segment: now, or when others have come.
     Segment { file: Arc<File>, now: bool },
     /// Syncs a directory, so that a file that was made in it stays.
@@ -26,13 +26,13 @@ enum Wish {
 /// Without a thread where nothing is to be put on stable storage.
 #[derive(Debug)]
 pub struct Syncer {
-    wishes: Option<mpsc::Sender<Wish>>,
-    state: Arc<State>,
+    wishes: Option<mpsc::Sender<SyncRequest>>,
+    state: Arc<SyncState>,
     thread: Option<JoinHandle<()>>,
 }
 
 #[derive(Debug)]
-struct State {
+struct SyncState {
     /// The thread knows already that there is something to do.
     wished: AtomicBool,
     /// Frames up to this one are in files.
@@ -49,7 +49,7 @@ impl Syncer {
     /// The system's.
     pub fn start(durable: bool, synced: u64, troubles: Troubles) -> io::Result<Syncer> {
         let synced = if durable { synced } else { u64::MAX };
-        let state = Arc::new(State {
+        let state = Arc::new(SyncState {
             wished: AtomicBool::new(false),
             written: AtomicU64::new(synced),
             synced: AtomicU64::new(synced),
@@ -81,10 +81,10 @@ impl Syncer {
 
     /// Has everything up to `head`, whose last frames are in `file`, put on stable storage: `now`,
     /// or within 50 ms.
-    pub fn wish(&self, file: &Arc<File>, head: u64, now: bool) {
+    pub fn request_sync(&self, file: &Arc<File>, head: u64, now: bool) {
         self.state.written.store(head, Ordering::Release);
         if now || !self.state.wished.swap(true, Ordering::AcqRel) {
-            self.send(Wish::Segment {
+            self.send(SyncRequest::Segment {
                 file: file.clone(),
                 now,
             });
@@ -93,15 +93,15 @@ impl Syncer {
 
     /// Makes a file that was made in this directory stay there.
     pub fn directory(&self, dir: &Path) {
-        self.send(Wish::Directory(dir.to_owned()));
+        self.send(SyncRequest::Directory(dir.to_owned()));
     }
 
     /// Puts a small file on stable storage.
     pub fn file(&self, file: &Arc<File>) {
-        self.send(Wish::File(file.clone()));
+        self.send(SyncRequest::File(file.clone()));
     }
 
-    fn send(&self, wish: Wish) {
+    fn send(&self, wish: SyncRequest) {
         if let Some(wishes) = &self.wishes {
             let _ = wishes.send(wish);
         }
@@ -116,22 +116,22 @@ impl Syncer {
     }
 }
 
-fn run(wanted: &mpsc::Receiver<Wish>, state: &State) {
+fn run(wanted: &mpsc::Receiver<SyncRequest>, state: &SyncState) {
     let mut wish = wanted.recv().ok();
     while let Some(this) = wish {
         wish = match this {
-            Wish::Segment { file, now } => {
+            SyncRequest::Segment { file, now } => {
                 let next = if now { None } else { company(wanted, &file) };
                 // Whoever wishes from now on is not served by this.
                 state.wished.store(false, Ordering::Release);
                 state.sync(&file);
                 next
             }
-            Wish::Directory(dir) => {
+            SyncRequest::Directory(dir) => {
                 state.note(File::open(dir).and_then(|dir| dir.sync_all()));
                 None
             }
-            Wish::File(file) => {
+            SyncRequest::File(file) => {
                 state.note(file.sync_all());
                 None
             }
@@ -141,14 +141,14 @@ fn run(wanted: &mpsc::Receiver<Wish>, state: &State) {
 }
 
 /// Waits for more wishes for this file, for a while. Returns the first wish for something else.
-fn company(wanted: &mpsc::Receiver<Wish>, file: &Arc<File>) -> Option<Wish> {
+fn company(wanted: &mpsc::Receiver<SyncRequest>, file: &Arc<File>) -> Option<SyncRequest> {
     let until = Instant::now() + SYNC_TIME;
     loop {
         match wanted
             .recv_timeout(until.saturating_duration_since(Instant::now()))
             .ok()?
         {
-            Wish::Segment { file: other, now } if Arc::ptr_eq(&other, file) => {
+            SyncRequest::Segment { file: other, now } if Arc::ptr_eq(&other, file) => {
                 if now {
                     return None;
                 }
@@ -158,7 +158,7 @@ fn company(wanted: &mpsc::Receiver<Wish>, file: &Arc<File>) -> Option<Wish> {
     }
 }
 
-impl State {
+impl SyncState {
     fn sync(&self, file: &File) {
         let written = self.written.load(Ordering::Acquire);
         if self.note(file.sync_data()) {
@@ -170,14 +170,14 @@ impl State {
     fn note(&self, synced: io::Result<()>) -> bool {
         match synced {
             Ok(()) => {
-                if self.troubles.clear(Part::Storage) {
+                if self.troubles.clear(Component::Storage) {
                     tracing::warn!("events are put on stable storage again");
                 }
                 true
             }
             Err(e) => {
                 if self.troubles.set(
-                    Part::Storage,
+                    Component::Storage,
                     format!("events could not be put on stable storage: {e}"),
                 ) {
                     tracing::error!(error = %e, "the journal could not be put on stable storage");
@@ -197,13 +197,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = Arc::new(File::create(dir.path().join("segment")).unwrap());
         let mut syncer = Syncer::start(true, 0, Troubles::default()).unwrap();
-        syncer.wish(&file, 1, false);
+        syncer.request_sync(&file, 1, false);
         syncer.directory(dir.path());
         let until = Instant::now() + 100 * SYNC_TIME;
         while syncer.synced() < 1 && Instant::now() < until {
             std::thread::yield_now();
         }
-        syncer.wish(&file, 2, false);
+        syncer.request_sync(&file, 2, false);
         syncer.finish();
         assert_eq!(syncer.synced(), 2);
     }

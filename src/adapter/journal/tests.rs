@@ -3,7 +3,7 @@ use std::path::Path;
 use memchr::memmem;
 
 use super::*;
-use crate::adapter::trouble::{Part as Where, Troubles};
+use crate::adapter::trouble::{Component as Where, Troubles};
 
 /// Counts what it was shown.
 struct Count(u64);
@@ -30,9 +30,9 @@ impl Replay for Count {
     }
 }
 
-fn open_as(dir: &Path, retention: Retention) -> Result<(Opened, u64), String> {
+fn open_as(dir: &Path, retention: Retention) -> Result<(OpenedJournal, u64), String> {
     let mut count = Count(0);
-    let opened = Writer::open(
+    let opened = JournalWriter::open(
         dir,
         retention,
         0,
@@ -43,7 +43,7 @@ fn open_as(dir: &Path, retention: Retention) -> Result<(Opened, u64), String> {
     Ok((opened, count.0))
 }
 
-fn open(dir: &Path, segment_bytes: u64) -> (Opened, u64) {
+fn open(dir: &Path, segment_bytes: u64) -> (OpenedJournal, u64) {
     open_as(
         dir,
         Retention {
@@ -59,7 +59,7 @@ fn text(n: u64, size: usize) -> String {
     format!("{{\"n\":{n},\"t\":\"{}\"}}", "x".repeat(size))
 }
 
-async fn fill(writer: &mut Writer, sizes: impl IntoIterator<Item = usize>) {
+async fn fill(writer: &mut JournalWriter, sizes: impl IntoIterator<Item = usize>) {
     for size in sizes {
         let state = writer.next().to_string();
         writer.append(|n, out| out.extend_from_slice(text(n, size).as_bytes()));
@@ -73,8 +73,8 @@ fn all(journal: &Arc<Journal>, from: u64) -> (Vec<(u64, String)>, Option<(u64, u
     let (mut cursor, mut bytes, mut gap) = (journal.subscribe(from), Vec::new(), None);
     while let Some(part) = cursor.read().unwrap() {
         match part {
-            Part::Frames(f) => bytes.extend_from_slice(&f),
-            Part::Gap { from, to } => gap = Some((from, to)),
+            StreamPart::Frames(f) => bytes.extend_from_slice(&f),
+            StreamPart::Gap { from, to } => gap = Some((from, to)),
         }
     }
     let text = String::from_utf8(bytes).unwrap();
@@ -198,7 +198,7 @@ async fn a_cursor_sees_all_while_it_is_written() {
     let mut writer = opened.writer;
     let journal = writer.journal();
     let teller = journal.clone();
-    let telling = tokio::spawn(async move { teller.tell().await });
+    let telling = tokio::spawn(async move { teller.wake_cursors().await });
     let readers: Vec<_> = (0..4)
         .map(|r| {
             let journal = journal.clone();
@@ -206,8 +206,8 @@ async fn a_cursor_sees_all_while_it_is_written() {
                 let (mut cursor, mut got) = (journal.subscribe(1), Vec::new());
                 while let Some(part) = cursor.next().await {
                     match part {
-                        Part::Frames(f) => got.extend_from_slice(&f),
-                        Part::Gap { .. } => panic!("nothing was rotated away"),
+                        StreamPart::Frames(f) => got.extend_from_slice(&f),
+                        StreamPart::Gap { .. } => panic!("nothing was rotated away"),
                     }
                     if r % 2 == 0 {
                         tokio::task::yield_now().await;
@@ -313,7 +313,7 @@ async fn look_at(sample: &Sample, sums: bool) -> Vec<u64> {
     let mut shown = Vec::new();
     loop {
         match cursor.read().unwrap() {
-            Some(Part::Frames(f)) => bytes.extend_from_slice(&f),
+            Some(StreamPart::Frames(f)) => bytes.extend_from_slice(&f),
             part => {
                 let text = String::from_utf8(std::mem::take(&mut bytes)).unwrap();
                 for frame in text
@@ -332,7 +332,7 @@ async fn look_at(sample: &Sample, sums: bool) -> Vec<u64> {
                     at = id + 1;
                 }
                 match part {
-                    Some(Part::Gap { from, to }) => {
+                    Some(StreamPart::Gap { from, to }) => {
                         assert_eq!(from, at, "a gap begins where frames end");
                         at = to + 1;
                     }
@@ -416,7 +416,7 @@ async fn what_was_kept_is_read_before_anything_new_is_written() {
         for from in [1, 11, count as u64] {
             let first = journal.subscribe(from).read().unwrap();
             assert!(
-                matches!(&first, Some(Part::Frames(f)) if f.starts_with(format!("id: {from}\n").as_bytes())),
+                matches!(&first, Some(StreamPart::Frames(f)) if f.starts_with(format!("id: {from}\n").as_bytes())),
                 "{from} of {count}: {first:?}"
             );
         }

@@ -16,7 +16,7 @@ use super::segment::{self, Scanned};
 use super::sums::{self, Sums, SumsWriter};
 use super::sync::Syncer;
 use super::{Block, Chunk, Journal, RECENT_BYTES, Replay, Retention, Segment, extend};
-use crate::adapter::trouble::{Part, Troubles};
+use crate::adapter::trouble::{Component, Troubles};
 use crate::base::sync::lock;
 
 /// So many frames may be visible and not on stable storage; and so many numbers are left out
@@ -25,7 +25,7 @@ const MAX_UNSYNCED: u64 = 100_000;
 const RETRY: Duration = Duration::from_millis(100);
 
 #[derive(Debug)]
-pub struct Writer {
+pub struct JournalWriter {
     dir: PathBuf,
     retention: Retention,
     journal: Arc<Journal>,
@@ -41,7 +41,7 @@ pub struct Writer {
     sums: SumsWriter,
     syncer: Syncer,
     life: Life,
-    part: Part,
+    part: Component,
     troubles: Troubles,
     /// Frames that were left out because the disk took none; only where nothing waits for them.
     dropped: u64,
@@ -50,14 +50,14 @@ pub struct Writer {
 
 /// A journal, opened.
 #[derive(Debug)]
-pub struct Opened {
-    pub writer: Writer,
+pub struct OpenedJournal {
+    pub writer: JournalWriter,
     /// What is not as it was left, for those who read the stream.
     pub damage: Option<String>,
 }
 
 /// What there is of a journal.
-struct Found {
+struct FoundSegment {
     segments: VecDeque<Segment>,
     /// The newest segment, if it is whole: it is written further.
     last: Option<Scanned>,
@@ -69,7 +69,7 @@ struct Found {
     damaged_tail: bool,
 }
 
-impl Writer {
+impl JournalWriter {
     /// Opens the journal in `dir`, making it if there is none, and repairs it. `replay` is shown
     /// the newest state that stands at the head of a segment and everything after it. Numbers up
     /// to `floor` are known to have been shown.
@@ -81,10 +81,10 @@ impl Writer {
         dir: &Path,
         retention: Retention,
         floor: u64,
-        part: Part,
+        part: Component,
         troubles: &Troubles,
         replay: &mut dyn Replay,
-    ) -> Result<Opened, String> {
+    ) -> Result<OpenedJournal, String> {
         let cannot = |what: &str, e: io::Error| {
             format!("cannot {what} the journal `{}`: {e}", dir.display())
         };
@@ -137,7 +137,7 @@ impl Writer {
             .map_err(|e| cannot("serve", e))?;
         life.shows(next, &syncer);
         let journal = Journal::new(found.segments, next - 1);
-        let writer = Writer {
+        let writer = JournalWriter {
             dir: dir.to_owned(),
             retention,
             journal,
@@ -156,7 +156,7 @@ impl Writer {
             dropped: 0,
             _lock: lock,
         };
-        Ok(Opened { writer, damage })
+        Ok(OpenedJournal { writer, damage })
     }
 
     pub fn journal(&self) -> Arc<Journal> {
@@ -302,12 +302,12 @@ impl Writer {
         self.pending_first = self.next;
         self.journal.head.store(last, Ordering::Release);
         self.journal.more.notify_one();
-        self.wish(false);
+        self.request_sync(false);
     }
 
     /// Has everything that is visible put on stable storage: `now`, or within 50 ms.
-    pub fn wish(&self, now: bool) {
-        self.syncer.wish(&self.file, self.next - 1, now);
+    pub fn request_sync(&self, now: bool) {
+        self.syncer.request_sync(&self.file, self.next - 1, now);
     }
 
     fn unsynced(&self) -> u64 {
@@ -317,7 +317,7 @@ impl Writer {
     /// Waits where a power cut would take too many frames.
     async fn keep_near_the_disk(&self) {
         while self.unsynced() > MAX_UNSYNCED {
-            self.wish(true);
+            self.request_sync(true);
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
@@ -329,7 +329,7 @@ impl Writer {
             return;
         }
         while self.unsynced() > 0 {
-            self.wish(true);
+            self.request_sync(true);
             if self.len < 2 * self.retention.segment_bytes {
                 return;
             }
@@ -375,7 +375,7 @@ impl Writer {
 
     /// Nothing comes any more: cursors end behind the last frame.
     pub fn close(mut self) {
-        self.wish(true);
+        self.request_sync(true);
         self.sums.flush();
         self.journal.closed.store(true, Ordering::Release);
         self.journal.more.notify_one();
@@ -394,8 +394,8 @@ fn cut(file: &File, end: u64) -> io::Result<()> {
 }
 
 /// Finds the blocks of all segments, and rebuilds the state from the newest head on.
-fn look_through(segments: VecDeque<Segment>, replay: &mut dyn Replay) -> Result<Found, String> {
-    let mut found = Found {
+fn look_through(segments: VecDeque<Segment>, replay: &mut dyn Replay) -> Result<FoundSegment, String> {
+    let mut found = FoundSegment {
         segments,
         last: None,
         head: 0,
@@ -481,7 +481,7 @@ fn look_through(segments: VecDeque<Segment>, replay: &mut dyn Replay) -> Result<
 }
 
 /// The number that comes next, and what is to be said of what is missing before it.
-fn go_on(found: &Found, last: Last, floor: u64) -> (u64, Option<String>) {
+fn go_on(found: &FoundSegment, last: Last, floor: u64) -> (u64, Option<String>) {
     let known = found.highest.max(floor);
     let (shown, jump) = match last {
         Last::Closed { head } => (head, false),

@@ -20,13 +20,13 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use super::{
-    Action, COMPACTED, Capabilities, DENIED, Decision, Launch, Mcp, Permissions, Phase, Record,
-    Reply, Runtime, Setting, Tag, Translator, Wiring, hex, model_of_platform, newest_first, parsed,
-    permission_options, plan, private_file, text, text_of,
+    Action, COMPACTED, Capabilities, DENIED, PermissionDecision, LaunchPlan, Mcp, Permissions, Phase, FilePattern,
+    CallReply, Runtime, LaunchContext, CallPurpose, Translator, Transport, hex, model_of_platform, newest_first, parsed,
+    permission_options, plan, write_private_file, text, text_of,
 };
 use crate::adapter::cause;
-use crate::adapter::draft::{Drafts, Kind};
-use crate::adapter::handed::Handed;
+use crate::adapter::draft::{OpenItems, ItemKind};
+use crate::adapter::handed::InFlight;
 use crate::adapter::inbox::Input;
 use crate::event::{
     ChangeKind, ErrorCode, ErrorEvent, FileChange, PermissionRequest, PermissionResolved, Retry,
@@ -76,7 +76,7 @@ const DETOURS: [&str; 7] = [
     "ANTHROPIC_UNIX_SOCKET",
 ];
 
-fn launch(setting: &Setting) -> io::Result<Launch> {
+fn launch(setting: &LaunchContext) -> io::Result<LaunchPlan> {
     let text = |s: &str| s.to_owned();
     let (_, model) = setting.model.split_once('/').unwrap_or_default();
     let provider = [
@@ -100,8 +100,8 @@ fn launch(setting: &Setting) -> io::Result<Launch> {
     let home = setting.home.join("claude");
     let [settings_file, mcp_file] =
         ["outrigger-settings.json", "outrigger-mcp.json"].map(|name| home.join(name));
-    private_file(&settings_file, &settings.to_string())?;
-    private_file(&mcp_file, &mcp(setting).to_string())?;
+    write_private_file(&settings_file, &settings.to_string())?;
+    write_private_file(&mcp_file, &mcp(setting).to_string())?;
     let env = [
         ("CLAUDE_CONFIG_DIR", home.display().to_string()),
         // Nothing is looked up, reported or updated outside.
@@ -172,26 +172,26 @@ fn launch(setting: &Setting) -> io::Result<Launch> {
         "AskUserQuestion,Task,Agent"
     };
     args.extend([text("--disallowedTools"), text(denied)]);
-    Ok(Launch {
+    Ok(LaunchPlan {
         args,
         env: env
             .into_iter()
             .chain(provider)
             .map(|(name, value)| (text(name), value))
             .collect(),
-        wiring: Wiring::Lines { version_flag: true },
+        wiring: Transport::Lines { version_flag: true },
         warnings,
         session: Some(session),
     })
 }
 
 /// Its rules to ask stand above those to allow: with commands that may run, they cannot be used.
-fn asks_for_each_command(setting: &Setting) -> bool {
+fn asks_for_each_command(setting: &LaunchContext) -> bool {
     setting.permissions != Permissions::Allow && !setting.allows_commands()
 }
 
 /// The session's id, and whether it is there to be resumed: it is not before its first turn.
-fn session(setting: &Setting) -> (String, bool) {
+fn session(setting: &LaunchContext) -> (String, bool) {
     match &setting.resume {
         Some(id) => (
             id.clone(),
@@ -222,7 +222,7 @@ fn uuid(hex: &str) -> String {
     )
 }
 
-fn mcp(setting: &Setting) -> Value {
+fn mcp(setting: &LaunchContext) -> Value {
     let server = |server: &Mcp| match server {
         Mcp::Local { command, env } => {
             json!({ "type": "stdio", "command": command.first(), "args": command.get(1..), "env": env })
@@ -238,14 +238,14 @@ fn mcp(setting: &Setting) -> Value {
 }
 
 #[derive(Debug)]
-struct Tool {
+struct ClaudeTool {
     name: String,
     input: Value,
     parent: Option<String>,
 }
 
 #[derive(Debug, Default)]
-struct Turn {
+struct ClaudeTurn {
     final_text: String,
     aborted: bool,
     refused: bool,
@@ -262,12 +262,12 @@ pub struct Claude {
     dir: std::path::PathBuf,
     resumed: bool,
     ready: bool,
-    handed: Handed,
-    turn: Option<Turn>,
+    handed: InFlight,
+    turn: Option<ClaudeTurn>,
     /// The message that is streamed, and the block of it.
     streaming: Option<(String, u64)>,
-    drafts: Drafts,
-    tools: HashMap<String, Tool>,
+    drafts: OpenItems,
+    tools: HashMap<String, ClaudeTool>,
     /// Permissions that wait: the tool's input, and what would allow it for good.
     asked: HashMap<String, (Value, Value)>,
     /// Sums over the process, of which turns are the differences.
@@ -276,7 +276,7 @@ pub struct Claude {
 }
 
 impl Claude {
-    pub fn new(setting: &Setting) -> Self {
+    pub fn new(setting: &LaunchContext) -> Self {
         Claude {
             dir: setting.home.join("claude/projects"),
             ..Claude::default()
@@ -393,7 +393,7 @@ impl Claude {
         if self.turn.is_some() {
             return;
         }
-        self.turn = Some(Turn::default());
+        self.turn = Some(ClaudeTurn::default());
         self.handed.begin_turn(out);
     }
 
@@ -413,8 +413,8 @@ impl Claude {
                     return;
                 };
                 let (kind, piece) = match text(event, "/delta/type") {
-                    "text_delta" => (Kind::Text, text(event, "/delta/text")),
-                    "thinking_delta" => (Kind::Reasoning, text(event, "/delta/thinking")),
+                    "text_delta" => (ItemKind::Text, text(event, "/delta/text")),
+                    "thinking_delta" => (ItemKind::Reasoning, text(event, "/delta/thinking")),
                     _ => return,
                 };
                 self.drafts
@@ -474,14 +474,14 @@ impl Claude {
                     let words = text(block, "/text");
                     let stopped = self.turn.as_ref().is_some_and(|t| t.aborted);
                     self.drafts
-                        .finish(&name, Kind::Text, words, parent, stopped, out);
+                        .finish(&name, ItemKind::Text, words, parent, stopped, out);
                     if let (Some(turn), None) = (&mut self.turn, parent) {
                         words.clone_into(&mut turn.final_text);
                     }
                 }
                 "thinking" => self.drafts.finish(
                     &name,
-                    Kind::Reasoning,
+                    ItemKind::Reasoning,
                     text(block, "/thinking"),
                     parent,
                     false,
@@ -513,7 +513,7 @@ impl Claude {
         let parent = parent.map(str::to_owned);
         self.tools.insert(
             id.clone(),
-            Tool {
+            ClaudeTool {
                 name: native_name.clone(),
                 input: input.clone(),
                 parent: parent.clone(),
@@ -699,10 +699,10 @@ impl Claude {
         spent
     }
 
-    fn find_transcript(&self, tag: Tag, out: &mut Vec<Action>) {
-        out.push(Action::Find {
+    fn find_transcript(&self, tag: CallPurpose, out: &mut Vec<Action>) {
+        out.push(Action::ReadFile {
             tag,
-            file: Record {
+            file: FilePattern {
                 dir: self.dir.clone(),
                 suffix: format!("{}.jsonl", self.session),
             },
@@ -757,7 +757,7 @@ impl Translator for Claude {
         self.resumed = resumed;
         self.handed.open(resumed);
         if resumed {
-            self.find_transcript(Tag::Resume, out);
+            self.find_transcript(CallPurpose::Resume, out);
         } else {
             initialize(out);
         }
@@ -770,21 +770,21 @@ impl Translator for Claude {
         }
     }
 
-    fn reply(&mut self, tag: Tag, reply: Reply, out: &mut Vec<Action>) {
+    fn reply(&mut self, tag: CallPurpose, reply: CallReply, out: &mut Vec<Action>) {
         let transcript = match reply {
-            Reply::Lost(why) => {
+            CallReply::Lost(why) => {
                 return out.push(Action::Broken(format!(
                     "Claude Code's transcript cannot be read: {why}"
                 )));
             }
-            Reply::Answer { body, .. } => body,
+            CallReply::Answer { body, .. } => body,
         };
         match tag {
-            Tag::Resume => {
+            CallPurpose::Resume => {
                 self.counted = saved_sums(&transcript);
                 initialize(out);
             }
-            Tag::Look(input_id) => {
+            CallPurpose::Look(input_id) => {
                 self.handed.after_restart(
                     &input_id,
                     RUNTIME.name,
@@ -811,7 +811,7 @@ impl Translator for Claude {
 
     fn look_for(&mut self, input: &Input, native_id: &str, told: bool, out: &mut Vec<Action>) {
         self.handed.look_for(native_id, input, told);
-        self.find_transcript(Tag::Look(input.input_id.clone()), out);
+        self.find_transcript(CallPurpose::Look(input.input_id.clone()), out);
     }
 
     fn interrupt(&mut self, out: &mut Vec<Action>) {
@@ -826,15 +826,15 @@ impl Translator for Claude {
     fn answer(
         &mut self,
         request_id: &str,
-        decision: &Decision,
+        decision: &PermissionDecision,
         by: &str,
         out: &mut Vec<Action>,
     ) -> bool {
         let response = match (decision, self.asked.get(request_id)) {
-            (Decision::Allow, Some((input, _))) => {
+            (PermissionDecision::Allow, Some((input, _))) => {
                 json!({ "behavior": "allow", "updatedInput": input })
             }
-            (Decision::AllowAlways, Some((input, suggested))) => {
+            (PermissionDecision::AllowAlways, Some((input, suggested))) => {
                 let rules = suggested
                     .as_array()
                     .into_iter()
@@ -849,7 +849,7 @@ impl Translator for Claude {
                     .collect();
                 json!({ "behavior": "allow", "updatedInput": input, "updatedPermissions": rules })
             }
-            (Decision::Deny { message }, Some(_)) => {
+            (PermissionDecision::Deny { message }, Some(_)) => {
                 json!({ "behavior": "deny", "message": message.as_deref().unwrap_or(DENIED), "interrupt": false })
             }
             _ => return false,
@@ -956,7 +956,7 @@ fn named(word: &str, status: Option<u16>, message: &str) -> ErrorCode {
     }
 }
 
-fn file_change(id: &str, tool: &Tool, details: &Value) -> Option<FileChange> {
+fn file_change(id: &str, tool: &ClaudeTool, details: &Value) -> Option<FileChange> {
     if !matches!(
         tool.name.as_str(),
         "Write" | "Edit" | "MultiEdit" | "NotebookEdit"
@@ -1041,16 +1041,16 @@ mod tests {
         assert!(
             matches!(
                 &out[..],
-                [Action::Find {
-                    tag: Tag::Resume,
+                [Action::ReadFile {
+                    tag: CallPurpose::Resume,
                     ..
                 }]
             ),
             "{out:?}"
         );
         claude.reply(
-            Tag::Resume,
-            Reply::Answer {
+            CallPurpose::Resume,
+            CallReply::Answer {
                 status: 200,
                 body: transcript.into_bytes(),
             },

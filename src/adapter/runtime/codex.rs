@@ -17,12 +17,12 @@ use std::io;
 use serde_json::{Value, json};
 
 use super::{
-    Action, COMPACTED, Capabilities, Decision, Launch, Mcp, Permissions, Phase, Runtime, Setting,
-    Translator, Wiring, hex, parsed, permission_options, private_file, request_id, text, text_of,
+    Action, COMPACTED, Capabilities, PermissionDecision, LaunchPlan, Mcp, Permissions, Phase, Runtime, LaunchContext,
+    Translator, Transport, hex, parsed, permission_options, write_private_file, request_id, text, text_of,
 };
 use crate::adapter::cause;
-use crate::adapter::draft::{Drafts, Kind};
-use crate::adapter::handed::Handed;
+use crate::adapter::draft::{OpenItems, ItemKind};
+use crate::adapter::handed::InFlight;
 use crate::adapter::inbox::Input;
 use crate::event::{
     ChangeKind, ErrorCode, ErrorEvent, FileChange, PermissionRequest, PermissionResolved, PlanItem,
@@ -70,9 +70,9 @@ pub static RUNTIME: Runtime = Runtime {
 /// The variable that holds what it presents to the sidecar.
 const TOKEN: &str = "OUTRIGGER_SIDECAR_TOKEN";
 
-fn launch(setting: &Setting) -> io::Result<Launch> {
+fn launch(setting: &LaunchContext) -> io::Result<LaunchPlan> {
     let home = setting.home.join("codex");
-    private_file(&home.join("config.toml"), &configuration(setting))?;
+    write_private_file(&home.join("config.toml"), &configuration(setting))?;
     let mut warnings = Vec::new();
     if setting.permissions != Permissions::Allow {
         warnings.push("with permissions, Codex reads neither `AGENTS.md` nor `.codex/` of the project: what stands there could run without asking".to_owned());
@@ -80,13 +80,13 @@ fn launch(setting: &Setting) -> io::Result<Launch> {
     if setting.permissions != Permissions::Allow && !setting.allowed_tools.is_empty() {
         warnings.push("`project.allowedTools`: Codex has no such list; every command that is not known to be harmless is asked for".to_owned());
     }
-    Ok(Launch {
+    Ok(LaunchPlan {
         args: vec!["app-server".into()],
         env: vec![
             ("CODEX_HOME".into(), home.display().to_string()),
             (TOKEN.into(), setting.key.clone()),
         ],
-        wiring: Wiring::Lines {
+        wiring: Transport::Lines {
             version_flag: false,
         },
         warnings,
@@ -96,7 +96,7 @@ fn launch(setting: &Setting) -> io::Result<Launch> {
 
 /// `config.toml`: the sidecar as the only provider, no retries of its own (a refused request
 /// would be sent six times), nothing looked up outside.
-fn configuration(setting: &Setting) -> String {
+fn configuration(setting: &LaunchContext) -> String {
     // A JSON string is a TOML basic string.
     let quoted = |s: &str| Value::from(s).to_string();
     let (_, model) = setting.model.split_once('/').unwrap_or_default();
@@ -176,7 +176,7 @@ stream_max_retries = 0
 
 /// What an answer is to.
 #[derive(Debug)]
-enum Asked {
+enum CodexRequest {
     Initialize,
     Thread {
         resumed: bool,
@@ -192,7 +192,7 @@ enum Asked {
 }
 
 #[derive(Debug, Default)]
-struct Turn {
+struct CodexTurn {
     id: String,
     final_text: String,
     aborted: bool,
@@ -210,10 +210,10 @@ pub struct Codex {
     resume: Option<String>,
     thread: Option<String>,
     requests: u64,
-    asked: HashMap<u64, Asked>,
-    handed: Handed,
-    turn: Option<Turn>,
-    drafts: Drafts,
+    asked: HashMap<u64, CodexRequest>,
+    handed: InFlight,
+    turn: Option<CodexTurn>,
+    drafts: OpenItems,
     /// Calls that run, and the changes that they make.
     tools: HashMap<String, Value>,
     /// Calls that ran when the turn was interrupted: Codex lets their commands go on.
@@ -231,7 +231,7 @@ pub struct Codex {
 }
 
 impl Codex {
-    pub fn new(setting: &Setting) -> Self {
+    pub fn new(setting: &LaunchContext) -> Self {
         let (_, model) = setting.model.split_once('/').unwrap_or_default();
         let approval = if setting.permissions == Permissions::Allow {
             "never"
@@ -246,7 +246,7 @@ impl Codex {
         }
     }
 
-    fn ask(&mut self, asked: Asked, method: &str, params: Value, out: &mut Vec<Action>) {
+    fn ask(&mut self, asked: CodexRequest, method: &str, params: Value, out: &mut Vec<Action>) {
         self.requests += 1;
         self.asked.insert(self.requests, asked);
         out.push(Action::Send(
@@ -260,14 +260,14 @@ impl Codex {
             Some(id) => {
                 (params["threadId"], params["excludeTurns"]) = (id.into(), true.into());
                 self.ask(
-                    Asked::Thread { resumed: true },
+                    CodexRequest::Thread { resumed: true },
                     "thread/resume",
                     params,
                     out,
                 );
             }
             None => self.ask(
-                Asked::Thread { resumed: false },
+                CodexRequest::Thread { resumed: false },
                 "thread/start",
                 params,
                 out,
@@ -275,13 +275,13 @@ impl Codex {
         }
     }
 
-    fn answered(&mut self, asked: Asked, m: &Value, out: &mut Vec<Action>) {
+    fn answered(&mut self, asked: CodexRequest, m: &Value, out: &mut Vec<Action>) {
         let (result, error) = (
             &m["result"],
             m.get("error").map(|e| text(e, "/message").to_owned()),
         );
         match (asked, error) {
-            (Asked::Initialize, None) => {
+            (CodexRequest::Initialize, None) => {
                 // `outrigger/0.169.0 (Debian 12.0.0; x86_64) …`
                 let version = text(result, "/userAgent")
                     .split(['/', ' '])
@@ -291,7 +291,7 @@ impl Codex {
                 out.push(Action::Send(json!({ "method": "initialized" })));
                 self.start_thread(out);
             }
-            (Asked::Thread { resumed }, None) => {
+            (CodexRequest::Thread { resumed }, None) => {
                 let id = text(result, "/thread/id").to_owned();
                 self.thread = Some(id.clone());
                 out.push(Action::Ready {
@@ -299,19 +299,19 @@ impl Codex {
                     resumed,
                 });
             }
-            (Asked::Thread { resumed: true }, Some(_)) => {
+            (CodexRequest::Thread { resumed: true }, Some(_)) => {
                 out.push(Warning { message: "Codex no longer has this thread; a new one is begun, without its history".into() }.into());
                 self.resume = None;
                 self.start_thread(out);
             }
-            (Asked::Initialize | Asked::Thread { .. }, Some(why)) => {
+            (CodexRequest::Initialize | CodexRequest::Thread { .. }, Some(why)) => {
                 out.push(Action::Broken(format!("Codex gave no thread: {why}")))
             }
-            (Asked::Turn(input_id), Some(why)) => {
+            (CodexRequest::Turn(input_id), Some(why)) => {
                 self.handed
                     .refused(&input_id, format!("Codex refused it: {why}"), out)
             }
-            (Asked::History(input_id), None) => {
+            (CodexRequest::History(input_id), None) => {
                 let items = result.to_string();
                 self.handed.after_restart(
                     &input_id,
@@ -320,24 +320,24 @@ impl Codex {
                     out,
                 );
             }
-            (Asked::History(_), Some(why)) => out.push(Action::Broken(format!(
+            (CodexRequest::History(_), Some(why)) => out.push(Action::Broken(format!(
                 "Codex does not tell its thread: {why}"
             ))),
             // The turn was over before it came, or is one that is not steered.
-            (Asked::Steer(input_id), Some(_)) => {
+            (CodexRequest::Steer(input_id), Some(_)) => {
                 self.unsteerable = true;
                 self.handed.not_taken(&input_id, out);
             }
-            (Asked::Interrupt, _) if !self.stopped.is_empty() => {
+            (CodexRequest::Interrupt, _) if !self.stopped.is_empty() => {
                 let params = json!({ "threadId": self.thread });
                 self.ask(
-                    Asked::Terminals,
+                    CodexRequest::Terminals,
                     "thread/backgroundTerminals/list",
                     params,
                     out,
                 );
             }
-            (Asked::Terminals, None) => {
+            (CodexRequest::Terminals, None) => {
                 let stopped = std::mem::take(&mut self.stopped);
                 let goes_on =
                     |terminal: &&Value| stopped.iter().any(|id| *id == text(terminal, "/itemId"));
@@ -350,14 +350,14 @@ impl Codex {
                     let params =
                         json!({ "threadId": self.thread, "processId": terminal["processId"] });
                     self.ask(
-                        Asked::Terminate,
+                        CodexRequest::Terminate,
                         "thread/backgroundTerminals/terminate",
                         params,
                         out,
                     );
                 }
             }
-            (Asked::Terminals | Asked::Terminate, Some(why)) => {
+            (CodexRequest::Terminals | CodexRequest::Terminate, Some(why)) => {
                 out.push(
                     Warning {
                         message: format!("a command of the interrupted turn may still run: {why}"),
@@ -366,7 +366,7 @@ impl Codex {
                 );
             }
             // It was over: what ended it is told by itself.
-            (Asked::Turn(_) | Asked::Steer(_) | Asked::Interrupt | Asked::Terminate, _) => {}
+            (CodexRequest::Turn(_) | CodexRequest::Steer(_) | CodexRequest::Interrupt | CodexRequest::Terminate, _) => {}
         }
     }
 
@@ -400,15 +400,15 @@ impl Codex {
             "turn/started" => self.begin_turn(text(p, "/turn/id"), out),
             "item/started" => return self.item_started(&p["item"], out),
             "item/completed" => return self.item_completed(&p["item"], out),
-            "item/agentMessage/delta" => self.write(Kind::Text, p, out),
+            "item/agentMessage/delta" => self.write(ItemKind::Text, p, out),
             "item/reasoning/summaryTextDelta" | "item/reasoning/textDelta" => {
-                self.write(Kind::Reasoning, p, out)
+                self.write(ItemKind::Reasoning, p, out)
             }
             "item/reasoning/summaryPartAdded"
                 if p["summaryIndex"].as_u64().is_some_and(|i| i > 0) =>
             {
                 let apart = json!({ "itemId": p["itemId"], "delta": "\n\n" });
-                self.write(Kind::Reasoning, &apart, out);
+                self.write(ItemKind::Reasoning, &apart, out);
             }
             "item/commandExecution/outputDelta" => {
                 let id = text(p, "/itemId");
@@ -513,16 +513,16 @@ impl Codex {
             Some(turn) if turn.id.is_empty() => id.clone_into(&mut turn.id),
             Some(_) => {}
             None => {
-                self.turn = Some(Turn {
+                self.turn = Some(CodexTurn {
                     id: id.to_owned(),
-                    ..Turn::default()
+                    ..CodexTurn::default()
                 });
                 self.handed.begin_turn(out);
             }
         }
     }
 
-    fn write(&mut self, kind: Kind, p: &Value, out: &mut Vec<Action>) {
+    fn write(&mut self, kind: ItemKind, p: &Value, out: &mut Vec<Action>) {
         self.drafts
             .write(text(p, "/itemId"), kind, text(p, "/delta"), None, out);
     }
@@ -625,7 +625,7 @@ impl Codex {
         match text(item, "/type") {
             "agentMessage" => {
                 let words = text(item, "/text");
-                self.drafts.finish(id, Kind::Text, words, None, false, out);
+                self.drafts.finish(id, ItemKind::Text, words, None, false, out);
                 if let Some(turn) = &mut self.turn {
                     words.clone_into(&mut turn.final_text);
                 }
@@ -649,7 +649,7 @@ impl Codex {
                 .find(|s| !s.is_empty())
                 .unwrap_or_default();
                 self.drafts
-                    .finish(id, Kind::Reasoning, &words, None, false, out);
+                    .finish(id, ItemKind::Reasoning, &words, None, false, out);
             }
             "contextCompaction" => out.push(
                 Warning {
@@ -920,7 +920,7 @@ impl Translator for Codex {
         self.handed.open(resumed);
         let client = json!({ "name": "outrigger", "title": "Outrigger", "version": env!("CARGO_PKG_VERSION") });
         self.ask(
-            Asked::Initialize,
+            CodexRequest::Initialize,
             "initialize",
             json!({ "clientInfo": client, "capabilities": { "experimentalApi": true } }),
             out,
@@ -948,9 +948,9 @@ impl Translator for Codex {
         match &self.turn {
             Some(turn) => {
                 params["expectedTurnId"] = turn.id.clone().into();
-                self.ask(Asked::Steer(input_id), "turn/steer", params, out);
+                self.ask(CodexRequest::Steer(input_id), "turn/steer", params, out);
             }
-            None => self.ask(Asked::Turn(input_id), "turn/start", params, out),
+            None => self.ask(CodexRequest::Turn(input_id), "turn/start", params, out),
         }
     }
 
@@ -964,7 +964,7 @@ impl Translator for Codex {
         }
         let params = json!({ "threadId": self.thread, "sortDirection": "desc", "limit": 200 });
         self.ask(
-            Asked::History(input.input_id.clone()),
+            CodexRequest::History(input.input_id.clone()),
             "thread/items/list",
             params,
             out,
@@ -976,22 +976,22 @@ impl Translator for Codex {
             turn.aborted = true;
             let params = json!({ "threadId": self.thread, "turnId": turn.id });
             self.stopped = self.tools.keys().cloned().collect();
-            self.ask(Asked::Interrupt, "turn/interrupt", params, out);
+            self.ask(CodexRequest::Interrupt, "turn/interrupt", params, out);
         }
     }
 
     fn answer(
         &mut self,
         request_id: &str,
-        decision: &Decision,
+        decision: &PermissionDecision,
         by: &str,
         out: &mut Vec<Action>,
     ) -> bool {
         let native = match decision {
-            Decision::Allow => "accept",
-            Decision::AllowAlways => "acceptForSession",
-            Decision::Deny { .. } => "decline",
-            Decision::Answers(_) | Decision::RejectQuestion => return false,
+            PermissionDecision::Allow => "accept",
+            PermissionDecision::AllowAlways => "acceptForSession",
+            PermissionDecision::Deny { .. } => "decline",
+            PermissionDecision::Answers(_) | PermissionDecision::RejectQuestion => return false,
         };
         let Some(number) = self.permissions.remove(request_id) else {
             return false;

@@ -18,13 +18,13 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use super::{
-    Action, Capabilities, DENIED, Decision, Launch, Mcp, Permissions, Phase, Record, Reply,
-    Runtime, Setting, Tag, Translator, Wiring, model_of_platform, newest_first, parsed,
-    permission_options, plan, private_file, request_id, sent_at, text, timed_id,
+    Action, Capabilities, DENIED, PermissionDecision, LaunchPlan, Mcp, Permissions, Phase, FilePattern, CallReply,
+    Runtime, LaunchContext, CallPurpose, Translator, Transport, model_of_platform, newest_first, parsed,
+    permission_options, plan, write_private_file, request_id, sent_at, text, timed_id,
 };
 use crate::adapter::cause;
-use crate::adapter::draft::{Drafts, Kind};
-use crate::adapter::handed::Handed;
+use crate::adapter::draft::{OpenItems, ItemKind};
+use crate::adapter::handed::InFlight;
 use crate::adapter::inbox::Input;
 use crate::event::{
     ChangeKind, ErrorCode, ErrorEvent, FileChange, PermissionRequest, PermissionResolved, Retry,
@@ -73,10 +73,10 @@ const STEP_TIME: Duration = Duration::from_millis(4);
 const AGAIN: Duration = Duration::from_millis(25);
 const TRIES: u32 = 80;
 
-fn launch(setting: &Setting) -> io::Result<Launch> {
+fn launch(setting: &LaunchContext) -> io::Result<LaunchPlan> {
     let text = |s: &str| s.to_owned();
     let home = setting.home.join("gemini");
-    private_file(
+    write_private_file(
         &home.join(".gemini/settings.json"),
         &configuration(setting).to_string(),
     )?;
@@ -115,7 +115,7 @@ fn launch(setting: &Setting) -> io::Result<Launch> {
         ("TERM", text("xterm-256color")),
         ("COLORTERM", text("truecolor")),
     ];
-    Ok(Launch {
+    Ok(LaunchPlan {
         args: ["--acp", "--approval-mode", mode, "--model", model]
             .map(text)
             .to_vec(),
@@ -123,7 +123,7 @@ fn launch(setting: &Setting) -> io::Result<Launch> {
             .into_iter()
             .map(|(name, value)| (text(name), value))
             .collect(),
-        wiring: Wiring::Lines {
+        wiring: Transport::Lines {
             version_flag: false,
         },
         warnings: untrusting(setting),
@@ -132,7 +132,7 @@ fn launch(setting: &Setting) -> io::Result<Launch> {
 }
 
 /// What it leaves out where it does not trust the project.
-fn untrusting(setting: &Setting) -> Vec<String> {
+fn untrusting(setting: &LaunchContext) -> Vec<String> {
     let mut left_out = Vec::new();
     if setting.permissions != Permissions::Allow {
         left_out.push(
@@ -147,7 +147,7 @@ fn untrusting(setting: &Setting) -> Vec<String> {
     left_out
 }
 
-fn configuration(setting: &Setting) -> Value {
+fn configuration(setting: &LaunchContext) -> Value {
     // Without a choice of how to log in it does not start; and nothing is sent elsewhere.
     let mut excluded = vec!["ask_user"];
     if !setting.subagents {
@@ -196,7 +196,7 @@ fn allowed(tool: &str) -> String {
     }
 }
 
-fn chats(setting: &Setting) -> PathBuf {
+fn chats(setting: &LaunchContext) -> PathBuf {
     setting.home.join("gemini/.gemini/tmp")
 }
 
@@ -237,7 +237,7 @@ fn make_loadable(tmp: &Path, id: &str) -> io::Result<()> {
 
 /// What an answer is to.
 #[derive(Debug)]
-enum Asked {
+enum GeminiRequest {
     Initialize,
     New,
     Load,
@@ -245,7 +245,7 @@ enum Asked {
 }
 
 #[derive(Debug)]
-struct Tool {
+struct GeminiTool {
     /// It is a command.
     execute: bool,
     /// It is over, and what it said is looked for: how often still, and whether it failed.
@@ -253,11 +253,11 @@ struct Tool {
 }
 
 #[derive(Debug, Default)]
-struct Turn {
+struct GeminiTurn {
     /// Of its items: these begin so.
     name: String,
     items: u64,
-    kind: Option<Kind>,
+    kind: Option<ItemKind>,
     prompt: String,
     final_text: String,
     aborted: bool,
@@ -290,11 +290,11 @@ pub struct Gemini {
     loading: bool,
     requests: u64,
     turns: u64,
-    asked: HashMap<u64, Asked>,
-    handed: Handed,
-    turn: Option<Turn>,
-    drafts: Drafts,
-    tools: HashMap<String, Tool>,
+    asked: HashMap<u64, GeminiRequest>,
+    handed: InFlight,
+    turn: Option<GeminiTurn>,
+    drafts: OpenItems,
+    tools: HashMap<String, GeminiTool>,
     /// What came while it was looked for what a tool said: it is told after that.
     held: VecDeque<Value>,
     used: HashSet<String>,
@@ -303,7 +303,7 @@ pub struct Gemini {
 }
 
 impl Gemini {
-    pub fn new(setting: &Setting) -> Self {
+    pub fn new(setting: &LaunchContext) -> Self {
         let mut mcp: Vec<(String, Mcp)> = setting
             .mcp
             .iter()
@@ -318,7 +318,7 @@ impl Gemini {
         }
     }
 
-    fn ask(&mut self, asked: Asked, method: &str, params: Value, out: &mut Vec<Action>) {
+    fn ask(&mut self, asked: GeminiRequest, method: &str, params: Value, out: &mut Vec<Action>) {
         self.requests += 1;
         self.asked.insert(self.requests, asked);
         out.push(Action::Send(
@@ -345,22 +345,22 @@ impl Gemini {
             Some(id) => {
                 params["sessionId"] = id.into();
                 self.loading = true;
-                self.ask(Asked::Load, "session/load", params, out);
+                self.ask(GeminiRequest::Load, "session/load", params, out);
             }
-            None => self.ask(Asked::New, "session/new", params, out),
+            None => self.ask(GeminiRequest::New, "session/new", params, out),
         }
     }
 
-    fn answered(&mut self, asked: Asked, m: &Value, out: &mut Vec<Action>) {
+    fn answered(&mut self, asked: GeminiRequest, m: &Value, out: &mut Vec<Action>) {
         let (result, error) = (&m["result"], m.get("error"));
         match (asked, error) {
-            (Asked::Initialize, None) => {
+            (GeminiRequest::Initialize, None) => {
                 out.push(Action::Version(
                     text(result, "/agentInfo/version").to_owned(),
                 ));
                 self.open_session(out);
             }
-            (Asked::New, None) => {
+            (GeminiRequest::New, None) => {
                 let id = text(result, "/sessionId").to_owned();
                 self.session = Some(id.clone());
                 out.push(Action::Ready {
@@ -368,21 +368,21 @@ impl Gemini {
                     resumed: false,
                 });
             }
-            (Asked::Load, None) => {
+            (GeminiRequest::Load, None) => {
                 // Its history comes behind this answer, and has no end but that it stops.
                 self.session.clone_from(&self.resume);
                 out.push(Action::Wake(HISTORY_TIME));
             }
-            (Asked::Load, Some(_)) => {
+            (GeminiRequest::Load, Some(_)) => {
                 out.push(Warning { message: "Gemini CLI no longer has this session; a new one is begun, without its history".into() }.into());
                 (self.resume, self.loading) = (None, false);
                 self.open_session(out);
             }
-            (Asked::Initialize | Asked::New, Some(error)) => out.push(Action::Broken(format!(
+            (GeminiRequest::Initialize | GeminiRequest::New, Some(error)) => out.push(Action::Broken(format!(
                 "Gemini CLI gave no session: {}",
-                told(error)
+                error_text(error)
             ))),
-            (Asked::Prompt, _) => self.prompt_answered(result, error, out),
+            (GeminiRequest::Prompt, _) => self.prompt_answered(result, error, out),
         }
     }
 
@@ -398,7 +398,7 @@ impl Gemini {
         let aborted = turn.aborted || result["stopReason"] == "cancelled";
         if let Some(error) = error.filter(|_| !aborted) {
             turn.failed = true;
-            out.push(failure(error["code"].as_i64(), &told(error), error.clone()).into());
+            out.push(failure(error["code"].as_i64(), &error_text(error), error.clone()).into());
         }
         let reason = match text(result, "/stopReason") {
             _ if aborted => TurnEndReason::Interrupted,
@@ -479,8 +479,8 @@ impl Gemini {
             self.handed.acknowledge(|_, _| true, out);
         }
         match kind {
-            "agent_message_chunk" => self.write(Kind::Text, text(u, "/content/text"), out),
-            "agent_thought_chunk" => self.write(Kind::Reasoning, text(u, "/content/text"), out),
+            "agent_message_chunk" => self.write(ItemKind::Text, text(u, "/content/text"), out),
+            "agent_thought_chunk" => self.write(ItemKind::Reasoning, text(u, "/content/text"), out),
             "tool_call" => self.tool_use(u, out),
             "tool_call_update" => {
                 if !self.used.contains(text(u, "/toolCallId")) {
@@ -513,25 +513,25 @@ impl Gemini {
         } else {
             name.to_owned()
         };
-        self.turn = Some(Turn {
+        self.turn = Some(GeminiTurn {
             name,
-            ..Turn::default()
+            ..GeminiTurn::default()
         });
         self.handed.begin_turn(out);
     }
 
-    fn write(&mut self, kind: Kind, piece: &str, out: &mut Vec<Action>) {
+    fn write(&mut self, kind: ItemKind, piece: &str, out: &mut Vec<Action>) {
         self.step(out);
         let Some(turn) = &mut self.turn else { return };
         if turn.kind != Some(kind) {
             self.drafts.finish_all(out);
             turn.kind = Some(kind);
             turn.items += 1;
-            if kind == Kind::Text {
+            if kind == ItemKind::Text {
                 turn.final_text.clear();
             }
         }
-        if kind == Kind::Text {
+        if kind == ItemKind::Text {
             turn.final_text.push_str(piece);
         }
         self.drafts.write(
@@ -610,7 +610,7 @@ impl Gemini {
         self.step(out);
         self.tools.insert(
             id.clone(),
-            Tool {
+            GeminiTool {
                 execute,
                 wanted: None,
             },
@@ -645,7 +645,7 @@ impl Gemini {
         if said.is_empty() && changes.is_empty() && tool.wanted.is_none() {
             // It does not say what came of it; its session file does.
             tool.wanted = Some((TRIES, failed));
-            self.find(Tag::Output(id), out);
+            self.find(CallPurpose::Output(id), out);
             return;
         }
         let cancelled = self.turn.as_ref().is_some_and(|t| t.aborted)
@@ -688,15 +688,15 @@ impl Gemini {
     }
 
     /// Looks into the session's own file.
-    fn find(&self, tag: Tag, out: &mut Vec<Action>) {
+    fn find(&self, tag: CallPurpose, out: &mut Vec<Action>) {
         let short = self
             .session
             .as_deref()
             .and_then(|id| id.get(..8))
             .unwrap_or("none");
-        out.push(Action::Find {
+        out.push(Action::ReadFile {
             tag,
-            file: Record {
+            file: FilePattern {
                 dir: self.chats.clone(),
                 suffix: format!("-{short}.jsonl"),
             },
@@ -705,7 +705,7 @@ impl Gemini {
 
     /// The session file, read for what a tool said.
     fn found_output(&mut self, id: &str, file: &[u8], out: &mut Vec<Action>) {
-        let Some(Tool {
+        let Some(GeminiTool {
             wanted: Some((tries, failed)),
             execute,
             ..
@@ -775,7 +775,7 @@ impl Gemini {
             turn.ending = Some(reason);
             turn.counting = !turn.prompt.is_empty();
             if turn.counting {
-                self.find(Tag::Output(String::new()), out);
+                self.find(CallPurpose::Output(String::new()), out);
             }
         }
         self.end_if_known(out);
@@ -789,7 +789,7 @@ impl Gemini {
         {
             return;
         }
-        let Some(Turn {
+        let Some(GeminiTurn {
             ending: Some(reason),
             usage,
             final_text,
@@ -934,7 +934,7 @@ impl Gemini {
             }
             ("message", _) => {
                 self.begin_turn("", out);
-                self.write(Kind::Text, text(m, "/content"), out);
+                self.write(ItemKind::Text, text(m, "/content"), out);
             }
             ("tool_use", _) => {
                 let name = text(m, "/tool_name").to_owned();
@@ -1004,7 +1004,7 @@ impl Translator for Gemini {
         let able =
             json!({ "fs": { "readTextFile": false, "writeTextFile": false }, "terminal": false });
         self.ask(
-            Asked::Initialize,
+            GeminiRequest::Initialize,
             "initialize",
             json!({ "protocolVersion": 1, "clientCapabilities": able, "clientInfo": client }),
             out,
@@ -1056,23 +1056,23 @@ impl Translator for Gemini {
         );
     }
 
-    fn reply(&mut self, tag: Tag, reply: Reply, out: &mut Vec<Action>) {
+    fn reply(&mut self, tag: CallPurpose, reply: CallReply, out: &mut Vec<Action>) {
         let file = match reply {
-            Reply::Answer { body, .. } => body,
-            Reply::Lost(why) if matches!(tag, Tag::Look(_)) => {
+            CallReply::Answer { body, .. } => body,
+            CallReply::Lost(why) if matches!(tag, CallPurpose::Look(_)) => {
                 return out.push(Action::Broken(format!(
                     "the session file of Gemini CLI cannot be read: {why}"
                 )));
             }
-            Reply::Lost(_) => Vec::new(),
+            CallReply::Lost(_) => Vec::new(),
         };
         match tag {
-            Tag::Output(id) if id.is_empty() => self.count(&file, out),
-            Tag::Output(id) => {
+            CallPurpose::Output(id) if id.is_empty() => self.count(&file, out),
+            CallPurpose::Output(id) => {
                 self.found_output(&id, &file, out);
                 self.go_on(out);
             }
-            Tag::Look(input_id) => {
+            CallPurpose::Look(input_id) => {
                 let at = |entry: &Value| {
                     text(entry, "/timestamp")
                         .parse::<jiff::Timestamp>()
@@ -1110,12 +1110,12 @@ impl Translator for Gemini {
             turn.prompt.clone_from(&input.text);
         }
         let params = json!({ "sessionId": self.session, "prompt": prompt });
-        self.ask(Asked::Prompt, "session/prompt", params, out);
+        self.ask(GeminiRequest::Prompt, "session/prompt", params, out);
     }
 
     fn look_for(&mut self, input: &Input, native_id: &str, told: bool, out: &mut Vec<Action>) {
         self.handed.look_for(native_id, input, told);
-        self.find(Tag::Look(input.input_id.clone()), out);
+        self.find(CallPurpose::Look(input.input_id.clone()), out);
     }
 
     fn interrupt(&mut self, out: &mut Vec<Action>) {
@@ -1139,15 +1139,15 @@ impl Translator for Gemini {
     fn answer(
         &mut self,
         request_id: &str,
-        decision: &Decision,
+        decision: &PermissionDecision,
         by: &str,
         out: &mut Vec<Action>,
     ) -> bool {
         let kind = match decision {
-            Decision::Allow => "allow_once",
-            Decision::AllowAlways => "allow_always",
-            Decision::Deny { .. } => "reject_once",
-            Decision::Answers(_) | Decision::RejectQuestion => return false,
+            PermissionDecision::Allow => "allow_once",
+            PermissionDecision::AllowAlways => "allow_always",
+            PermissionDecision::Deny { .. } => "reject_once",
+            PermissionDecision::Answers(_) | PermissionDecision::RejectQuestion => return false,
         };
         let Some(Asking {
             number,
@@ -1178,7 +1178,7 @@ impl Translator for Gemini {
             }
             .into(),
         );
-        if let Decision::Deny { message } = decision {
+        if let PermissionDecision::Deny { message } = decision {
             // The CLI says no more of this call.
             self.tool_result(
                 &tool,
@@ -1199,7 +1199,7 @@ impl Translator for Gemini {
             });
         }
         for (id, _) in self.tools.iter().filter(|(_, tool)| tool.wanted.is_some()) {
-            self.find(Tag::Output(id.clone()), out);
+            self.find(CallPurpose::Output(id.clone()), out);
         }
         if self.held.is_empty() && self.tools.values().all(|tool| tool.wanted.is_some()) {
             self.step(out);
@@ -1288,7 +1288,7 @@ fn asks(entry: &Value, prompt: &str) -> bool {
 }
 
 /// The words of an error: its message, or what is behind `Internal error`.
-fn told(error: &Value) -> String {
+fn error_text(error: &Value) -> String {
     let details = text(error, "/data/details");
     if details.is_empty() {
         text(error, "/message").to_owned()

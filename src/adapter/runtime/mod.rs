@@ -52,8 +52,8 @@ pub struct Runtime {
     pub providers: &'static [&'static str],
     pub capabilities: Capabilities,
     /// Writes what the CLI reads into its home, and says how it is started.
-    pub launch: fn(&Setting) -> io::Result<Launch>,
-    pub translator: fn(&Setting) -> Box<dyn Translator>,
+    pub launch: fn(&LaunchContext) -> io::Result<LaunchPlan>,
+    pub translator: fn(&LaunchContext) -> Box<dyn Translator>,
 }
 
 impl Runtime {
@@ -220,7 +220,7 @@ pub enum Mcp {
 
 /// What a session wants of its runtime.
 #[derive(Debug, Clone)]
-pub struct Setting {
+pub struct LaunchContext {
     pub session_id: String,
     /// The CLI's own spelling.
     pub model: String,
@@ -248,7 +248,7 @@ pub struct Setting {
     pub random: String,
 }
 
-impl Setting {
+impl LaunchContext {
     /// Whether some commands need no permission.
     fn allows_commands(&self) -> bool {
         self.allowed_tools
@@ -259,10 +259,10 @@ impl Setting {
 
 /// How a CLI is started.
 #[derive(Debug, Clone)]
-pub struct Launch {
+pub struct LaunchPlan {
     pub args: Vec<String>,
     pub env: Vec<(String, String)>,
-    pub wiring: Wiring,
+    pub wiring: Transport,
     /// What was asked for and this CLI cannot do.
     pub warnings: Vec<String>,
     /// Its session, where the one who starts it chooses: the id, and whether it is resumed.
@@ -271,7 +271,7 @@ pub struct Launch {
 
 /// How one talks with it.
 #[derive(Debug, Clone)]
-pub enum Wiring {
+pub enum Transport {
     /// It serves HTTP on loopback.
     Http {
         /// Finds its address in a line that it prints.
@@ -298,12 +298,12 @@ pub enum Action {
     /// Say it on the stream.
     Event(Payload),
     /// Ask the CLI something; the answer comes to [`Translator::reply`].
-    Call(Call),
+    Call(RuntimeCall),
     /// Tell the CLI something, on a line. What it answers is read like all that it says.
     Send(Value),
     /// Read what the CLI wrote down; it comes to [`Translator::reply`], as an HTTP answer would:
     /// 200, or 404.
-    Find { tag: Tag, file: Record },
+    ReadFile { tag: CallPurpose, file: FilePattern },
     /// The CLI tells its version.
     Version(String),
     /// The CLI has a session; inputs may come.
@@ -348,15 +348,15 @@ impl<P: Into<Payload>> From<P> for Action {
 /// A file that a CLI keeps: the largest below `dir` (at most two directories deep) whose name
 /// ends so. Of a long one, the end.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Record {
+pub struct FilePattern {
     pub dir: PathBuf,
     pub suffix: String,
 }
 
 #[derive(Debug, Clone, PartialEq)]
-pub struct Call {
+pub struct RuntimeCall {
     /// What the translator knows the answer by.
-    pub tag: Tag,
+    pub tag: CallPurpose,
     pub method: &'static str,
     pub path: String,
     pub body: Option<Value>,
@@ -364,7 +364,7 @@ pub struct Call {
 
 /// Why a call was made.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Tag {
+pub enum CallPurpose {
     Open,
     Resume,
     /// Whether an input that was handed over before a restart arrived.
@@ -380,7 +380,7 @@ pub enum Tag {
 
 /// The answer to a call.
 #[derive(Debug, Clone)]
-pub enum Reply {
+pub enum CallReply {
     Answer {
         status: u16,
         body: Vec<u8>,
@@ -391,7 +391,7 @@ pub enum Reply {
 
 /// A user's answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Decision {
+pub enum PermissionDecision {
     Allow,
     AllowAlways,
     Deny { message: Option<String> },
@@ -399,15 +399,15 @@ pub enum Decision {
     RejectQuestion,
 }
 
-impl Decision {
+impl PermissionDecision {
     /// As the stream has it; only permissions' are there.
     pub fn name(&self) -> &'static str {
         match self {
-            Decision::Allow => "allow",
-            Decision::AllowAlways => "allow_always",
-            Decision::Deny { .. } => "deny",
-            Decision::Answers(_) => "answered",
-            Decision::RejectQuestion => "rejected",
+            PermissionDecision::Allow => "allow",
+            PermissionDecision::AllowAlways => "allow_always",
+            PermissionDecision::Deny { .. } => "deny",
+            PermissionDecision::Answers(_) => "answered",
+            PermissionDecision::RejectQuestion => "rejected",
         }
     }
 }
@@ -421,7 +421,7 @@ pub trait Translator: Send {
     /// One line of what it writes beside its messages.
     fn read_stderr(&mut self, _line: &str, _out: &mut Vec<Action>) {}
     /// The answer to a `Call` or a `Find`.
-    fn reply(&mut self, _tag: Tag, _reply: Reply, _out: &mut Vec<Action>) {}
+    fn reply(&mut self, _tag: CallPurpose, _reply: CallReply, _out: &mut Vec<Action>) {}
     /// The name that an input will have in the CLI, where it can be chosen; `now` in
     /// milliseconds since 1970, `random` 14 random bytes.
     fn native_id(&self, now: i64, random: [u8; 14]) -> String;
@@ -434,7 +434,7 @@ pub trait Translator: Send {
     fn answer(
         &mut self,
         request_id: &str,
-        decision: &Decision,
+        decision: &PermissionDecision,
         by: &str,
         out: &mut Vec<Action>,
     ) -> bool;
@@ -473,7 +473,7 @@ fn model_of_platform(env: Env<'_>) -> Option<String> {
 
 /// Writes a file that a CLI reads, whatever stands in its place: nobody else can read it, and no
 /// link or pipe that the agent laid there is followed or waited for.
-fn private_file(path: &Path, text: &str) -> io::Result<()> {
+fn write_private_file(path: &Path, text: &str) -> io::Result<()> {
     use std::io::Write;
     use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
     if let Some(dir) = path.parent() {

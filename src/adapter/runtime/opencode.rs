@@ -21,12 +21,12 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 use super::{
-    Action, COMPACTED, Call, Capabilities, DENIED, Decision, Launch, Mcp, Permissions, Phase,
-    Reply, Runtime, Setting, Tag, Translator, Wiring, model_of_platform, parsed,
-    permission_options, plan, private_file, text,
+    Action, COMPACTED, RuntimeCall, Capabilities, DENIED, PermissionDecision, LaunchPlan, Mcp, Permissions, Phase,
+    CallReply, Runtime, LaunchContext, CallPurpose, Translator, Transport, model_of_platform, parsed,
+    permission_options, plan, write_private_file, text,
 };
 use crate::adapter::cause;
-use crate::adapter::draft::{Drafts, Kind};
+use crate::adapter::draft::{OpenItems, ItemKind};
 use crate::adapter::inbox::Input;
 use crate::catalogue::Overrides;
 use crate::event::{
@@ -90,7 +90,7 @@ const STORE_TIME: Duration = Duration::from_secs(20);
 /// By then the call has come that a request was made for.
 const CALL_TIME: Duration = Duration::from_millis(500);
 
-fn launch(setting: &Setting) -> io::Result<Launch> {
+fn launch(setting: &LaunchContext) -> io::Result<LaunchPlan> {
     without_plugin(&setting.user_config.join("opencode"));
     let text = |s: &str| s.to_owned();
     #[rustfmt::skip]
@@ -103,7 +103,7 @@ fn launch(setting: &Setting) -> io::Result<Launch> {
         ("OPENCODE_DISABLE_DEFAULT_PLUGINS", text("1")),
         ("OPENCODE_DISABLE_LSP_DOWNLOAD", text("1")),
     ];
-    Ok(Launch {
+    Ok(LaunchPlan {
         args: ["serve", "--hostname", "127.0.0.1", "--port", "0"]
             .map(text)
             .to_vec(),
@@ -111,7 +111,7 @@ fn launch(setting: &Setting) -> io::Result<Launch> {
             .into_iter()
             .map(|(name, value)| (text(name), value))
             .collect(),
-        wiring: Wiring::Http {
+        wiring: Transport::Http {
             announced: |line| {
                 line.split_once("opencode server listening on http://")
                     .map(|(_, address)| address.trim().trim_end_matches('/').to_owned())
@@ -149,7 +149,7 @@ fn without_plugin(config: &Path) {
     }
     let lock = json!({ "lockfileVersion": 3, "packages": { "": { "dependencies": { "@opencode-ai/plugin": "*" } } } });
     let written = std::fs::create_dir_all(config.join("node_modules"))
-        .and_then(|()| private_file(&config.join("package-lock.json"), &lock.to_string()));
+        .and_then(|()| write_private_file(&config.join("package-lock.json"), &lock.to_string()));
     // Where nobody may write opencode does not install anything either.
     if let Err(e) = written {
         tracing::debug!(error = %e, "the configuration of opencode is left as it is");
@@ -165,7 +165,7 @@ fn basic(user: &str, password: &str) -> String {
 }
 
 /// What is merged over the user's and the project's own files, which stay as they are.
-fn configuration(setting: &Setting) -> Value {
+fn configuration(setting: &LaunchContext) -> Value {
     let mut providers = Map::new();
     for provider in RUNTIME.providers {
         // The mount of the sidecar, where it is called otherwise; and the version in its path.
@@ -268,7 +268,7 @@ fn described(provider: &str, model: &str) -> Option<Value> {
 }
 
 /// opencode's rules: the last that matches a tool counts.
-fn permission(setting: &Setting) -> Value {
+fn permission(setting: &LaunchContext) -> Value {
     let asked = match setting.permissions {
         Permissions::Allow => "allow",
         Permissions::Ask => "ask",
@@ -333,7 +333,7 @@ struct Message {
 }
 
 #[derive(Debug, Default)]
-struct Tool {
+struct OpencodeTool {
     id: String,
     /// The provider's id of the call.
     call: String,
@@ -355,7 +355,7 @@ struct Early {
 }
 
 #[derive(Debug, Default)]
-struct Turn {
+struct OpencodeTurn {
     usage: Usage,
     final_text: String,
     finish: Option<String>,
@@ -369,7 +369,7 @@ struct Turn {
     joined: Vec<(String, String)>,
 }
 
-impl Turn {
+impl OpencodeTurn {
     /// It goes idle twice, and is over with the second.
     fn stopped(&self) -> bool {
         self.aborted || self.error
@@ -390,14 +390,14 @@ pub struct Opencode {
     /// Inputs that no turn has started for: message's id, input's id.
     waiting: Vec<(String, String)>,
     messages: HashMap<String, Message>,
-    drafts: Drafts,
-    tools: HashMap<String, Tool>,
+    drafts: OpenItems,
+    tools: HashMap<String, OpencodeTool>,
     /// Messages of turns that were stopped: what still comes of them belongs to no other turn.
     ended: HashSet<String>,
     /// Parts that are finished: what comes of them later is known already.
     done: HashSet<String>,
     tool_ids: HashSet<String>,
-    turn: Option<Turn>,
+    turn: Option<OpencodeTurn>,
     said_error: Option<String>,
     /// Who decided what, until the CLI says that it has heard.
     decided: HashMap<String, (String, String)>,
@@ -409,7 +409,7 @@ pub struct Opencode {
 }
 
 #[derive(Deserialize)]
-struct Head<'a> {
+struct MessageHead<'a> {
     #[serde(borrow, default)]
     id: Option<Cow<'a, str>>,
     #[serde(borrow, rename = "type", default)]
@@ -464,7 +464,7 @@ const SILENT: [&str; 21] = [
 ];
 
 impl Opencode {
-    pub fn new(setting: &Setting) -> Self {
+    pub fn new(setting: &LaunchContext) -> Self {
         let mut mcp: Vec<String> = setting.mcp.keys().cloned().collect();
         mcp.sort_by_key(|name| std::cmp::Reverse(name.len()));
         Opencode {
@@ -647,7 +647,7 @@ impl Opencode {
             return;
         }
         let input_ids = self.waiting.drain(..).map(|(_, input)| input).collect();
-        self.turn = Some(Turn::default());
+        self.turn = Some(OpencodeTurn::default());
         self.said_error = None;
         out.push(TurnStart { turn: 0, input_ids }.into());
     }
@@ -723,7 +723,7 @@ impl Opencode {
             out.extend(
                 self.sent
                     .iter()
-                    .map(|(native, input)| self.look(Tag::Check(input.input_id.clone()), native)),
+                    .map(|(native, input)| self.look(CallPurpose::Check(input.input_id.clone()), native)),
             );
         }
         if name == "MessageAbortedError" {
@@ -784,8 +784,8 @@ impl Opencode {
         }
         let id = text(part, "/id");
         match text(part, "/type") {
-            "text" => self.written(id, Kind::Text, part, parent, out),
-            "reasoning" => self.written(id, Kind::Reasoning, part, parent, out),
+            "text" => self.written(id, ItemKind::Text, part, parent, out),
+            "reasoning" => self.written(id, ItemKind::Reasoning, part, parent, out),
             "tool" => self.tool(id, part, parent, out),
             "step-finish" => self.step_finish(id, part, parent.as_ref(), out),
             "step-start" | "patch" | "snapshot" | "agent" | "subtask" | "retry" | "compaction" => {}
@@ -834,7 +834,7 @@ impl Opencode {
     fn written(
         &mut self,
         id: &str,
-        kind: Kind,
+        kind: ItemKind,
         part: &Value,
         parent: Option<String>,
         out: &mut Vec<Action>,
@@ -853,8 +853,8 @@ impl Opencode {
             .map_or(parent, |draft| draft.parent.clone());
         // Written to its end, or until it was stopped: the end is stamped either way.
         let stopped =
-            kind == Kind::Text && self.turn.as_ref().is_some_and(|t| t.aborted && t.draining);
-        if let (Kind::Text, None, Some(turn)) = (kind, &parent, &mut self.turn) {
+            kind == ItemKind::Text && self.turn.as_ref().is_some_and(|t| t.aborted && t.draining);
+        if let (ItemKind::Text, None, Some(turn)) = (kind, &parent, &mut self.turn) {
             full.clone_into(&mut turn.final_text);
         }
         self.drafts
@@ -884,10 +884,10 @@ impl Opencode {
             };
             self.tools.insert(
                 id.to_owned(),
-                Tool {
+                OpencodeTool {
                     id: tool_id,
                     call: call.to_owned(),
-                    ..Tool::default()
+                    ..OpencodeTool::default()
                 },
             );
         }
@@ -934,7 +934,7 @@ impl Opencode {
             .as_str()
             .filter(|_| status == "running")
         {
-            let news = news(&tool.seen, output).to_owned();
+            let news = appended_since(&tool.seen, output).to_owned();
             output.clone_into(&mut tool.seen);
             if !news.is_empty() {
                 out.push(
@@ -1212,8 +1212,8 @@ impl Opencode {
         self.part(part, parent, out)
     }
 
-    fn post(&self, tag: Tag, path: &str, body: Value) -> Action {
-        Action::Call(Call {
+    fn post(&self, tag: CallPurpose, path: &str, body: Value) -> Action {
+        Action::Call(RuntimeCall {
             tag,
             method: "POST",
             path: path.to_owned(),
@@ -1221,12 +1221,12 @@ impl Opencode {
         })
     }
 
-    fn look(&self, tag: Tag, native_id: &str) -> Action {
+    fn look(&self, tag: CallPurpose, native_id: &str) -> Action {
         let path = format!(
             "/session/{}/message/{native_id}",
             self.session.as_deref().unwrap_or_default()
         );
-        Action::Call(Call {
+        Action::Call(RuntimeCall {
             tag,
             method: "GET",
             path,
@@ -1237,7 +1237,7 @@ impl Opencode {
     fn create(&self) -> Action {
         // With a title of ours, the model is not asked for one.
         self.post(
-            Tag::Open,
+            CallPurpose::Open,
             "/session",
             json!({ "title": format!("session {}", self.session_id) }),
         )
@@ -1256,8 +1256,8 @@ impl Translator for Opencode {
         self.session = native_session_id.map(str::to_owned);
         self.first = native_session_id.is_none();
         out.push(match native_session_id {
-            Some(id) => Action::Call(Call {
-                tag: Tag::Resume,
+            Some(id) => Action::Call(RuntimeCall {
+                tag: CallPurpose::Resume,
                 method: "GET",
                 path: format!("/session/{id}"),
                 body: None,
@@ -1267,17 +1267,17 @@ impl Translator for Opencode {
     }
 
     fn read(&mut self, native: &[u8], out: &mut Vec<Action>) {
-        let known = match serde_json::from_slice::<Head<'_>>(native) {
-            Ok(Head {
+        let known = match serde_json::from_slice::<MessageHead<'_>>(native) {
+            Ok(MessageHead {
                 payload: Some(inner),
                 ..
             }) => return self.read(inner.get().as_bytes(), out),
-            Ok(Head {
+            Ok(MessageHead {
                 kind: Some(kind),
                 part: Some(part),
                 ..
             }) => self.run_line(&kind, &part, out),
-            Ok(Head {
+            Ok(MessageHead {
                 kind: Some(kind),
                 error: Some(error),
                 ..
@@ -1286,7 +1286,7 @@ impl Translator for Opencode {
                 self.error(&error, None, out);
                 true
             }
-            Ok(Head {
+            Ok(MessageHead {
                 kind: Some(kind),
                 properties: Some(properties),
                 ..
@@ -1294,14 +1294,14 @@ impl Translator for Opencode {
                 let text = properties.get();
                 match serde_json::from_str::<Delta<'_>>(text) {
                     Ok(delta) => self.delta(&delta, out),
-                    Err(_) => serde_json::from_str::<Delta<'_>>(&mended(text))
+                    Err(_) => serde_json::from_str::<Delta<'_>>(&replace_lone_surrogates(text))
                         .is_ok_and(|delta| self.delta(&delta, out)),
                 }
             }
-            Ok(Head {
+            Ok(MessageHead {
                 kind: Some(kind), ..
             }) if SILENT.contains(&kind.as_ref()) => true,
-            Ok(Head {
+            Ok(MessageHead {
                 id,
                 kind: Some(kind),
                 properties: Some(properties),
@@ -1309,7 +1309,7 @@ impl Translator for Opencode {
             }) => {
                 let text = properties.get();
                 let properties = serde_json::from_str::<Value>(text)
-                    .or_else(|_| serde_json::from_str(&mended(text)));
+                    .or_else(|_| serde_json::from_str(&replace_lone_surrogates(text)));
                 properties
                     .is_ok_and(|p| self.event(id.as_deref().unwrap_or_default(), &kind, &p, out))
             }
@@ -1325,15 +1325,15 @@ impl Translator for Opencode {
         }
     }
 
-    fn reply(&mut self, tag: Tag, reply: Reply, out: &mut Vec<Action>) {
+    fn reply(&mut self, tag: CallPurpose, reply: CallReply, out: &mut Vec<Action>) {
         let (status, body) = match &reply {
-            Reply::Answer { status, body } => (*status, body.as_slice()),
-            Reply::Lost(_) => (0, &b""[..]),
+            CallReply::Answer { status, body } => (*status, body.as_slice()),
+            CallReply::Lost(_) => (0, &b""[..]),
         };
         let said = || String::from_utf8_lossy(&body[..body.len().min(500)]).into_owned();
-        let after_restart = matches!(tag, Tag::Look(_));
+        let after_restart = matches!(tag, CallPurpose::Look(_));
         match tag {
-            Tag::Open | Tag::Resume if status == 200 => {
+            CallPurpose::Open | CallPurpose::Resume if status == 200 => {
                 let id = serde_json::from_slice::<Value>(body)
                     .ok()
                     .and_then(|v| v["id"].as_str().map(str::to_owned));
@@ -1342,7 +1342,7 @@ impl Translator for Opencode {
                         self.session = Some(id.clone());
                         out.push(Action::Ready {
                             native_session_id: id,
-                            resumed: tag == Tag::Resume,
+                            resumed: tag == CallPurpose::Resume,
                         });
                     }
                     None => out.push(Action::Broken(format!(
@@ -1351,25 +1351,25 @@ impl Translator for Opencode {
                     ))),
                 }
             }
-            Tag::Resume if status == 404 => {
+            CallPurpose::Resume if status == 404 => {
                 out.push(Warning { message: "opencode no longer has this session; a new one is begun, without its history".into() }.into());
                 self.session = None;
                 out.push(self.create());
             }
-            Tag::Open | Tag::Resume => out.push(Action::Broken(format!(
+            CallPurpose::Open | CallPurpose::Resume => out.push(Action::Broken(format!(
                 "opencode gave no session: status {status} {}",
                 said()
             ))),
-            Tag::Deliver(input_id) => match (&reply, self.sent_as(&input_id)) {
+            CallPurpose::Deliver(input_id) => match (&reply, self.sent_as(&input_id)) {
                 (_, None)
                 | (
-                    Reply::Answer {
+                    CallReply::Answer {
                         status: 200..300, ..
                     },
                     _,
                 ) => {}
                 (
-                    Reply::Answer {
+                    CallReply::Answer {
                         status: 400..500, ..
                     },
                     Some(native),
@@ -1381,15 +1381,15 @@ impl Translator for Opencode {
                     });
                 }
                 // Whether it arrived is not known, and is asked when opencode is up again.
-                (Reply::Answer { .. }, _) => out.push(Action::Broken(format!(
+                (CallReply::Answer { .. }, _) => out.push(Action::Broken(format!(
                     "opencode failed to take an input: status {status} {}",
                     said()
                 ))),
-                (Reply::Lost(why), _) => out.push(Action::Broken(format!(
+                (CallReply::Lost(why), _) => out.push(Action::Broken(format!(
                     "opencode did not say whether it took an input: {why}"
                 ))),
             },
-            Tag::Look(input_id) | Tag::Check(input_id) => match (status, self.sent_as(&input_id)) {
+            CallPurpose::Look(input_id) | CallPurpose::Check(input_id) => match (status, self.sent_as(&input_id)) {
                 (_, None) => {}
                 (200, Some(native)) => {
                     if let Some(input) = self.sent.remove(&native) {
@@ -1414,14 +1414,14 @@ impl Translator for Opencode {
                     said()
                 ))),
             },
-            Tag::Interrupt if status == 200 => {}
-            Tag::Interrupt => out.push(Action::Broken(format!(
+            CallPurpose::Interrupt if status == 200 => {}
+            CallPurpose::Interrupt => out.push(Action::Broken(format!(
                 "opencode cannot be interrupted: status {status} {}",
                 said()
             ))),
-            Tag::Output(_) => {}
-            Tag::Answer(_) if status == 200 => {}
-            Tag::Answer(request) => {
+            CallPurpose::Output(_) => {}
+            CallPurpose::Answer(_) if status == 200 => {}
+            CallPurpose::Answer(request) => {
                 // It still waits.
                 self.asked
                     .entry(request.clone())
@@ -1465,7 +1465,7 @@ impl Translator for Opencode {
             self.session.as_deref().unwrap_or_default()
         );
         out.push(self.post(
-            Tag::Deliver(input.input_id.clone()),
+            CallPurpose::Deliver(input.input_id.clone()),
             &path,
             json!({ "messageID": native_id, "parts": parts }),
         ));
@@ -1481,7 +1481,7 @@ impl Translator for Opencode {
             });
         }
         self.sent.insert(native_id.to_owned(), input.clone());
-        out.push(self.look(Tag::Look(input.input_id.clone()), native_id));
+        out.push(self.look(CallPurpose::Look(input.input_id.clone()), native_id));
     }
 
     fn interrupt(&mut self, out: &mut Vec<Action>) {
@@ -1492,18 +1492,18 @@ impl Translator for Opencode {
                 "/session/{}/abort",
                 self.session.as_deref().unwrap_or_default()
             );
-            out.push(self.post(Tag::Interrupt, &path, json!({})));
+            out.push(self.post(CallPurpose::Interrupt, &path, json!({})));
         }
     }
 
     fn answer(
         &mut self,
         request_id: &str,
-        decision: &Decision,
+        decision: &PermissionDecision,
         by: &str,
         out: &mut Vec<Action>,
     ) -> bool {
-        let about_question = matches!(decision, Decision::Answers(_) | Decision::RejectQuestion);
+        let about_question = matches!(decision, PermissionDecision::Answers(_) | PermissionDecision::RejectQuestion);
         match self.asked.get_mut(request_id) {
             Some((is_question, answered)) if *is_question == about_question && !*answered => {
                 *answered = true
@@ -1517,17 +1517,17 @@ impl Translator for Opencode {
             )
         };
         let (path, body) = match decision {
-            Decision::Allow => permission("once", None),
-            Decision::AllowAlways => permission("always", None),
+            PermissionDecision::Allow => permission("once", None),
+            PermissionDecision::AllowAlways => permission("always", None),
             // Without a message opencode would end the turn.
-            Decision::Deny { message } => {
+            PermissionDecision::Deny { message } => {
                 permission("reject", Some(message.as_deref().unwrap_or(DENIED)))
             }
-            Decision::Answers(answers) => (
+            PermissionDecision::Answers(answers) => (
                 format!("/question/{request_id}/reply"),
                 json!({ "answers": answers }),
             ),
-            Decision::RejectQuestion => (format!("/question/{request_id}/reject"), json!({})),
+            PermissionDecision::RejectQuestion => (format!("/question/{request_id}/reject"), json!({})),
         };
         if !about_question {
             self.decided.insert(
@@ -1535,7 +1535,7 @@ impl Translator for Opencode {
                 (decision.name().to_owned(), by.to_owned()),
             );
         }
-        out.push(self.post(Tag::Answer(request_id.to_owned()), &path, body));
+        out.push(self.post(CallPurpose::Answer(request_id.to_owned()), &path, body));
         true
     }
 
@@ -1549,7 +1549,7 @@ impl Translator for Opencode {
         out.extend(
             self.sent
                 .iter()
-                .map(|(native, input)| self.look(Tag::Check(input.input_id.clone()), native)),
+                .map(|(native, input)| self.look(CallPurpose::Check(input.input_id.clone()), native)),
         );
     }
 
@@ -1584,7 +1584,7 @@ impl Translator for Opencode {
     }
 }
 
-fn tool_over(tool: Tool, state: &Value, parent: Option<String>, out: &mut Vec<Action>) {
+fn tool_over(tool: OpencodeTool, state: &Value, parent: Option<String>, out: &mut Vec<Action>) {
     let completed = state["status"] == "completed";
     let exit_code = state["metadata"]["exit"].as_i64();
     // A command that was killed has an exit code of null.
@@ -1614,7 +1614,7 @@ fn tool_over(tool: Tool, state: &Value, parent: Option<String>, out: &mut Vec<Ac
     out.extend(change.map(Action::from));
 }
 
-fn file_change(tool: &Tool, state: &Value, parent: Option<String>) -> Option<FileChange> {
+fn file_change(tool: &OpencodeTool, state: &Value, parent: Option<String>) -> Option<FileChange> {
     if !matches!(
         tool.name.as_str(),
         "write" | "edit" | "multiedit" | "apply_patch" | "patch"
@@ -1663,7 +1663,7 @@ fn canonical(native: &str, mcp: &[String]) -> String {
 
 /// What `output` has beyond `seen`. It grows at its end; from 30 KB on it is a window of the
 /// end, after three dots and a blank line.
-fn news<'a>(seen: &str, output: &'a str) -> &'a str {
+fn appended_since<'a>(seen: &str, output: &'a str) -> &'a str {
     if let Some(more) = output.strip_prefix(seen) {
         return more;
     }
@@ -1697,7 +1697,7 @@ fn milliseconds_after(id: &str, next: u64) -> Option<u64> {
 
 /// JSON in which every half of a surrogate pair that stands alone is U+FFFD: JavaScript cuts
 /// texts between the two, and writes what no Unicode text can hold.
-fn mended(json: &str) -> String {
+fn replace_lone_surrogates(json: &str) -> String {
     let unit = |at: usize| {
         json.get(at..at + 6)
             .and_then(|e| e.strip_prefix("\\u"))
@@ -1741,25 +1741,25 @@ mod tests {
 
     #[test]
     fn only_what_is_new_of_an_output_is_told() {
-        assert_eq!(news("", "a\n"), "a\n");
-        assert_eq!(news("a\n", "a\nb\n"), "b\n");
-        assert_eq!(news("a\nb\n", "a\nb\n"), "");
+        assert_eq!(appended_since("", "a\n"), "a\n");
+        assert_eq!(appended_since("a\n", "a\nb\n"), "b\n");
+        assert_eq!(appended_since("a\nb\n", "a\nb\n"), "");
         let line = |i: usize| format!("line {i} abcdefghijklmnop\n");
         let first: String = (1..500).map(line).collect();
         let window: String = (300..700).map(line).collect();
         let windowed = format!("...\n\n{window}");
         assert_eq!(
-            news(&first, &windowed),
+            appended_since(&first, &windowed),
             (500..700).map(line).collect::<String>()
         );
         let later = format!("...\n\n{}", (650..900).map(line).collect::<String>());
         assert_eq!(
-            news(&windowed, &later),
+            appended_since(&windowed, &later),
             (700..900).map(line).collect::<String>()
         );
         // Nothing in common: all of it.
-        assert_eq!(news("x", "...\n\nyy"), "yy");
-        assert_eq!(news("é", "éà"), "à");
+        assert_eq!(appended_since("x", "...\n\nyy"), "yy");
+        assert_eq!(appended_since("é", "éà"), "à");
     }
 
     #[test]
@@ -1773,7 +1773,7 @@ mod tests {
         ];
         for (json, text) in cases {
             assert_eq!(
-                serde_json::from_str::<String>(&mended(json)).unwrap(),
+                serde_json::from_str::<String>(&replace_lone_surrogates(json)).unwrap(),
                 text,
                 "{json}"
             );

@@ -14,12 +14,12 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use super::{
-    Action, COMPACTED, Capabilities, Decision, Launch, Phase, Runtime, Setting, Translator, Wiring,
-    model_of_platform, parsed, private_file, sent_at, text, text_of, timed_id,
+    Action, COMPACTED, Capabilities, PermissionDecision, LaunchPlan, Phase, Runtime, LaunchContext, Translator, Transport,
+    model_of_platform, parsed, write_private_file, sent_at, text, text_of, timed_id,
 };
 use crate::adapter::cause;
-use crate::adapter::draft::{Drafts, Kind};
-use crate::adapter::handed::Handed;
+use crate::adapter::draft::{OpenItems, ItemKind};
+use crate::adapter::handed::InFlight;
 use crate::adapter::inbox::Input;
 use crate::event::{
     ChangeKind, ErrorEvent, FileChange, Retry, ToolOutput, ToolResult, ToolUse, TurnEnd,
@@ -62,7 +62,7 @@ const RUN_TIME: Duration = Duration::from_secs(20);
 /// How long after a run that failed it may still say that it tries again.
 const RETRY_TIME: Duration = Duration::from_millis(300);
 
-fn launch(setting: &Setting) -> io::Result<Launch> {
+fn launch(setting: &LaunchContext) -> io::Result<LaunchPlan> {
     let text = |s: &str| s.to_owned();
     let home = setting.home.join("pi");
     let sessions = home.join("sessions");
@@ -81,7 +81,7 @@ fn launch(setting: &Setting) -> io::Result<Launch> {
             )
         })
         .collect();
-    private_file(
+    write_private_file(
         &home.join("models.json"),
         &json!({ "providers": providers }).to_string(),
     )?;
@@ -121,13 +121,13 @@ fn launch(setting: &Setting) -> io::Result<Launch> {
     if setting.subagents {
         warnings.push("`session.subagents`: pi has none".to_owned());
     }
-    Ok(Launch {
+    Ok(LaunchPlan {
         args,
         env: env
             .into_iter()
             .map(|(name, value)| (text(name), value))
             .collect(),
-        wiring: Wiring::Lines { version_flag: true },
+        wiring: Transport::Lines { version_flag: true },
         warnings,
         session,
     })
@@ -143,7 +143,7 @@ fn has_session(sessions: &Path, id: &str) -> bool {
 }
 
 #[derive(Debug, Default)]
-struct Turn {
+struct PiTurn {
     final_text: String,
     aborted: bool,
     stop: String,
@@ -151,18 +151,18 @@ struct Turn {
     usage: Usage,
     rounds: u64,
     /// It failed, and may be tried again.
-    over: bool,
+    complete: bool,
 }
 
 #[derive(Default)]
 pub struct Pi {
     resumed: bool,
     ready: bool,
-    handed: Handed,
-    turn: Option<Turn>,
+    handed: InFlight,
+    turn: Option<PiTurn>,
     /// The message that is written; its time names its items.
     message: String,
-    drafts: Drafts,
+    drafts: OpenItems,
     /// Calls that run, with what they have printed.
     tools: HashMap<String, String>,
     used: HashSet<String>,
@@ -197,7 +197,7 @@ impl Pi {
             "response" => self.responded(m, out),
             "agent_start" => {
                 if let Some(turn) = &mut self.turn {
-                    turn.over = false;
+                    turn.complete = false;
                 }
                 self.begin_turn(out);
             }
@@ -230,7 +230,7 @@ impl Pi {
                     .into(),
                 );
                 if let Some(turn) = &mut self.turn {
-                    (turn.over, turn.failure, turn.rounds) = (false, None, 0);
+                    (turn.complete, turn.failure, turn.rounds) = (false, None, 0);
                 }
             }
             "auto_retry_end" if m["success"] == false => {
@@ -239,7 +239,7 @@ impl Pi {
                         .as_str()
                         .map(str::to_owned)
                         .or(turn.failure.take());
-                    turn.over = true;
+                    turn.complete = true;
                 }
                 self.end_turn(out);
             }
@@ -248,9 +248,9 @@ impl Pi {
                 if let Some(turn) = self
                     .turn
                     .as_mut()
-                    .filter(|t| t.over && m["reason"] == "overflow")
+                    .filter(|t| t.complete && m["reason"] == "overflow")
                 {
-                    turn.over = false;
+                    turn.complete = false;
                 }
             }
             "compaction_end" => {
@@ -266,7 +266,7 @@ impl Pi {
                     if m["willRetry"] == true {
                         (turn.failure, turn.rounds) = (None, 0);
                     } else {
-                        turn.over = true;
+                        turn.complete = true;
                         self.end_turn(out);
                     }
                 }
@@ -353,7 +353,7 @@ impl Pi {
     fn begin_turn(&mut self, out: &mut Vec<Action>) {
         if self.turn.is_none() {
             (self.accepted, self.stranded) = (false, false);
-            self.turn = Some(Turn::default());
+            self.turn = Some(PiTurn::default());
             self.handed.begin_turn(out);
         }
     }
@@ -378,22 +378,22 @@ impl Pi {
         match text(event, "/type") {
             "text_delta" => self
                 .drafts
-                .write(&item, Kind::Text, text(event, "/delta"), None, out),
+                .write(&item, ItemKind::Text, text(event, "/delta"), None, out),
             "thinking_delta" => {
                 self.drafts
-                    .write(&item, Kind::Reasoning, text(event, "/delta"), None, out)
+                    .write(&item, ItemKind::Reasoning, text(event, "/delta"), None, out)
             }
             "text_end" => {
                 let words = text(event, "/content");
                 self.drafts
-                    .finish(&item, Kind::Text, words, None, false, out);
+                    .finish(&item, ItemKind::Text, words, None, false, out);
                 if let Some(turn) = &mut self.turn {
                     words.clone_into(&mut turn.final_text);
                 }
             }
             "thinking_end" => self.drafts.finish(
                 &item,
-                Kind::Reasoning,
+                ItemKind::Reasoning,
                 text(event, "/content"),
                 None,
                 false,
@@ -519,7 +519,7 @@ impl Pi {
 
     fn run_over(&mut self, out: &mut Vec<Action>) {
         let Some(turn) = &mut self.turn else { return };
-        turn.over = true;
+        turn.complete = true;
         if turn.failure.is_some() && !turn.aborted {
             out.push(Action::Wake(RETRY_TIME));
         } else {
@@ -532,7 +532,7 @@ impl Pi {
         let Some(turn) = self.turn.take() else { return };
         let reason = match turn.stop.as_str() {
             _ if turn.aborted => TurnEndReason::Interrupted,
-            _ if turn.failure.is_some() || !turn.over => TurnEndReason::Error,
+            _ if turn.failure.is_some() || !turn.complete => TurnEndReason::Error,
             "aborted" => TurnEndReason::Interrupted,
             "length" => TurnEndReason::MaxTokens,
             _ => TurnEndReason::EndTurn,
@@ -627,7 +627,7 @@ impl Translator for Pi {
     fn answer(
         &mut self,
         _request_id: &str,
-        _decision: &Decision,
+        _decision: &PermissionDecision,
         _by: &str,
         _out: &mut Vec<Action>,
     ) -> bool {
@@ -635,7 +635,7 @@ impl Translator for Pi {
     }
 
     fn wake(&mut self, out: &mut Vec<Action>) {
-        if self.turn.as_ref().is_some_and(|t| t.over) {
+        if self.turn.as_ref().is_some_and(|t| t.complete) {
             return self.end_turn(out);
         }
         if self.turn.is_some() || self.handed.is_empty() {
@@ -668,7 +668,7 @@ impl Translator for Pi {
 
     fn phase(&self) -> Phase {
         match &self.turn {
-            Some(turn) if turn.aborted || turn.over => Phase::Settling,
+            Some(turn) if turn.aborted || turn.complete => Phase::Settling,
             None if self.handed.is_empty() => Phase::Idle,
             _ => Phase::Busy,
         }

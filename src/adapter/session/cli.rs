@@ -13,11 +13,11 @@ use tokio::time::{Instant, sleep};
 
 use super::record::raw_output;
 use super::{Session, TOO_LONG, asked_to_end, describe, until};
-use crate::adapter::config::{Config, read_key};
+use crate::adapter::config::{AdapterConfig, read_key};
 use crate::adapter::process::{self, Process, Program};
-use crate::adapter::runtime::{Launch, Setting, Wiring};
-use crate::adapter::transport::{Heard, Http, Lines};
-use crate::adapter::trouble::Part;
+use crate::adapter::runtime::{LaunchPlan, LaunchContext, Transport};
+use crate::adapter::transport::{FromCli, CliHttpClient, LineSplitter};
+use crate::adapter::trouble::Component;
 use crate::base::disk::is_full;
 use crate::base::token::Token;
 use crate::event::{ErrorCode, ErrorEvent, SessionEnd, SessionEndReason, StageState, Warning};
@@ -41,23 +41,23 @@ const DISK_EVERY: Duration = Duration::from_millis(500);
 const STDERR_TAIL: usize = 4 << 10;
 
 /// A CLI that is up.
-pub(super) struct Running {
+pub(super) struct RunningCli {
     pub(super) process: Process,
-    pub(super) http: Http,
+    pub(super) http: CliHttpClient,
     /// It speaks in JSON lines; this writes to its standard input.
     input: Option<mpsc::UnboundedSender<Bytes>>,
     pub(super) speaks_lines: bool,
-    pub(super) heard: mpsc::Receiver<Heard>,
-    pub(super) say: mpsc::Sender<Heard>,
-    pub(super) events: Lines,
-    pub(super) stdout: Lines,
+    pub(super) heard: mpsc::Receiver<FromCli>,
+    pub(super) say: mpsc::Sender<FromCli>,
+    pub(super) events: LineSplitter,
+    pub(super) stdout: LineSplitter,
     pub(super) stderr: Tail,
     pub(super) ready: bool,
     pub(super) broken: Option<String>,
     events_task: Option<tokio::task::JoinHandle<()>>,
 }
 
-impl Running {
+impl RunningCli {
     /// Writes one message to its standard input, after those before it.
     pub(super) fn send(&self, message: &Value) {
         if let Some(input) = &self.input {
@@ -70,7 +70,7 @@ impl Running {
 }
 
 /// Why a CLI is not up any more.
-pub(super) enum Gone {
+pub(super) enum CliExit {
     /// The session is over.
     Ended(SessionEnd),
     Crashed {
@@ -83,7 +83,7 @@ pub(super) enum Gone {
 
 #[derive(Default)]
 pub(super) struct Tail {
-    pub(super) lines: Lines,
+    pub(super) lines: LineSplitter,
     kept: VecDeque<u8>,
 }
 
@@ -104,7 +104,7 @@ impl Tail {
 
 impl Session {
     /// Starts the CLI, up to where it has a session of ours.
-    pub(super) async fn start(&mut self) -> Result<Running, Gone> {
+    pub(super) async fn start(&mut self) -> Result<RunningCli, CliExit> {
         self.set_state("starting");
         self.wait_for_sidecar().await?;
         let since = Instant::now();
@@ -116,7 +116,7 @@ impl Session {
                 self.stage("runtime_start", StageState::Done, since, None)
                     .await
             }
-            Err(Gone::Crashed { why, .. }) => {
+            Err(CliExit::Crashed { why, .. }) => {
                 self.stage(
                     "runtime_start",
                     StageState::Failed,
@@ -125,13 +125,13 @@ impl Session {
                 )
                 .await
             }
-            Err(Gone::Ended(_)) => {}
+            Err(CliExit::Ended(_)) => {}
         }
         running
     }
 
-    pub(super) async fn launch(&mut self) -> Result<Running, Gone> {
-        let failed = |why: String| Gone::Crashed {
+    pub(super) async fn launch(&mut self) -> Result<RunningCli, CliExit> {
+        let failed = |why: String| CliExit::Crashed {
             why,
             status: None,
             stderr: String::new(),
@@ -145,7 +145,7 @@ impl Session {
             self.balance.native_session_id.clone(),
             random,
         );
-        let Launch {
+        let LaunchPlan {
             args,
             env,
             wiring,
@@ -177,7 +177,7 @@ impl Session {
             )
         })?;
         let (say, heard) = mpsc::channel(64);
-        let speaks_lines = matches!(wiring, Wiring::Lines { .. });
+        let speaks_lines = matches!(wiring, Transport::Lines { .. });
         let (workdir, session_id) = (self.config.workdir.clone(), self.session_id.clone());
         let program = Program {
             path: found,
@@ -194,20 +194,20 @@ impl Session {
             ))
         })?;
         self.raw_event(json!({ "type": "start", "command": program.path.display().to_string(), "args": program.args }));
-        let http = Http {
+        let http = CliHttpClient {
             address: String::new(),
             authorization: String::new(),
         };
         let input = process.input();
-        let mut running = Running {
+        let mut running = RunningCli {
             process,
             http,
             input,
             speaks_lines,
             heard,
             say,
-            events: Lines::default(),
-            stdout: Lines::default(),
+            events: LineSplitter::default(),
+            stdout: LineSplitter::default(),
             stderr: Tail::default(),
             ready: false,
             broken: None,
@@ -215,7 +215,7 @@ impl Session {
         };
         if self.balance.native_session_id.is_none() {
             for message in warnings {
-                self.say(Warning { message });
+                self.emit(Warning { message });
             }
         }
         // Heard beside it: who wants the session to end does not wait for its start.
@@ -236,7 +236,7 @@ impl Session {
     }
 
     /// Writes what the CLI reads. A full disk is waited for.
-    async fn prepare(&mut self, setting: &Setting) -> Result<Launch, Gone> {
+    async fn prepare(&mut self, setting: &LaunchContext) -> Result<LaunchPlan, CliExit> {
         loop {
             let private = std::fs::DirBuilder::new()
                 .recursive(true)
@@ -244,7 +244,7 @@ impl Session {
                 .create(&setting.home);
             let e = match private.and_then(|()| (self.config.runtime.launch)(setting)) {
                 Ok(launch) => {
-                    self.troubles.clear(Part::Settings);
+                    self.troubles.clear(Component::Settings);
                     return Ok(launch);
                 }
                 Err(e) => e,
@@ -254,18 +254,18 @@ impl Session {
                 setting.home.display()
             );
             if !is_full(&e) {
-                return Err(Gone::Crashed {
+                return Err(CliExit::Crashed {
                     why,
                     status: None,
                     stderr: String::new(),
                     was_ready: false,
                 });
             }
-            if self.troubles.set(Part::Settings, &why) {
+            if self.troubles.set(Component::Settings, &why) {
                 tracing::error!("{why}; the CLI is not started until it can");
             }
             if let Some(end) = self.pause(DISK_EVERY, "starting").await {
-                return Err(Gone::Ended(end));
+                return Err(CliExit::Ended(end));
             }
         }
     }
@@ -273,13 +273,13 @@ impl Session {
     /// Waits until the CLI can be talked with, and gets a session.
     async fn connect(
         &mut self,
-        running: &mut Running,
-        wiring: &Wiring,
+        running: &mut RunningCli,
+        wiring: &Transport,
         program: &Program,
         session: Option<(String, bool)>,
     ) -> Result<(), String> {
         let found = match wiring {
-            Wiring::Http {
+            Transport::Http {
                 announced,
                 authorization,
                 health,
@@ -287,7 +287,7 @@ impl Session {
                 events,
             } => {
                 let address = self.find_address(running, *announced).await?;
-                running.http = Http {
+                running.http = CliHttpClient {
                     address,
                     authorization: authorization.clone(),
                 };
@@ -302,8 +302,8 @@ impl Session {
                 );
                 Some(found.unwrap_or_default())
             }
-            Wiring::Lines { version_flag: true } => Some(process::version(program).await?),
-            Wiring::Lines {
+            Transport::Lines { version_flag: true } => Some(process::version(program).await?),
+            Transport::Lines {
                 version_flag: false,
             } => None,
         };
@@ -317,12 +317,12 @@ impl Session {
             .map_or((None, false), |(id, resumed)| (Some(id), resumed));
         let mut actions = Vec::new();
         self.translator.open(id.as_deref(), resumed, &mut actions);
-        self.carry_out(running, actions).await;
+        self.apply(running, actions).await;
         while !running.ready {
             tokio::select! {
                 biased;
                 () = until(self.wake_at) => self.on_time(running).await,
-                heard = running.heard.recv() => if let Some(heard) = heard { self.hear(running, heard).await },
+                heard = running.heard.recv() => if let Some(heard) = heard { self.from_cli(running, heard).await },
                 status = running.process.ended() => return Err(too_early(status)),
             }
             if let Some(why) = running.broken.take() {
@@ -335,19 +335,19 @@ impl Session {
     /// Where the CLI says that it listens.
     async fn find_address(
         &mut self,
-        running: &mut Running,
+        running: &mut RunningCli,
         announced: fn(&str) -> Option<String>,
     ) -> Result<String, String> {
         loop {
             let mut address = None;
             tokio::select! {
                 heard = running.heard.recv() => match heard {
-                    Some(Heard::Stdout(bytes)) => running.stdout.feed(&bytes, |line| {
+                    Some(FromCli::Stdout(bytes)) => running.stdout.feed(&bytes, |line| {
                         let line = line.unwrap_or(TOO_LONG);
                         raw_output(&mut self.raw, "stdout", line);
                         address = address.take().or_else(|| announced(&String::from_utf8_lossy(line)));
                     }),
-                    Some(heard) => self.hear(running, heard).await,
+                    Some(heard) => self.from_cli(running, heard).await,
                     None => {}
                 },
                 status = running.process.ended() => return Err(too_early(status)),
@@ -363,7 +363,7 @@ impl Session {
         let version = self.version.clone().unwrap_or_default();
         runtime.accept_version(&version)?;
         if !runtime.is_verified(&version) {
-            self.say(Warning {
+            self.emit(Warning {
                 message: format!(
                     "{} {version} was not verified; verified: {}",
                     runtime.name,
@@ -376,7 +376,7 @@ impl Session {
 
     /// A CLI without its provider would only fail, each in its own way. The sidecar may come later
     /// than the agent: it is waited for without end.
-    pub(super) async fn wait_for_sidecar(&mut self) -> Result<(), Gone> {
+    pub(super) async fn wait_for_sidecar(&mut self) -> Result<(), CliExit> {
         let (since, address) = (
             Instant::now(),
             self.config.sidecar.trim_start_matches("http://").to_owned(),
@@ -384,7 +384,7 @@ impl Session {
         let (mut told, mut refused, mut every) = (None::<Instant>, false, SIDECAR_EVERY.0);
         loop {
             self.read_key_again();
-            let http = Http {
+            let http = CliHttpClient {
                 address: address.clone(),
                 authorization: format!("Bearer {}", self.config.key),
             };
@@ -392,7 +392,7 @@ impl Session {
                 Ok((200, _)) => break,
                 Ok((401, _)) => {
                     if !std::mem::replace(&mut refused, true) {
-                        self.say(self.wrong_token(&address));
+                        self.emit(self.wrong_token(&address));
                     }
                     every = SIDECAR_EVERY.1;
                     "it refuses this session's token".to_owned()
@@ -401,7 +401,7 @@ impl Session {
                 Err(why) => why,
             };
             let why = format!("the sidecar at {address} is waited for: {why}");
-            self.troubles.set(Part::Sidecar, &why);
+            self.troubles.set(Component::Sidecar, &why);
             if told.is_none_or(|at| at.elapsed() >= SIDECAR_STAGE) {
                 told = Some(Instant::now());
                 self.stage("sidecar", StageState::Started, since, Some(why.clone()))
@@ -415,7 +415,7 @@ impl Session {
                 let why = format!(
                     "{why}\nhint: start `outrigger sidecar`, or name another address in `--sidecar` or `sidecar.url`"
                 );
-                return Err(Gone::Crashed {
+                return Err(CliExit::Crashed {
                     why,
                     status: None,
                     stderr: String::new(),
@@ -423,12 +423,12 @@ impl Session {
                 });
             }
             if let Some(end) = self.pause(every, "starting").await {
-                self.troubles.clear(Part::Sidecar);
-                return Err(Gone::Ended(end));
+                self.troubles.clear(Component::Sidecar);
+                return Err(CliExit::Ended(end));
             }
             every = (every * 2).min(SIDECAR_EVERY.1);
         }
-        self.troubles.clear(Part::Sidecar);
+        self.troubles.clear(Component::Sidecar);
         if told.is_some() {
             self.stage("sidecar", StageState::Done, since, None).await;
         }
@@ -461,22 +461,22 @@ impl Session {
     }
 
     /// Ends a CLI that works, because the session is over.
-    pub(super) async fn stop(&mut self, running: Running, end: SessionEnd) -> Gone {
+    pub(super) async fn stop(&mut self, running: RunningCli, end: SessionEnd) -> CliExit {
         self.inbox.close(true);
         // What is cut here was interrupted by us.
         self.translator.interrupt(&mut Vec::new());
-        let (mut end, (status, _)) = (end, self.put_down(running).await);
+        let (mut end, (status, _)) = (end, self.terminate(running).await);
         if end.reason != SessionEndReason::Completed {
             end.exit_code = status.and_then(|s| s.code());
         }
-        Gone::Ended(end)
+        CliExit::Ended(end)
     }
 
     /// A CLI that is gone, or must go because it does not work.
-    pub(super) async fn gone(&mut self, running: Running, why: String) -> Gone {
+    pub(super) async fn gone(&mut self, running: RunningCli, why: String) -> CliExit {
         let was_ready = running.ready;
-        let (status, stderr) = self.put_down(running).await;
-        Gone::Crashed {
+        let (status, stderr) = self.terminate(running).await;
+        CliExit::Crashed {
             why,
             status,
             stderr,
@@ -485,8 +485,8 @@ impl Session {
     }
 
     /// Hears its last words, which may say why, and leaves nothing of it running.
-    async fn put_down(&mut self, mut running: Running) -> (Option<ExitStatus>, String) {
-        let status = self.wind_up(&mut running).await;
+    async fn terminate(&mut self, mut running: RunningCli) -> (Option<ExitStatus>, String) {
+        let status = self.drain_pipes(&mut running).await;
         let stderr = running.stderr.text();
         let status = stop_process(running, status).await;
         self.raw_event(json!({ "type": "exit", "code": status.and_then(|s| s.code()) }));
@@ -494,7 +494,7 @@ impl Session {
     }
 
     /// Hears what is still in the pipes.
-    async fn wind_up(&mut self, running: &mut Running) -> Option<ExitStatus> {
+    async fn drain_pipes(&mut self, running: &mut RunningCli) -> Option<ExitStatus> {
         let status = tokio::time::timeout(Duration::ZERO, running.process.ended())
             .await
             .ok()
@@ -506,8 +506,8 @@ impl Session {
             if Instant::now() > until {
                 break;
             }
-            if !matches!(heard, Heard::EventsOver(_)) {
-                self.hear(running, heard).await;
+            if !matches!(heard, FromCli::EventsOver(_)) {
+                self.from_cli(running, heard).await;
             }
             if status.is_none() {
                 break;
@@ -517,12 +517,12 @@ impl Session {
         for (open, kind) in [
             (
                 running.stdout.are_open(),
-                Heard::Stdout as fn(Bytes) -> Heard,
+                FromCli::Stdout as fn(Bytes) -> FromCli,
             ),
-            (running.stderr.lines.are_open(), Heard::Stderr),
+            (running.stderr.lines.are_open(), FromCli::Stderr),
         ] {
             if open {
-                self.hear(running, kind(Bytes::from_static(b"\n"))).await;
+                self.from_cli(running, kind(Bytes::from_static(b"\n"))).await;
             }
         }
         self.calls.shutdown().await;
@@ -534,7 +534,7 @@ impl Session {
 }
 
 /// Polls it until it is well.
-async fn healthy(running: &mut Running, path: &str) -> Result<Vec<u8>, String> {
+async fn healthy(running: &mut RunningCli, path: &str) -> Result<Vec<u8>, String> {
     loop {
         match running.http.ask("GET", path, None, HEALTH_TIME).await {
             Ok((200, body)) => return Ok(body),
@@ -553,8 +553,8 @@ fn too_early(status: Option<ExitStatus>) -> String {
     format!("it ended before it was ready ({})", describe(status))
 }
 
-async fn stop_process(running: Running, status: Option<ExitStatus>) -> Option<ExitStatus> {
-    let Running {
+async fn stop_process(running: RunningCli, status: Option<ExitStatus>) -> Option<ExitStatus> {
+    let RunningCli {
         process,
         mut heard,
         say,
@@ -583,7 +583,7 @@ fn host(url: &str) -> &str {
 }
 
 /// `~/.config` of the CLI.
-fn user_config(config: &Config) -> PathBuf {
+fn user_config(config: &AdapterConfig) -> PathBuf {
     let var = |name: &str| {
         let ours = config
             .env
@@ -602,12 +602,12 @@ fn user_config(config: &Config) -> PathBuf {
 
 /// What the registry's runtime is given.
 pub(super) fn setting(
-    config: &Config,
+    config: &AdapterConfig,
     session_id: &str,
     resume: Option<String>,
     random: String,
-) -> Setting {
-    Setting {
+) -> LaunchContext {
+    LaunchContext {
         session_id: session_id.to_owned(),
         model: config.native_model.clone(),
         sidecar: config.sidecar.clone(),

@@ -9,9 +9,9 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::Session;
-use crate::adapter::balance::{self, Balance};
+use crate::adapter::balance::{self, Lifecycle};
 use crate::adapter::journal::{self, Replay};
-use crate::adapter::transport::Lines;
+use crate::adapter::transport::LineSplitter;
 use crate::base::token::random_hex;
 use crate::event::{
     self, AssistantMessage, Event, Payload, Reasoning, SessionStage, SessionStart, StageState,
@@ -20,7 +20,7 @@ use crate::event::{
 
 impl Session {
     /// Adds an event to what the next commit shows.
-    pub(super) fn say(&mut self, payload: impl Into<Payload>) {
+    pub(super) fn emit(&mut self, payload: impl Into<Payload>) {
         let (now, payload) = (jiff::Timestamp::now(), payload.into());
         if self.balance.is_quiet() && begins_a_turn(&payload) {
             self.journal.journal().are_quiet(&[self.journal.next()]);
@@ -67,7 +67,7 @@ impl Session {
             _ = terminating.wait_for(|it_is| *it_is) => return,
         };
         if let Some(trouble) = trouble {
-            self.say(Warning {
+            self.emit(Warning {
                 message: format!("the journal could not be written for {:.1} s; the CLI was held back, and nothing was lost", trouble.as_secs_f64()),
             });
             let balance = &self.balance;
@@ -96,7 +96,7 @@ impl Session {
         } else {
             since.elapsed().as_millis() as u64
         };
-        self.say(SessionStage {
+        self.emit(SessionStage {
             stage: stage.to_owned(),
             state,
             duration_ms,
@@ -119,7 +119,7 @@ impl Session {
 }
 
 /// One line of the CLI's own, for `?view=raw`.
-pub(super) fn raw_output(raw: &mut Option<journal::Writer>, stream: &str, line: &[u8]) {
+pub(super) fn raw_output(raw: &mut Option<journal::JournalWriter>, stream: &str, line: &[u8]) {
     if let Some(raw) = raw {
         raw.append(|_, out| {
             out.extend_from_slice(b"{\"type\":\"output\",\"stream\":\"");
@@ -186,9 +186,9 @@ pub(super) fn said_in_pieces(journal: &Arc<journal::Journal>, sequence: u64) -> 
 }
 
 fn read_since(journal: &Arc<journal::Journal>, sequence: u64, mut see: impl FnMut(Event)) {
-    let (mut cursor, mut lines) = (journal.subscribe(sequence), Lines::default());
+    let (mut cursor, mut lines) = (journal.subscribe(sequence), LineSplitter::default());
     while let Ok(Some(part)) = cursor.read() {
-        let journal::Part::Frames(frames) = part else {
+        let journal::StreamPart::Frames(frames) = part else {
             continue;
         };
         lines.feed(&frames, |line| {
@@ -206,7 +206,7 @@ fn read_since(journal: &Arc<journal::Journal>, sequence: u64, mut see: impl FnMu
 /// Follows a journal that is opened.
 #[derive(Debug)]
 pub struct Rebuilt {
-    pub balance: Balance,
+    pub balance: Lifecycle,
     /// Where views can begin, see [`Balance::is_quiet`].
     pub quiet: Vec<u64>,
     /// The id that a new session gets; one that is not asked for is drawn.
@@ -220,7 +220,7 @@ impl Rebuilt {
             .is_none()
             .then(|| format!("ses_{}", random_hex()));
         Rebuilt {
-            balance: Balance::new(session_id.or(fresh.as_deref()).unwrap_or_default()),
+            balance: Lifecycle::new(session_id.or(fresh.as_deref()).unwrap_or_default()),
             quiet: Vec::new(),
             fresh,
         }
@@ -242,7 +242,7 @@ impl Rebuilt {
 
 impl Replay for Rebuilt {
     fn state(&mut self, json: &[u8]) -> Result<bool, String> {
-        let Ok(state) = serde_json::from_slice::<Balance>(json) else {
+        let Ok(state) = serde_json::from_slice::<Lifecycle>(json) else {
             return Ok(false);
         };
         self.is_ours(&state.session_id)?;

@@ -20,10 +20,10 @@ pub use text::{parse_yaml, read};
 
 /// Every mistake found so far.
 #[derive(Debug, Clone, Default)]
-pub struct Problems(Rc<RefCell<Vec<Problem>>>);
+pub struct Problems(Rc<RefCell<Vec<ConfigProblem>>>);
 
 #[derive(Debug, Clone)]
-struct Problem {
+struct ConfigProblem {
     /// `a.b[1].c`, or the flag or variable that is wrong; empty where there is no one place.
     path: String,
     what: String,
@@ -34,7 +34,7 @@ const LONGEST_PATH: usize = 200;
 
 impl Problems {
     pub fn add(&self, path: &str, what: impl std::fmt::Display) {
-        self.0.borrow_mut().push(Problem {
+        self.0.borrow_mut().push(ConfigProblem {
             path: path.to_owned(),
             what: what.to_string(),
         });
@@ -65,7 +65,7 @@ impl Problems {
     }
 }
 
-impl Problem {
+impl ConfigProblem {
     fn told(&self, text: &str) -> String {
         let (path, what) = (&self.path, on_lines(&self.what));
         if path.is_empty() {

@@ -25,14 +25,14 @@ use crate::base::token::hex;
 
 /// Where a chain stands: the number and the hash of its last record.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Head {
+pub struct ChainHead {
     pub seq: u64,
     pub hash: String,
 }
 
-impl Default for Head {
+impl Default for ChainHead {
     fn default() -> Self {
-        Head {
+        ChainHead {
             seq: 0,
             hash: "0".repeat(64),
         }
@@ -60,7 +60,7 @@ pub struct Checkpoint {
     pub signature: String,
 }
 
-impl Head {
+impl ChainHead {
     /// Appends a record to `out`: a JSON object, without its line end.
     pub fn append(&mut self, record: &[u8], out: &mut Vec<u8>) {
         let from = out.len();
@@ -145,7 +145,7 @@ fn statement(session: &str, seq: u64, head: &str) -> String {
 }
 
 /// The record of a checkpoint, without its links.
-pub fn checkpoint(key: &SigningKey, session: &str, head: &Head) -> String {
+pub fn checkpoint(key: &SigningKey, session: &str, head: &ChainHead) -> String {
     let signature = STANDARD.encode(
         key.0
             .sign(statement(session, head.seq, &head.hash).as_bytes())
@@ -178,7 +178,7 @@ mod tests {
 
     #[test]
     fn records_are_linked() {
-        let (mut head, mut out) = (Head::default(), Vec::new());
+        let (mut head, mut out) = (ChainHead::default(), Vec::new());
         for record in ["{\"a\":1}", "{\"b\":2}"] {
             head.append(record.as_bytes(), &mut out);
         }
@@ -189,7 +189,7 @@ mod tests {
             .map(|l| serde_json::from_str(l).unwrap())
             .collect();
         assert_eq!((links[0].seq, links[1].seq), (1, 2));
-        assert_eq!(links[0].prev, Head::default().hash);
+        assert_eq!(links[0].prev, ChainHead::default().hash);
         assert_eq!(links[1].prev, hash(lines[0].as_bytes()));
         assert_eq!(head.hash, hash(lines[1].as_bytes()));
     }
@@ -204,7 +204,7 @@ mod tests {
         let key = SigningKey::read(&file).unwrap();
         let public = public_key(&dir.path().join("public.pem")).unwrap();
         assert_eq!(key.public(), public);
-        let mut head = Head {
+        let mut head = ChainHead {
             seq: 7,
             hash: "x".into(),
         };

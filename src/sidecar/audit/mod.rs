@@ -26,25 +26,25 @@ use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 pub use self::recover::{Recovered, recover};
-pub use self::writer::Writer;
+pub use self::writer::AuditWriter;
 
-use self::notes::{Notes, Place};
+use self::notes::{Notes, NotePlace};
 use self::refused::Refused;
 use super::config::AuditConfig;
 use super::limit::{Admission, Utilisation};
 use super::metrics::Metrics;
-use super::record::{Charge, Decision, Record};
-use super::refusal::{Code, Denial};
+use super::record::{Charge, AccessDecision, AuditRecord};
+use super::refusal::{Code, Refusal};
 use crate::base::disk;
 use crate::base::sync::lock;
-use crate::base::token::lettered;
+use crate::base::token::hex_to_letters;
 
 /// What may wait in memory; when it is full, connections are closed unserved.
 const MAX_WAITING: usize = 8 << 20;
 
 /// A request's record while the request goes on; written on drop.
 #[derive(Debug)]
-pub struct Entry {
+pub struct AuditEntry {
     log: Audit,
     started: Instant,
     /// The configured provider that it is about, to label metrics with.
@@ -53,15 +53,15 @@ pub struct Entry {
     pub model_label: Option<&'static str>,
     /// The whole body of the request was taken in.
     pub body_read: bool,
-    pub record: Record,
+    pub record: AuditRecord,
     /// What is held back for it; given back on drop.
     admission: Option<Admission>,
-    place: Option<Place>,
+    place: Option<NotePlace>,
     /// It stands in a record that it shares with others like it.
     shared: bool,
 }
 
-impl Entry {
+impl AuditEntry {
     pub fn id(&self) -> &str {
         &self.record.request_id
     }
@@ -74,8 +74,8 @@ impl Entry {
     ///
     /// # Errors
     /// `audit_unavailable` when it cannot be noted.
-    pub fn admit(&mut self, admission: Admission) -> Result<(), Denial> {
-        self.record.decision = Decision::Allow;
+    pub fn admit(&mut self, admission: Admission) -> Result<(), Refusal> {
+        self.record.decision = AccessDecision::Allow;
         let held = admission.held();
         self.admission = Some(admission);
         let Some(notes) = &self.log.shared.notes else {
@@ -84,7 +84,7 @@ impl Entry {
         match notes.put(&self.record, held.as_ref()) {
             Ok(place) => self.place = Some(place),
             Err(e) => {
-                self.record.decision = Decision::Deny;
+                self.record.decision = AccessDecision::Deny;
                 return Err(unavailable().cause(e));
             }
         }
@@ -111,8 +111,8 @@ impl Entry {
 }
 
 /// The answer while records cannot be written.
-pub fn unavailable() -> Denial {
-    let mut denial = Denial::new(
+pub fn unavailable() -> Refusal {
+    let mut denial = Refusal::new(
         Code::AuditUnavailable,
         "audit records cannot be written, so nothing is served",
     )
@@ -126,7 +126,7 @@ fn millis(since: Instant) -> f64 {
     since.elapsed().as_micros() as f64 / 1000.0
 }
 
-impl Drop for Entry {
+impl Drop for AuditEntry {
     fn drop(&mut self) {
         self.record.duration_ms = millis(self.started);
         if self.record.code.is_none() && self.record.status.is_none() {
@@ -148,13 +148,13 @@ impl Drop for Entry {
 
 #[derive(Debug, Clone)]
 pub struct Audit {
-    shared: Arc<Shared>,
+    shared: Arc<AuditQueue>,
     metrics: Arc<Metrics>,
     session: Arc<str>,
 }
 
 #[derive(Debug, Default)]
-struct Shared {
+struct AuditQueue {
     waiting: Mutex<Waiting>,
     wake: Condvar,
     failed: AtomicBool,
@@ -169,24 +169,24 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Waiting {
     bytes: Vec<u8>,
-    records: Vec<Mark>,
+    records: Vec<RecordMark>,
     closing: bool,
 }
 
 /// Where a record ends in [`Waiting::bytes`], and what goes with it.
 #[derive(Debug)]
-struct Mark {
+struct RecordMark {
     end: usize,
     charge: Option<Charge>,
-    place: Option<Place>,
+    place: Option<NotePlace>,
 }
 
-impl Shared {
+impl AuditQueue {
     fn lock(&self) -> MutexGuard<'_, Waiting> {
         lock(&self.waiting)
     }
 
-    fn push(&self, record: &mut Record, place: Option<Place>) {
+    fn push(&self, record: &mut AuditRecord, place: Option<NotePlace>) {
         let mut waiting = self.lock();
         let first = waiting.bytes.is_empty();
         let from = waiting.bytes.len();
@@ -195,7 +195,7 @@ impl Shared {
             return;
         }
         let end = waiting.bytes.len();
-        waiting.records.push(Mark {
+        waiting.records.push(RecordMark {
             end,
             charge: record.charged.take(),
             place,
@@ -239,12 +239,12 @@ impl Audit {
         recovered: Recovered,
         session: &str,
         metrics: Arc<Metrics>,
-    ) -> Result<(Audit, Writer), String> {
+    ) -> Result<(Audit, AuditWriter), String> {
         let mut writing = writer::Writing::open(config, recovered, session)?;
         let notes = writing.begin()?;
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(AuditQueue {
             notes,
-            ..Shared::default()
+            ..AuditQueue::default()
         });
         let writer = writing.start(shared.clone(), metrics.clone())?;
         Ok((
@@ -258,14 +258,14 @@ impl Audit {
     }
 
     /// Opens the record of a request that has just arrived.
-    pub fn entry(&self) -> Entry {
-        Entry {
+    pub fn entry(&self) -> AuditEntry {
+        AuditEntry {
             log: self.clone(),
             started: Instant::now(),
             label: None,
             model_label: None,
             body_read: false,
-            record: Record::new(request_id(), self.session.clone()),
+            record: AuditRecord::new(request_id(), self.session.clone()),
             admission: None,
             place: None,
             shared: false,
@@ -275,7 +275,7 @@ impl Audit {
     /// A connection was closed before a request could be read from it.
     pub fn dropped_connection(&self) {
         self.metrics.dropped_connections.inc();
-        let mut record = Record::new(request_id(), self.session.clone());
+        let mut record = AuditRecord::new(request_id(), self.session.clone());
         record.code = Some(Code::Busy.name());
         record.endpoint = Some("connection");
         self.shared.refused.add(&record, &self.metrics);
@@ -301,7 +301,7 @@ impl Audit {
 /// such as 429 or 502 anywhere in an error, and try again for it.
 fn request_id() -> String {
     static START: LazyLock<String> =
-        LazyLock::new(|| format!("req_{}", lettered(&crate::base::token::random_hex())));
+        LazyLock::new(|| format!("req_{}", hex_to_letters(&crate::base::token::random_hex())));
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     let mut id = String::with_capacity(START.len() + 8);

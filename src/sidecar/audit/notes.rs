@@ -14,13 +14,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde::{Deserialize, Serialize};
 
 use crate::base::sync::lock;
-use crate::sidecar::record::{Charge, Record};
+use crate::sidecar::record::{Charge, AuditRecord};
 
 /// Bytes of a place; a longer note is cut down to what is needed to charge it.
 const PLACE: usize = 2048;
 
 /// A place in the file.
-pub type Place = u32;
+pub type NotePlace = u32;
 
 /// What is noted of a request: who it was, and what it is charged if nothing else is heard of it.
 #[derive(Debug, Serialize)]
@@ -42,7 +42,7 @@ struct Note<'a> {
 
 /// A note as it is found at start.
 #[derive(Debug, Deserialize)]
-pub struct Found {
+pub struct FoundNotes {
     pub at: i64,
     pub request_id: String,
     #[serde(default)]
@@ -63,9 +63,9 @@ pub struct Notes {
 #[derive(Debug, Default)]
 struct Places {
     /// Free places; those that still hold a note of before are in `stale` too.
-    free: Vec<Place>,
-    next: Place,
-    stale: Vec<Place>,
+    free: Vec<NotePlace>,
+    next: NotePlace,
+    stale: Vec<NotePlace>,
     line: Vec<u8>,
 }
 
@@ -86,7 +86,7 @@ pub fn path(state: &Path) -> PathBuf {
 ///
 /// # Errors
 /// The file system's, but for a file that is not there.
-pub fn left_behind(path: &Path) -> io::Result<Vec<Found>> {
+pub fn left_behind(path: &Path) -> io::Result<Vec<FoundNotes>> {
     let bytes = match std::fs::read(path) {
         Ok(bytes) => bytes,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -129,7 +129,7 @@ impl Notes {
     ///
     /// # Errors
     /// The file system's: then the request must not go.
-    pub fn put(&self, record: &Record, charge: Option<&Charge>) -> io::Result<Place> {
+    pub fn put(&self, record: &AuditRecord, charge: Option<&Charge>) -> io::Result<NotePlace> {
         let mut places = self.lock();
         let place = places.free.pop().unwrap_or_else(|| {
             places.next += 1;
@@ -200,7 +200,7 @@ impl Notes {
     }
 
     /// The records of these requests are written: their places can be taken again.
-    pub fn release(&self, released: &mut Vec<Place>) {
+    pub fn release(&self, released: &mut Vec<NotePlace>) {
         let mut places = self.lock();
         places.stale.extend_from_slice(released);
         places.free.append(released);
@@ -217,7 +217,7 @@ impl Notes {
         // A place that was taken and released many times since is emptied once.
         stale.sort_unstable();
         stale.dedup();
-        let free: std::collections::BTreeSet<Place> = places.free.iter().copied().collect();
+        let free: std::collections::BTreeSet<NotePlace> = places.free.iter().copied().collect();
         for place in stale.into_iter().filter(|p| free.contains(p)) {
             let _ = self
                 .file
@@ -235,9 +235,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = path(&dir.path().join("audit.state.json"));
         assert!(file.ends_with("audit.open"));
-        let record = |id: &str| Record {
+        let record = |id: &str| AuditRecord {
             model_requested: Some("m".repeat(200)),
-            ..Record::new(id.into(), "ses".into())
+            ..AuditRecord::new(id.into(), "ses".into())
         };
         let charge = Charge {
             tokens: 5,
@@ -246,13 +246,13 @@ mod tests {
             at: 1,
         };
         let notes = Notes::create(&file).unwrap();
-        let mut places: Vec<Place> = (0..5)
+        let mut places: Vec<NotePlace> = (0..5)
             .map(|i| notes.put(&record(&format!("r{i}")), Some(&charge)).unwrap())
             .collect();
         notes.release(&mut places.drain(..2).collect());
         notes.put(&record("again"), None).unwrap();
         notes.tidy();
-        let ids = |found: Vec<Found>| found.into_iter().map(|n| n.request_id).collect::<Vec<_>>();
+        let ids = |found: Vec<FoundNotes>| found.into_iter().map(|n| n.request_id).collect::<Vec<_>>();
         let found = left_behind(&file).unwrap();
         assert_eq!(found[1].charged, Some(charge));
         assert_eq!(ids(found), ["again", "r2", "r3", "r4"].map(str::to_owned));

@@ -12,17 +12,17 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::chain::{self, Head};
-use super::notes::{self, Found};
+use super::chain::{self, ChainHead};
+use super::notes::{self, FoundNotes};
 use super::{AuditConfig, file};
-use crate::sidecar::ledger::State;
+use crate::sidecar::ledger::LedgerState;
 use crate::sidecar::record::Charge;
 
 /// What a new process begins with.
 #[derive(Debug, Default)]
 pub struct Recovered {
-    pub state: State,
-    pub head: Head,
+    pub state: LedgerState,
+    pub head: ChainHead,
     /// Records of requests that were under way, to be written first.
     pub unknown: Vec<Vec<u8>>,
     /// Where notes are to be kept.
@@ -49,17 +49,17 @@ pub fn recover(config: &AuditConfig) -> Result<Recovered, String> {
     let at = |e: &dyn std::fmt::Display| {
         format!("the state file `{}` cannot be used: {e}", path.display())
     };
-    let mut state = State::read(path).map_err(|e| at(&e))?;
+    let mut state = LedgerState::read(path).map_err(|e| at(&e))?;
     let notes = notes::path(path);
-    let mut left: BTreeMap<String, Found> = notes::left_behind(&notes)
+    let mut left: BTreeMap<String, FoundNotes> = notes::left_behind(&notes)
         .map_err(|e| at(&e))?
         .into_iter()
         .map(|n| (n.request_id.clone(), n))
         .collect();
-    let mut head = Head {
+    let mut head = ChainHead {
         seq: state.seq,
         hash: if state.head.is_empty() {
-            Head::default().hash
+            ChainHead::default().hash
         } else {
             state.head.clone()
         },
@@ -74,7 +74,7 @@ pub fn recover(config: &AuditConfig) -> Result<Recovered, String> {
             known = state.seq,
             "records are missing at the end of the audit file; `outrigger audit verify` shows where"
         );
-        head = Head {
+        head = ChainHead {
             seq: state.seq,
             hash: state.head.clone(),
         };
@@ -101,8 +101,8 @@ pub fn recover(config: &AuditConfig) -> Result<Recovered, String> {
 /// the current file and the one before it, where `all` of them are wanted.
 fn follow(
     path: &Path,
-    state: &mut State,
-    head: &mut Head,
+    state: &mut LedgerState,
+    head: &mut ChainHead,
     all: bool,
 ) -> Result<HashSet<String>, String> {
     let mut recorded = HashSet::new();
@@ -143,7 +143,7 @@ fn follow(
     if let Some(line) = last
         && let Ok(parsed) = serde_json::from_slice::<Line>(&line)
     {
-        *head = Head {
+        *head = ChainHead {
             seq: parsed.seq,
             hash: chain::hash(&line),
         };
@@ -178,7 +178,7 @@ fn first_seq(path: &Path) -> Option<u64> {
 }
 
 /// Makes a record of a note, and charges what was held back.
-fn complete(note: Found, state: &mut State) -> Vec<u8> {
+fn complete(note: FoundNotes, state: &mut LedgerState) -> Vec<u8> {
     if let Some(charge) = &note.charged {
         state.charge(charge);
     }

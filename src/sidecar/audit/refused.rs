@@ -13,7 +13,7 @@ use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 
 use crate::base::sync::lock;
 use crate::sidecar::metrics::Metrics;
-use crate::sidecar::record::Record;
+use crate::sidecar::record::AuditRecord;
 
 /// Records of their own per second, and how many at once after a quiet time.
 const PER_SECOND: NonZeroU32 = NonZeroU32::new(1).unwrap();
@@ -33,7 +33,7 @@ pub struct Refused {
 #[derive(Debug, Default)]
 struct Group {
     /// The first since the last record, and how many there were.
-    open: Option<(Box<Record>, u64, Instant)>,
+    open: Option<(Box<AuditRecord>, u64, Instant)>,
     written: Option<Instant>,
 }
 
@@ -56,7 +56,7 @@ impl Refused {
         self.rate.check().is_ok()
     }
 
-    pub fn add(&self, record: &Record, metrics: &Metrics) {
+    pub fn add(&self, record: &AuditRecord, metrics: &Metrics) {
         metrics.coalesced.inc();
         let mut groups = self.lock();
         let group = groups.entry(record.code.unwrap_or("none")).or_default();
@@ -77,7 +77,7 @@ impl Refused {
     }
 
     /// The shared records that are due; all of them at the end.
-    pub fn flush(&self, closing: bool) -> Vec<Record> {
+    pub fn flush(&self, closing: bool) -> Vec<AuditRecord> {
         let now = Instant::now();
         let due = |group: &Group| {
             let recent = group.written.is_some_and(|at| now - at < INTERVAL);
@@ -92,7 +92,7 @@ impl Refused {
             group.open.take()
         });
         ready
-            .map(|(record, count, _)| Record {
+            .map(|(record, count, _)| AuditRecord {
                 count: Some(count),
                 ..*record
             })

@@ -2,7 +2,7 @@ use std::path::{Path, PathBuf};
 
 use super::verify::{Break, NotVerified, Verified};
 use super::*;
-use crate::sidecar::ledger::{State, grant_id};
+use crate::sidecar::ledger::{LedgerState, grant_id};
 use crate::sidecar::limit::{Ledger, Limits};
 
 fn config(dir: &Path) -> AuditConfig {
@@ -16,7 +16,7 @@ fn config(dir: &Path) -> AuditConfig {
     }
 }
 
-fn open(config: &AuditConfig) -> Result<(Audit, Writer), String> {
+fn open(config: &AuditConfig) -> Result<(Audit, AuditWriter), String> {
     Audit::open(config, recover(config)?, "ses", Arc::default())
 }
 
@@ -57,7 +57,7 @@ fn until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-fn close(writer: Writer) {
+fn close(writer: AuditWriter) {
     writer.close(Duration::from_secs(5));
 }
 
@@ -341,7 +341,7 @@ fn what_was_let_in_shares_no_record_and_leaves_no_note() {
     let dir = tempfile::tempdir().unwrap();
     let config = config(dir.path());
     let (audit, writer) = open(&config).unwrap();
-    let ledger = Ledger::new(&State::default(), Some("ses"));
+    let ledger = Ledger::new(&LedgerState::default(), Some("ses"));
     let limiter = ledger.limiter(
         "ai.x",
         &Limits {
@@ -380,7 +380,7 @@ fn what_was_under_way_stands_as_unknown_and_is_charged_by_its_hold() {
         ..Limits::default()
     };
     let (audit, writer) = open(&config).unwrap();
-    let ledger = Ledger::new(&State::default(), Some("ses"));
+    let ledger = Ledger::new(&LedgerState::default(), Some("ses"));
     let limiter = ledger.limiter("ai.x", &limits);
     let admitted = |tokens| {
         let mut entry = audit.entry();

@@ -7,12 +7,12 @@ use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::chain::{self, Head, SigningKey};
+use super::chain::{self, ChainHead, SigningKey};
 use super::file::{AuditFile, Watched};
-use super::notes::{Notes, Place};
+use super::notes::{Notes, NotePlace};
 use super::recover::Recovered;
-use super::{AuditConfig, Mark, Shared};
-use crate::sidecar::ledger::State;
+use super::{AuditConfig, RecordMark, AuditQueue};
+use crate::sidecar::ledger::LedgerState;
 use crate::sidecar::metrics::Metrics;
 
 /// Records wait this long for company: one write and one sync for all of them. On a machine with
@@ -29,12 +29,12 @@ const CHECKPOINT_RECORDS: u64 = 1000;
 
 /// Ends the writer, after what waits is written.
 #[derive(Debug)]
-pub struct Writer {
-    shared: Arc<Shared>,
+pub struct AuditWriter {
+    shared: Arc<AuditQueue>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Writer {
+impl AuditWriter {
     /// Writes what waits and ends; gives up after `limit` on a disk that does not work.
     pub fn close(mut self, limit: Duration) {
         self.shared.lock().closing = true;
@@ -74,9 +74,9 @@ impl Sink {
 
 pub struct Writing {
     sink: Sink,
-    head: Head,
+    head: ChainHead,
     /// The state as the file has it, or will have it with the next save.
-    state: State,
+    state: LedgerState,
     state_file: Option<PathBuf>,
     dirty: bool,
     saved: Instant,
@@ -85,7 +85,7 @@ pub struct Writing {
     /// The last checkpoint, and the chain's number then.
     signed: (Instant, u64),
     /// Places of requests whose record is written.
-    released: Vec<Place>,
+    released: Vec<NotePlace>,
     unknown: Vec<Vec<u8>>,
     notes: Option<PathBuf>,
 }
@@ -155,7 +155,7 @@ impl Writing {
             .map_err(cannot)
     }
 
-    pub fn start(mut self, shared: Arc<Shared>, metrics: Arc<Metrics>) -> Result<Writer, String> {
+    pub fn start(mut self, shared: Arc<AuditQueue>, metrics: Arc<Metrics>) -> Result<AuditWriter, String> {
         let ours = shared.clone();
         let thread = std::thread::Builder::new()
             .name("audit".into())
@@ -166,13 +166,13 @@ impl Writing {
                 self.run(&ours, &metrics);
             })
             .map_err(|e| e.to_string())?;
-        Ok(Writer {
+        Ok(AuditWriter {
             shared,
             thread: Some(thread),
         })
     }
 
-    fn run(&mut self, shared: &Shared, metrics: &Metrics) {
+    fn run(&mut self, shared: &AuditQueue, metrics: &Metrics) {
         let (mut batch, mut lines) = ((Vec::new(), Vec::new()), Vec::new());
         loop {
             let closing = self.next(shared, &mut batch);
@@ -199,7 +199,7 @@ impl Writing {
     }
 
     /// Waits for records and takes them all.
-    fn next(&self, shared: &Shared, batch: &mut (Vec<u8>, Vec<Mark>)) -> bool {
+    fn next(&self, shared: &AuditQueue, batch: &mut (Vec<u8>, Vec<RecordMark>)) -> bool {
         let mut waiting = shared.lock();
         if waiting.bytes.is_empty() && !waiting.closing {
             let soon = if self.dirty { SAVE } else { TICK };
@@ -221,7 +221,7 @@ impl Writing {
     }
 
     /// What is done from time to time.
-    fn tick(&mut self, shared: &Shared, closing: bool) {
+    fn tick(&mut self, shared: &AuditQueue, closing: bool) {
         if self.ticked.elapsed() < TICK && !closing {
             return;
         }
@@ -248,8 +248,8 @@ impl Writing {
 
     fn write_out(
         &mut self,
-        shared: &Shared,
-        batch: &(Vec<u8>, Vec<Mark>),
+        shared: &AuditQueue,
+        batch: &(Vec<u8>, Vec<RecordMark>),
         lines: &mut Vec<u8>,
         closing: bool,
     ) {
@@ -276,7 +276,7 @@ impl Writing {
     }
 
     /// Writes until it works. Returns whether it did; at the end nobody waits for ever.
-    fn write(&mut self, shared: &Shared, lines: &[u8], closing: bool) -> bool {
+    fn write(&mut self, shared: &AuditQueue, lines: &[u8], closing: bool) -> bool {
         let mut tries = 0;
         while let Err(e) = self.sink.write(lines) {
             fail(shared, &e);
@@ -302,7 +302,7 @@ impl Writing {
         self.dirty = true;
     }
 
-    fn release(&mut self, shared: &Shared) {
+    fn release(&mut self, shared: &AuditQueue) {
         if let Some(notes) = &shared.notes {
             notes.release(&mut self.released);
         }
@@ -310,7 +310,7 @@ impl Writing {
     }
 
     /// Signs the chain's head, if there is a key and something to sign.
-    fn checkpoint(&mut self, shared: &Shared, closing: bool) {
+    fn checkpoint(&mut self, shared: &AuditQueue, closing: bool) {
         let Some(key) = &self.key else { return };
         let unsigned = self.head.seq - self.signed.1;
         let due = closing || self.signed.0.elapsed() > CHECKPOINT || unsigned >= CHECKPOINT_RECORDS;
@@ -327,7 +327,7 @@ impl Writing {
         }
     }
 
-    fn save_state(&mut self, shared: &Shared, closing: bool) {
+    fn save_state(&mut self, shared: &AuditQueue, closing: bool) {
         if !self.dirty || (self.saved.elapsed() < SAVE && !closing) {
             return;
         }
@@ -345,7 +345,7 @@ impl Writing {
     }
 }
 
-fn fail(shared: &Shared, e: &std::io::Error) {
+fn fail(shared: &AuditQueue, e: &std::io::Error) {
     if !shared.failed.swap(true, Ordering::AcqRel) {
         tracing::error!(error = %e, "audit records cannot be written: no request is served until they can");
     }

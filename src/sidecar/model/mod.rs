@@ -11,12 +11,12 @@
 mod keys;
 mod scanner;
 
-use self::scanner::Scanner;
+use self::scanner::ModelScanner;
 use super::body::BufferedBody;
 use super::provider::registry::{BodyRules, Feature, ModelPlace, StreamBy};
-use super::refusal::{Code, Denial};
+use super::refusal::{Code, Refusal};
 use super::route::Route;
-use crate::base::json::{Event, Parser};
+use crate::base::json::{JsonEvent, Parser};
 
 /// More models than this name nothing that a person meant.
 const MAX_MODELS: usize = 64;
@@ -133,7 +133,7 @@ pub fn is_id(s: &str) -> bool {
 ///
 /// # Errors
 /// `bad_request` where the body is no JSON object, or leaves a doubt about the model.
-pub async fn read(route: &Route, body: &BufferedBody) -> Result<RequestFacts, Denial> {
+pub async fn read(route: &Route, body: &BufferedBody) -> Result<RequestFacts, Refusal> {
     let endpoint = route.endpoint();
     let mut facts = match endpoint.body.model {
         ModelPlace::NoBody => RequestFacts::default(),
@@ -179,8 +179,8 @@ pub async fn read(route: &Route, body: &BufferedBody) -> Result<RequestFacts, De
     Ok(facts)
 }
 
-fn doubt(what: String) -> Denial {
-    Denial::new(
+fn doubt(what: String) -> Refusal {
+    Refusal::new(
         Code::BadRequest,
         format!("cannot determine the model of this request: {what}"),
     )
@@ -194,14 +194,14 @@ async fn walk(
     rules: &'static BodyRules,
     body: &BufferedBody,
     stream: StreamBy,
-) -> Result<RequestFacts, Denial> {
-    let mut scanner = Scanner::new(rules, stream);
+) -> Result<RequestFacts, Refusal> {
+    let mut scanner = ModelScanner::new(rules, stream);
     let mut parser = Parser::new();
     let mut parsed = Ok(());
     let mut pieces = body.pieces().iter().peekable();
     let mut walked = 0;
     while let Some(piece) = pieces.next() {
-        parsed = parser.feed(piece, &mut |e: Event<'_>| scanner.event(e));
+        parsed = parser.feed(piece, &mut |e: JsonEvent<'_>| scanner.event(e));
         if parsed.is_err() || scanner.fault.is_some() {
             break;
         }
@@ -214,9 +214,9 @@ async fn walk(
     if let Some(fault) = scanner.fault {
         return Err(doubt(fault));
     }
-    let parsed = parsed.and_then(|()| parser.finish(&mut |e: Event<'_>| scanner.event(e)));
+    let parsed = parsed.and_then(|()| parser.finish(&mut |e: JsonEvent<'_>| scanner.event(e)));
     if let Err(e) = parsed {
-        return Err(Denial::new(
+        return Err(Refusal::new(
             Code::BadRequest,
             format!("the request body is not JSON: {e}"),
         ));
@@ -234,7 +234,7 @@ mod tests {
 
     use crate::sidecar::provider::{anthropic, google, openai};
 
-    fn walk_in(body: &str, rules: &'static BodyRules) -> Result<RequestFacts, Denial> {
+    fn walk_in(body: &str, rules: &'static BodyRules) -> Result<RequestFacts, Refusal> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .build()
             .unwrap();

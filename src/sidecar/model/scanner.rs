@@ -6,7 +6,7 @@
 
 use super::keys::{self, KeyRole};
 use super::{MAX_MODELS, MAX_VALUES, RequestFacts};
-use crate::base::json::{Event, Flow, Text};
+use crate::base::json::{JsonEvent, Flow, Text};
 use crate::sidecar::provider::registry::{BodyRules, Feature, StreamBy, ToolName};
 
 /// Keys of content whose values are content too.
@@ -50,7 +50,7 @@ const MAX_IDS: usize = 8_192;
 const IMAGES: &[&str] = &["image", "image_url", "input_image"];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Place {
+enum ScanPlace {
     /// What the request is made of.
     Request,
     /// The user's content.
@@ -83,7 +83,7 @@ mod found {
 
 #[derive(Debug, Clone, Copy)]
 struct Level {
-    place: Place,
+    place: ScanPlace,
     /// What the key of this container means for its items.
     role: KeyRole,
     top: bool,
@@ -105,13 +105,13 @@ enum Id {
     Container(String),
 }
 
-pub(super) struct Scanner {
+pub(super) struct ModelScanner {
     rules: &'static BodyRules,
     /// Does `"stream"` in the body decide anything at this endpoint?
     reads_flag: bool,
     levels: Vec<Level>,
     /// The role of the value that comes next, and the place that it opens.
-    next: (KeyRole, Place),
+    next: (KeyRole, ScanPlace),
     in_plugins: bool,
     /// Models in `parameters` of tools that are still open.
     parameters: Vec<String>,
@@ -122,15 +122,15 @@ pub(super) struct Scanner {
     pub facts: RequestFacts,
 }
 
-impl Scanner {
+impl ModelScanner {
     pub fn new(rules: &'static BodyRules, stream: StreamBy) -> Self {
         let reads_flag = matches!(stream, StreamBy::Flag | StreamBy::UnlessFalse);
         let stream = matches!(stream, StreamBy::Always | StreamBy::UnlessFalse);
-        Scanner {
+        ModelScanner {
             rules,
             reads_flag,
             levels: Vec::new(),
-            next: (KeyRole::Nothing, Place::Request),
+            next: (KeyRole::Nothing, ScanPlace::Request),
             in_plugins: false,
             parameters: Vec::new(),
             ids: Vec::new(),
@@ -147,12 +147,12 @@ impl Scanner {
         self.fault.get_or_insert(what);
     }
 
-    pub fn event(&mut self, event: Event<'_>) -> Flow {
+    pub fn event(&mut self, event: JsonEvent<'_>) -> Flow {
         if self.fault.is_some() {
             return Flow::Skip;
         }
-        let counts = matches!(event, Event::Key(_) | Event::OpenObject | Event::OpenArray);
-        if counts && self.levels.last().is_none_or(|l| l.place == Place::Request) {
+        let counts = matches!(event, JsonEvent::Key(_) | JsonEvent::OpenObject | JsonEvent::OpenArray);
+        if counts && self.levels.last().is_none_or(|l| l.place == ScanPlace::Request) {
             self.values += 1;
             if self.values > MAX_VALUES {
                 self.fail(format!(
@@ -164,28 +164,28 @@ impl Scanner {
         let inherited = self
             .levels
             .last()
-            .map_or((KeyRole::Nothing, Place::Request), |l| {
+            .map_or((KeyRole::Nothing, ScanPlace::Request), |l| {
                 (KeyRole::Nothing, l.place)
             });
         let (role, place) = match event {
             // Not consumed: a key comes before its value.
-            Event::Key(key) => return self.key(key),
+            JsonEvent::Key(key) => return self.key(key),
             _ => std::mem::replace(&mut self.next, inherited),
         };
         match event {
-            Event::OpenObject | Event::OpenArray => {
-                self.open(role, place, event == Event::OpenObject)
+            JsonEvent::OpenObject | JsonEvent::OpenArray => {
+                self.open(role, place, event == JsonEvent::OpenObject)
             }
-            Event::Close => self.close(),
-            Event::String(text) => self.string(self.role_here(role), text),
-            Event::Scalar(s) => self.scalar(self.role_here(role), s),
-            Event::Key(_) => {}
+            JsonEvent::Close => self.close(),
+            JsonEvent::String(text) => self.string(self.role_here(role), text),
+            JsonEvent::Scalar(s) => self.scalar(self.role_here(role), s),
+            JsonEvent::Key(_) => {}
         }
         // What stands in a list means what the list does.
         self.next = self
             .levels
             .last()
-            .map_or((KeyRole::Nothing, Place::Request), |l| {
+            .map_or((KeyRole::Nothing, ScanPlace::Request), |l| {
                 (KeyRole::Nothing, l.place)
             });
         Flow::Visit
@@ -199,7 +199,7 @@ impl Scanner {
         }
     }
 
-    fn open(&mut self, role: KeyRole, place: Place, object: bool) {
+    fn open(&mut self, role: KeyRole, place: ScanPlace, object: bool) {
         let parent = self.levels.last().copied();
         if parent.is_none() && !object {
             self.fail("the body is not an object".into());
@@ -344,7 +344,7 @@ impl Scanner {
         }
         let in_parameters = matches!(role, KeyRole::ToolParameters | KeyRole::ParameterModel);
         let Some(name) = key.as_str() else {
-            if !in_parameters && place == Place::Request {
+            if !in_parameters && place == ScanPlace::Request {
                 self.fail("a key that is too long or not Unicode".into());
             }
             return Flow::Skip;
@@ -366,7 +366,7 @@ impl Scanner {
             );
             return Flow::Visit;
         }
-        if place == Place::Content {
+        if place == ScanPlace::Content {
             return self.content_key(name);
         }
         if top {
@@ -386,7 +386,7 @@ impl Scanner {
             listed(keys::CONTENT)
         };
         if followed {
-            self.next = (KeyRole::Nothing, Place::Content);
+            self.next = (KeyRole::Nothing, ScanPlace::Content);
             return Flow::Visit;
         }
         let opaque = if top {
@@ -429,7 +429,7 @@ impl Scanner {
                 _ => self.spending(name, within, top),
             },
         };
-        self.next = (role, Place::Request);
+        self.next = (role, ScanPlace::Request);
         Flow::Visit
     }
 
@@ -473,7 +473,7 @@ impl Scanner {
             // A spoken reply of before.
             "audio" => KeyRole::StoredObject,
             _ if CONTENT_TOOLS.contains(&name) => {
-                self.next = (KeyRole::Nothing, Place::Request);
+                self.next = (KeyRole::Nothing, ScanPlace::Request);
                 return Flow::Visit;
             }
             _ if CONTENT_PARTS.contains(&name) => KeyRole::Nothing,
@@ -486,7 +486,7 @@ impl Scanner {
             }
             _ => return Flow::Skip,
         };
-        self.next = (role, Place::Content);
+        self.next = (role, ScanPlace::Content);
         Flow::Visit
     }
 
@@ -606,7 +606,7 @@ impl Scanner {
         let content = self
             .levels
             .last()
-            .is_some_and(|l| l.place == Place::Content);
+            .is_some_and(|l| l.place == ScanPlace::Content);
         if content {
             self.found(
                 found::TYPED

@@ -8,8 +8,8 @@ use super::registry::{
     Verb, never, nobody,
 };
 use crate::sidecar::limit::Utilisation;
-use crate::sidecar::refusal::{self, Answer, Client, Code, Refusal, Shape};
-use crate::sidecar::usage::{Complete, Field, Format, Raw, Usage};
+use crate::sidecar::refusal::{self, ErrorReply, Client, Code, RefusalText, ErrorFormat};
+use crate::sidecar::usage::{Complete, Field, Format, RawUsage, ReplyUsage};
 use serde_json::json;
 use std::borrow::Cow;
 
@@ -220,9 +220,9 @@ pub(super) static FORMAT: Format = Format {
 
 /// `input_tokens` excludes both kinds of cache; `output_tokens` includes thinking and is
 /// cumulative. Compaction and advisor iterations are in neither total (SDK `BetaUsage`).
-fn normal(raw: &Raw) -> Option<Usage> {
+fn normal(raw: &RawUsage) -> Option<ReplyUsage> {
     let billed_apart = |kind: &str| kind == "compaction" || kind.starts_with("advisor");
-    Usage {
+    ReplyUsage {
         input: raw.input,
         cache_read: raw.cache_read,
         cache_write: raw.cache_write,
@@ -236,14 +236,14 @@ fn normal(raw: &Raw) -> Option<Usage> {
             .filter(|e| billed_apart(&e.kind))
             .cloned()
             .collect(),
-        ..Usage::default()
+        ..ReplyUsage::default()
     }
     .known()
 }
 
-const SHAPE: Shape = Shape { answer };
+const SHAPE: ErrorFormat = ErrorFormat { render: render_error };
 
-fn answer(refusal: &Refusal<'_>) -> Answer {
+fn render_error(refusal: &RefusalText<'_>) -> ErrorReply {
     let (status, kind) = match refusal.code {
         // One request by each of 15 clients, with the text on the screen. A 429 is retried or
         // waited for until the reset, and an `invalid_request_error` makes Claude Code drop fields
@@ -270,7 +270,7 @@ fn answer(refusal: &Refusal<'_>) -> Answer {
     let code = refusal
         .detail
         .map_or_else(|| refusal::local_code(refusal.code), str::to_owned);
-    Answer::new(
+    ErrorReply::new(
         status,
         json!({
             "type": "error",

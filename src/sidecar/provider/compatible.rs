@@ -3,7 +3,7 @@
 //! `/groq`, `/groq/v1`, or as the provider's own does (`/groq/openai/v1`).
 
 use super::openai;
-use crate::sidecar::usage::{Complete, Format, Raw, Usage};
+use crate::sidecar::usage::{Complete, Format, RawUsage, ReplyUsage};
 
 use super::registry::{
     Auth, BASE, Billing, BodyRules, Endpoint, Feature, NO_BODY, Provider, StreamBy, Verb, never,
@@ -112,9 +112,9 @@ static XAI_FORMAT: Format = Format {
     normal: with_reasoning,
 };
 
-fn with_reasoning(raw: &Raw) -> Option<Usage> {
+fn with_reasoning(raw: &RawUsage) -> Option<ReplyUsage> {
     let output = raw.output.map(|n| n + raw.reasoning.unwrap_or(0));
-    openai::normal(&Raw {
+    openai::normal(&RawUsage {
         output,
         ..raw.clone()
     })

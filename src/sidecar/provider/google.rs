@@ -6,8 +6,8 @@ use super::registry::{
     Auth, BASE, Billing, BodyRules, Endpoint, Feature, ModelPlace, NO_BODY, Provider, StreamBy,
     Verb, never, no_notices, nobody,
 };
-use crate::sidecar::refusal::{self, Answer, Code, Refusal, Shape};
-use crate::sidecar::usage::{Complete, Field, Format, Raw, Usage};
+use crate::sidecar::refusal::{self, ErrorReply, Code, RefusalText, ErrorFormat};
+use crate::sidecar::usage::{Complete, Field, Format, RawUsage, ReplyUsage};
 use serde_json::json;
 
 pub static PROVIDER: Provider = Provider {
@@ -313,7 +313,7 @@ static FORMAT: Format = Format {
 
 /// `promptTokenCount` includes the cache, `candidatesTokenCount` excludes thoughts, and the
 /// prompt of tool use stands beside both. Counts are cumulative: the last chunk wins.
-fn normal(raw: &Raw) -> Option<Usage> {
+fn normal(raw: &RawUsage) -> Option<ReplyUsage> {
     let sum = |a: Option<u64>, b: Option<u64>| {
         if a.is_none() && b.is_none() {
             None
@@ -321,7 +321,7 @@ fn normal(raw: &Raw) -> Option<Usage> {
             Some(a.unwrap_or(0) + b.unwrap_or(0))
         }
     };
-    Usage {
+    ReplyUsage {
         input: sum(
             raw.input
                 .map(|n| n.saturating_sub(raw.cache_read.unwrap_or(0))),
@@ -333,14 +333,14 @@ fn normal(raw: &Raw) -> Option<Usage> {
         output: sum(raw.output, raw.reasoning),
         reasoning: raw.reasoning,
         cost_usd: None,
-        ..Usage::default()
+        ..ReplyUsage::default()
     }
     .known()
 }
 
-const SHAPE: Shape = Shape { answer };
+const SHAPE: ErrorFormat = ErrorFormat { render: render_error };
 
-fn answer(refusal: &Refusal<'_>) -> Answer {
+fn render_error(refusal: &RefusalText<'_>) -> ErrorReply {
     let (status, name) = match (refusal.code, refusal.code.status()) {
         // A 429 is retried by the AI SDK, LangChain, opencode, Qwen Code and Kimi.
         (Code::BudgetExhausted, _) => (400, "FAILED_PRECONDITION"),
@@ -359,7 +359,7 @@ fn answer(refusal: &Refusal<'_>) -> Answer {
     if let Some(after) = refusal.retry_after {
         details.push(json!({ "@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": format!("{}s", after.as_secs_f64().ceil()) }));
     }
-    Answer::new(
+    ErrorReply::new(
         status,
         json!({ "error": { "code": status, "message": refusal.message, "status": name, "details": details } }),
     )

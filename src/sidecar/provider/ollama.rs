@@ -8,7 +8,7 @@ use super::registry::{
     no_notices, nobody,
 };
 use super::{anthropic, openai};
-use crate::sidecar::refusal::{Answer, Refusal, Shape};
+use crate::sidecar::refusal::{ErrorReply, RefusalText, ErrorFormat};
 use crate::sidecar::usage::{Complete, Field, Format};
 use serde_json::json;
 
@@ -16,7 +16,7 @@ pub static PROVIDER: Provider = Provider {
     kind: "ollama",
     base_url: Some("http://127.0.0.1:11434"),
     auth: Auth::OptionalBearer,
-    shape: Shape { answer },
+    shape: ErrorFormat { render: render_error },
     endpoints: &[
         Endpoint {
             name: "ollama.chat",
@@ -149,6 +149,6 @@ static FORMAT: Format = Format {
     normal: openai::normal,
 };
 
-fn answer(refusal: &Refusal<'_>) -> Answer {
-    Answer::new(refusal.code.status(), json!({ "error": refusal.message }))
+fn render_error(refusal: &RefusalText<'_>) -> ErrorReply {
+    ErrorReply::new(refusal.code.status(), json!({ "error": refusal.message }))
 }

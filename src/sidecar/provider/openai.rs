@@ -6,8 +6,8 @@ use super::registry::{
     Auth, BASE, Billing, BodyRules, Endpoint, Feature, ModelPlace, NO_BODY, Provider, StreamBy,
     Verb, never, no_notices, nobody,
 };
-use crate::sidecar::refusal::{self, Answer, Client, Code, Refusal, Shape};
-use crate::sidecar::usage::{Complete, Field, Format, Raw, Usage};
+use crate::sidecar::refusal::{self, ErrorReply, Client, Code, RefusalText, ErrorFormat};
+use crate::sidecar::usage::{Complete, Field, Format, RawUsage, ReplyUsage};
 use serde_json::json;
 
 pub static PROVIDER: Provider = Provider {
@@ -312,9 +312,9 @@ pub(super) static RESPONSES_FORMAT: Format = Format {
 
 /// `prompt_tokens`/`input_tokens` include what was read from and written to the cache;
 /// output includes reasoning.
-pub(super) fn normal(raw: &Raw) -> Option<Usage> {
+pub(super) fn normal(raw: &RawUsage) -> Option<ReplyUsage> {
     let cached = raw.cache_read.unwrap_or(0) + raw.cache_write.unwrap_or(0);
-    Usage {
+    ReplyUsage {
         input: raw.input.map(|n| n.saturating_sub(cached)),
         cache_read: raw.cache_read,
         cache_write: raw.cache_write,
@@ -322,14 +322,14 @@ pub(super) fn normal(raw: &Raw) -> Option<Usage> {
         output: raw.output,
         reasoning: raw.reasoning,
         cost_usd: raw.cost_usd,
-        ..Usage::default()
+        ..ReplyUsage::default()
     }
     .known()
 }
 
-pub(super) const SHAPE: Shape = Shape { answer };
+pub(super) const SHAPE: ErrorFormat = ErrorFormat { render: render_error };
 
-fn answer(refusal: &Refusal<'_>) -> Answer {
+fn render_error(refusal: &RefusalText<'_>) -> ErrorReply {
     let (status, kind) = match (refusal.code, refusal.code.status()) {
         // One request by each of 20 clients, with the text on the screen. A 429 is retried by the
         // AI SDK, opencode, Qwen Code and aider, and Codex shows words of its own for it.
@@ -346,7 +346,7 @@ fn answer(refusal: &Refusal<'_>) -> Answer {
         Code::WebsocketUnsupported => "websocket_unsupported".to_owned(),
         code => refusal::local_code(code),
     };
-    Answer::new(
+    ErrorReply::new(
         status,
         json!({ "error": { "message": refusal.message, "type": kind, "param": null, "code": code } }),
     )

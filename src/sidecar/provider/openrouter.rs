@@ -5,14 +5,14 @@ use super::registry::{
     ToolName, Verb, no_notices,
 };
 use super::{anthropic, openai};
-use crate::sidecar::refusal::{Answer, Refusal, Shape};
+use crate::sidecar::refusal::{ErrorReply, RefusalText, ErrorFormat};
 use serde_json::json;
 
 pub static PROVIDER: Provider = Provider {
     kind: "openrouter",
     base_url: Some("https://openrouter.ai/api/v1"),
     auth: Auth::Bearer,
-    shape: Shape { answer },
+    shape: ErrorFormat { render: render_error },
     endpoints: &[
         Endpoint {
             name: "chat",
@@ -123,10 +123,10 @@ fn chooses(model: &str) -> bool {
         || model.starts_with('~')
 }
 
-fn answer(refusal: &Refusal<'_>) -> Answer {
+fn render_error(refusal: &RefusalText<'_>) -> ErrorReply {
     let status = refusal.code.status();
     // `code` is the status as a number.
-    Answer::new(
+    ErrorReply::new(
         status,
         json!({ "error": { "code": status, "message": refusal.message } }),
     )

@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 
 use crate::sidecar::limit::Utilisation;
-use crate::sidecar::refusal::Shape;
+use crate::sidecar::refusal::ErrorFormat;
 use crate::sidecar::usage::Format;
 
 use super::{anthropic, compatible, google, ollama, openai, openrouter};
@@ -41,7 +41,7 @@ pub struct Provider {
     pub base_url: Option<&'static str>,
     pub auth: Auth,
     /// How our own answers look to this provider's clients.
-    pub shape: Shape,
+    pub shape: ErrorFormat,
     pub endpoints: &'static [Endpoint],
     /// Model ids that let the provider choose the model. They need a grant without a model
     /// filter, or one that names them literally.

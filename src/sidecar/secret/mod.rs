@@ -112,7 +112,7 @@ pub fn is_file_name(name: &str) -> bool {
             .all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
 }
 
-type Found = Result<Arc<Secret>, String>;
+type FoundSecret = Result<Arc<Secret>, String>;
 
 /// Keys that were replaced are still looked for in replies this long: the longest that a request
 /// which was signed with one can be under way.
@@ -123,9 +123,9 @@ const MAX_REPLACED: usize = 64;
 const REREAD_TIME: Duration = Duration::from_millis(1500);
 
 #[derive(Debug)]
-struct Entry {
+struct SecretEntry {
     /// The key that serves: the last good one. Before there was one, why not.
-    found: Found,
+    found: FoundSecret,
     /// When it was taken.
     since: SystemTime,
     /// What is wrong with the last look, while the last good key serves.
@@ -140,9 +140,9 @@ struct Entry {
     unsettled: bool,
 }
 
-impl Entry {
+impl SecretEntry {
     fn new() -> Self {
-        Entry {
+        SecretEntry {
             found: Err("it has not been read yet".into()),
             since: SystemTime::UNIX_EPOCH,
             problem: None,
@@ -167,8 +167,8 @@ pub struct Health {
 #[derive(Debug)]
 pub struct Store {
     dir: PathBuf,
-    entries: Mutex<HashMap<Source, Entry>>,
-    view: ArcSwap<HashMap<Source, Found>>,
+    entries: Mutex<HashMap<Source, SecretEntry>>,
+    view: ArcSwap<HashMap<Source, FoundSecret>>,
     patterns: ArcSwap<Patterns>,
     /// No program is waited for any more.
     stopping: AtomicBool,
@@ -221,7 +221,7 @@ impl Store {
     ///
     /// # Errors
     /// The reason, for the log; it names the place and never the content.
-    pub fn get(&self, source: &Source) -> Found {
+    pub fn get(&self, source: &Source) -> FoundSecret {
         self.view
             .load()
             .get(source)
@@ -245,17 +245,17 @@ impl Store {
 
     /// Reads every source again that can have changed. Files always, commands when due.
     /// True if any key changed.
-    pub fn refresh<'a>(&self, sources: impl Iterator<Item = &'a Source>, kind: Kind) -> bool {
+    pub fn refresh<'a>(&self, sources: impl Iterator<Item = &'a Source>, kind: SecretKind) -> bool {
         let mut changed = false;
         for source in sources {
             let due = match (source, kind) {
-                (Source::File { .. }, Kind::Files) => true,
-                (Source::Command { .. }, Kind::Commands) => self.is_due(source),
+                (Source::File { .. }, SecretKind::Files) => true,
+                (Source::Command { .. }, SecretKind::Commands) => self.is_due(source),
                 _ => false,
             };
             changed |= due && self.read(source);
         }
-        if kind == Kind::Files {
+        if kind == SecretKind::Files {
             self.rounds.send_modify(|n| *n += 1);
         }
         changed
@@ -289,7 +289,7 @@ impl Store {
         let _ = tokio::time::timeout(REREAD_TIME, settled).await;
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Source, Entry>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Source, SecretEntry>> {
         lock(&self.entries)
     }
 
@@ -321,7 +321,7 @@ impl Store {
             }
         };
         let mut entries = self.lock();
-        let entry = entries.entry(source.clone()).or_insert_with(Entry::new);
+        let entry = entries.entry(source.clone()).or_insert_with(SecretEntry::new);
         entry.due = due;
         entry.unsettled = matches!(looked, Ok(file::Look::Unsettled));
         let found = match looked {
@@ -342,7 +342,7 @@ impl Store {
         changed
     }
 
-    fn publish(&self, entries: &HashMap<Source, Entry>) {
+    fn publish(&self, entries: &HashMap<Source, SecretEntry>) {
         self.view.store(Arc::new(
             entries
                 .iter()
@@ -361,7 +361,7 @@ impl Store {
     }
 }
 
-impl Entry {
+impl SecretEntry {
     /// Takes what a look found. A look that finds no key does not take one away that serves:
     /// to withdraw a key, the grant is withdrawn.
     fn take(&mut self, source: &Source, found: Result<Secret, String>) -> bool {
@@ -410,7 +410,7 @@ impl Entry {
 /// Which sources a [`Store::refresh`] looks at: each kind has a thread of its own, so that a
 /// slow program delays no file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum SecretKind {
     Files,
     Commands,
 }
@@ -465,7 +465,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (store, source, path) = one_file(dir.path());
         assert!(store.get(&source).is_err());
-        let look = || store.refresh([&source].into_iter(), Kind::Files);
+        let look = || store.refresh([&source].into_iter(), SecretKind::Files);
         assert!(look() && store.get(&source).is_err());
         let keys = [
             "sk-first-key-0001",
@@ -486,7 +486,7 @@ mod tests {
     fn a_look_that_finds_no_key_leaves_the_last_one_in_place() {
         let dir = tempfile::tempdir().unwrap();
         let (store, source, path) = one_file(dir.path());
-        let look = || store.refresh([&source].into_iter(), Kind::Files);
+        let look = || store.refresh([&source].into_iter(), SecretKind::Files);
         replace(&path, "sk-the-good-key");
         look();
         for broken in ["two words", "", "\n"] {
@@ -525,7 +525,7 @@ mod tests {
     fn half_a_key_is_not_a_key() {
         let dir = tempfile::tempdir().unwrap();
         let (store, source, path) = one_file(dir.path());
-        let look = || store.refresh([&source].into_iter(), Kind::Files);
+        let look = || store.refresh([&source].into_iter(), SecretKind::Files);
         replace(&path, "sk-the-good-key");
         look();
         std::fs::write(&path, "sk-the-n").unwrap();
@@ -559,15 +559,15 @@ mod tests {
             ttl: Duration::from_secs(3600),
         };
         let store = Store::new(dir.path().into());
-        assert!(store.refresh([&source].into_iter(), Kind::Commands));
+        assert!(store.refresh([&source].into_iter(), SecretKind::Commands));
         assert!(
-            !store.refresh([&source].into_iter(), Kind::Commands),
+            !store.refresh([&source].into_iter(), SecretKind::Commands),
             "not due"
         );
         assert!(store.get(&source).is_ok());
         std::fs::write(&flag, "").unwrap();
         store.lock().get_mut(&source).unwrap().due = None;
-        store.refresh([&source].into_iter(), Kind::Commands);
+        store.refresh([&source].into_iter(), SecretKind::Commands);
         assert!(store.get(&source).is_ok() && !store.health(&source).ok);
     }
 }

@@ -34,7 +34,7 @@ use self::tls::{Tls, extra_roots};
 use super::body::{BufferedBodyStream, READ_BUFFER};
 use super::config::Timeouts;
 
-use super::refusal::{Code, Denial};
+use super::refusal::{Code, Refusal};
 use super::sign::SignedRequest;
 use crate::base::sync::lock;
 
@@ -46,7 +46,7 @@ pub struct Upstream {
     /// For providers' public addresses.
     public: Client<Connector, BufferedBodyStream>,
     /// For addresses that the operator wrote.
-    own: Client<Connector, BufferedBodyStream>,
+    operator_defined: Client<Connector, BufferedBodyStream>,
     first_byte: Duration,
 }
 
@@ -78,7 +78,7 @@ impl Upstream {
         };
         Ok(Upstream {
             public: client(true),
-            own: client(false),
+            operator_defined: client(false),
             first_byte: timeouts.first_byte,
         })
     }
@@ -91,8 +91,8 @@ impl Upstream {
         &self,
         signed: SignedRequest,
         own: bool,
-    ) -> Result<Response<Incoming>, Denial> {
-        let client = if own { &self.own } else { &self.public };
+    ) -> Result<Response<Incoming>, Refusal> {
+        let client = if own { &self.operator_defined } else { &self.public };
         let mut request = signed.into_request();
         let interim = Arc::new(AtomicU32::new(0));
         let (too_many, flood) = oneshot::channel();
@@ -114,7 +114,7 @@ impl Upstream {
         let response = tokio::time::timeout(self.first_byte, reply)
             .await
             .map_err(|_| {
-                Denial::new(
+                Refusal::new(
                     Code::UpstreamTimeout,
                     format!(
                         "the provider did not begin to answer within {} s",
@@ -123,15 +123,15 @@ impl Upstream {
                 )
                 .worked_on()
             })??;
-        check(response).map_err(Denial::worked_on)
+        check(response).map_err(Refusal::worked_on)
     }
 }
 
 /// Takes a reply for one, or not.
-fn check(response: Response<Incoming>) -> Result<Response<Incoming>, Denial> {
+fn check(response: Response<Incoming>) -> Result<Response<Incoming>, Refusal> {
     let status = response.status();
     if status.is_redirection() {
-        return Err(Denial::new(
+        return Err(Refusal::new(
             Code::UpstreamRedirect,
             format!(
                 "the provider answered with a redirect ({}), which is never followed",
@@ -155,15 +155,15 @@ fn check(response: Response<Incoming>) -> Result<Response<Incoming>, Denial> {
     Ok(response)
 }
 
-fn invalid(what: &str) -> Denial {
-    Denial::new(
+fn invalid(what: &str) -> Refusal {
+    Refusal::new(
         Code::UpstreamInvalid,
         "the provider's answer is not HTTP as it should be",
     )
     .cause(what)
 }
 
-fn denial(e: &ClientError) -> Denial {
+fn denial(e: &ClientError) -> Refusal {
     let mut source: Option<&(dyn StdError + 'static)> = Some(e);
     let mut chain = String::new();
     let mut found: Option<&ConnectError> = None;
@@ -178,28 +178,28 @@ fn denial(e: &ClientError) -> Denial {
         source = s.source();
     }
     let denial = match found {
-        Some(ConnectError::Timeout) => Denial::new(
+        Some(ConnectError::Timeout) => Refusal::new(
             Code::UpstreamTimeout,
             "the provider could not be reached in time",
         ),
-        Some(ConnectError::Tls(_)) => Denial::new(
+        Some(ConnectError::Tls(_)) => Refusal::new(
             Code::UpstreamTls,
             "the provider could not prove who it is (TLS)",
         )
         .hint("ask an operator to check the provider's `baseUrl` and `tls.caFile`"),
-        Some(ConnectError::Private(_)) => Denial::new(
+        Some(ConnectError::Private(_)) => Refusal::new(
             Code::UpstreamUnreachable,
             "the provider's name leads into a private network, which is not dialled",
         )
         .hint("ask an operator to set the provider's `baseUrl` if that is meant"),
-        Some(_) => Denial::new(
+        Some(_) => Refusal::new(
             Code::UpstreamUnreachable,
             "the provider could not be reached",
         ),
         None if http.is_some_and(|h| h.is_parse() || h.is_parse_too_large()) => {
             return invalid(&chain);
         }
-        None => Denial::new(
+        None => Refusal::new(
             Code::UpstreamUnreachable,
             "the connection to the provider broke before it answered",
         ),

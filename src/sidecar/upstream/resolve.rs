@@ -28,22 +28,22 @@ const FRESH: Duration = Duration::from_secs(10);
 /// A look-up that takes longer has failed; the system's own limit is often longer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-type Answer = Option<Result<Arc<[IpAddr]>, String>>;
+type Lookup = Option<Result<Arc<[IpAddr]>, String>>;
 
 /// What is known of one name.
 #[derive(Debug, Default)]
-struct Name {
+struct KnownName {
     /// The last good answer, and when it came.
     known: Option<(Arc<[IpAddr]>, Instant)>,
     /// The look-up that is under way.
-    running: Option<watch::Receiver<Answer>>,
+    running: Option<watch::Receiver<Lookup>>,
 }
 
-type Names = Arc<Mutex<HashMap<String, Name>>>;
+type Names = Arc<Mutex<HashMap<String, KnownName>>>;
 
 #[derive(Debug)]
 pub(super) struct Resolver {
-    questions: mpsc::Sender<(String, watch::Sender<Answer>)>,
+    questions: mpsc::Sender<(String, watch::Sender<Lookup>)>,
     names: Names,
 }
 
@@ -51,7 +51,7 @@ impl Resolver {
     /// # Errors
     /// When no thread can be started.
     pub(super) fn start() -> Result<Resolver, String> {
-        let (questions, queue) = mpsc::channel::<(String, watch::Sender<Answer>)>();
+        let (questions, queue) = mpsc::channel::<(String, watch::Sender<Lookup>)>();
         let (queue, names) = (Arc::new(Mutex::new(queue)), Names::default());
         for _ in 0..THREADS {
             let (queue, names) = (queue.clone(), names.clone());
@@ -111,7 +111,7 @@ impl Resolver {
     }
 
     /// Joins the look-up of this name that is under way, or begins one.
-    fn ask(&self, host: &str) -> watch::Receiver<Answer> {
+    fn ask(&self, host: &str) -> watch::Receiver<Lookup> {
         let mut names = lock(&self.names);
         let name = names.entry(host.to_owned()).or_default();
         if let Some(running) = &name.running {
@@ -128,7 +128,7 @@ fn with_port(ips: &[IpAddr], port: u16) -> Vec<SocketAddr> {
     ips.iter().map(|ip| SocketAddr::new(*ip, port)).collect()
 }
 
-fn work(queue: &Mutex<mpsc::Receiver<(String, watch::Sender<Answer>)>>, names: &Names) {
+fn work(queue: &Mutex<mpsc::Receiver<(String, watch::Sender<Lookup>)>>, names: &Names) {
     loop {
         // The lock is held while waiting, and given to the next thread with the question taken.
         let Ok((host, answer)) = lock(queue).recv() else {
@@ -162,7 +162,7 @@ mod tests {
         let long_ago = Instant::now().checked_sub(FRESH * 2).unwrap();
         lock(&resolver.names).insert(
             "slow.example".into(),
-            Name {
+            KnownName {
                 known: Some((Arc::new([ip]), long_ago)),
                 running: None,
             },
