@@ -50,10 +50,10 @@ fuzz_target!(|data: &[u8]| {
             translator.read(line, &mut actions);
         }
         translator.close(&mut actions);
-        let (mut balance, mut said) = (Balance::new("s"), Vec::new());
+        let (mut lifecycle, mut said) = (Balance::new("s"), Vec::new());
         for action in actions {
             if let Action::Event(payload) = action {
-                balance.admit(0, payload, &mut said);
+                lifecycle.admit(0, payload, &mut said);
             }
         }
         let (mut turn, mut tools) = (None, BTreeSet::new());

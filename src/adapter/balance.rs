@@ -345,9 +345,9 @@ mod tests {
     }
 
     fn names(said: Vec<Payload>) -> Vec<String> {
-        let (mut balance, mut out) = (Lifecycle::new("s"), Vec::new());
+        let (mut lifecycle, mut out) = (Lifecycle::new("s"), Vec::new());
         for (i, payload) in said.into_iter().enumerate() {
-            balance.admit(i as i64 * 10, payload, &mut out);
+            lifecycle.admit(i as i64 * 10, payload, &mut out);
         }
         out.iter()
             .map(|(p, t)| {
@@ -414,7 +414,7 @@ mod tests {
 
     #[test]
     fn the_state_can_be_rebuilt_from_what_was_said() {
-        let (mut balance, mut out) = (Lifecycle::new("s"), Vec::new());
+        let (mut lifecycle, mut out) = (Lifecycle::new("s"), Vec::new());
         for payload in [
             start(),
             tool("a"),
@@ -424,9 +424,9 @@ mod tests {
             start(),
             tool("b"),
         ] {
-            balance.admit(5, payload, &mut out);
+            lifecycle.admit(5, payload, &mut out);
         }
-        balance.began_at(6);
+        lifecycle.began_at(6);
         let mut again = Lifecycle::new("s");
         for (i, (payload, turn_id)) in out.into_iter().enumerate() {
             let timestamp = "1970-01-01T00:00:00.005Z".to_owned();
@@ -439,9 +439,9 @@ mod tests {
                 payload,
             });
         }
-        assert_eq!(again, balance);
+        assert_eq!(again, lifecycle);
         let stored: Lifecycle =
-            serde_json::from_str(&serde_json::to_string(&balance).unwrap()).unwrap();
-        assert_eq!(stored, balance);
+            serde_json::from_str(&serde_json::to_string(&lifecycle).unwrap()).unwrap();
+        assert_eq!(stored, lifecycle);
     }
 }

@@ -58,7 +58,7 @@ pub struct AdapterConfig {
     pub max_turns: u64,
     pub stream: SocketAddr,
     pub input: SocketAddr,
-    pub wall: AccessPolicy,
+    pub policy: AccessPolicy,
     /// The sidecar, without a trailing slash.
     pub sidecar: String,
     /// How long it is waited for; `None`: without end.
@@ -116,7 +116,11 @@ pub struct Flags {
 ///
 /// # Errors
 /// Every problem, with its path in the file or the variable's name.
-pub fn load(path: Option<&Path>, flags: &Flags, env: Env<'_>) -> Result<AdapterConfig, Vec<String>> {
+pub fn load(
+    path: Option<&Path>,
+    flags: &Flags,
+    env: Env<'_>,
+) -> Result<AdapterConfig, Vec<String>> {
     let text = match path {
         Some(path) => settings::read(path).map_err(|e| vec![e])?,
         None => String::new(),
@@ -227,7 +231,7 @@ fn config(value: Value, flags: &Flags, env: Env<'_>, problems: &Problems) -> Opt
     }
     let idle = number(env, "IDLE_TIMEOUT_MS", problems).map(Duration::from_millis);
     let oneshot = mode(env, batch, problems);
-    let (wall, stream, input) = ports(&mut root, flags);
+    let (policy, stream, input) = ports(&mut root, flags);
     let (sidecar, key, key_file) = sidecar(&mut root, flags, env);
     let journal = session.string("journal").map(PathBuf::from);
     let idle_in_file = session.duration("idleTimeout");
@@ -307,7 +311,7 @@ fn config(value: Value, flags: &Flags, env: Env<'_>, problems: &Problems) -> Opt
             .unwrap_or(200),
         stream,
         input,
-        wall,
+        policy,
         sidecar,
         sidecar_patience: None,
         key,
@@ -637,7 +641,7 @@ fn mode(env: Env<'_>, batch: bool, problems: &Problems) -> bool {
 }
 
 fn ports(root: &mut Section, flags: &Flags) -> (AccessPolicy, SocketAddr, SocketAddr) {
-    let mut wall = AccessPolicy::default();
+    let mut policy = AccessPolicy::default();
     // Token files that are named and cannot be read: that is said already.
     let mut given = [false; 2];
     let (mut stream, mut input) = (
@@ -654,8 +658,8 @@ fn ports(root: &mut Section, flags: &Flags) -> (AccessPolicy, SocketAddr, Socket
             }
         }
         for (key, slot) in [
-            ("readTokenFile", &mut wall.read),
-            ("writeTokenFile", &mut wall.write),
+            ("readTokenFile", &mut policy.read),
+            ("writeTokenFile", &mut policy.write),
         ] {
             if let Some(file) = s.string(key) {
                 *slot = Token::read(Path::new(&file))
@@ -663,15 +667,15 @@ fn ports(root: &mut Section, flags: &Flags) -> (AccessPolicy, SocketAddr, Socket
                     .ok();
             }
         }
-        wall.hosts = s.hosts("hosts");
+        policy.hosts = s.hosts("hosts");
         for (place, origin) in s.items("origins").unwrap_or_default() {
             if let Err(why) = check_origin(&origin) {
                 s.add(&place, why);
             }
-            wall.origins.push(origin);
+            policy.origins.push(origin);
         }
         given = ["readTokenFile", "writeTokenFile"].map(|key| s.is_wrong(key));
-        if wall.read.is_some() && wall.read == wall.write {
+        if policy.read.is_some() && policy.read == policy.write {
             s.add(
                 "writeTokenFile",
                 "it holds the read token; whoever may read could write",
@@ -683,9 +687,9 @@ fn ports(root: &mut Section, flags: &Flags) -> (AccessPolicy, SocketAddr, Socket
     // Whoever reads the stream sees the workspace, and whoever writes runs commands in it.
     for (key, address) in [("stream", stream), ("input", input)] {
         let needed = if key == "stream" {
-            wall.read.is_some() && wall.write.is_some()
+            policy.read.is_some() && policy.write.is_some()
         } else {
-            wall.write.is_some()
+            policy.write.is_some()
         };
         if !address.ip().is_loopback() && !needed && given == [false; 2] {
             root.add(
@@ -700,7 +704,7 @@ fn ports(root: &mut Section, flags: &Flags) -> (AccessPolicy, SocketAddr, Socket
             format!("is the address of `listen.stream`, `{stream}`; choose another"),
         );
     }
-    (wall, stream, input)
+    (policy, stream, input)
 }
 
 /// Whether a page of this origin can be named.
@@ -886,7 +890,11 @@ fn with_model(
 mod tests {
     use super::*;
 
-    fn with(text: &str, flags: &Flags, vars: &[(&str, &str)]) -> Result<AdapterConfig, Vec<String>> {
+    fn with(
+        text: &str,
+        flags: &Flags,
+        vars: &[(&str, &str)],
+    ) -> Result<AdapterConfig, Vec<String>> {
         let vars: BTreeMap<String, String> = vars
             .iter()
             .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))

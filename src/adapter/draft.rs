@@ -164,7 +164,9 @@ impl OpenItems {
 
     /// The text that was begun last, and its id.
     pub fn last_text(&self) -> Option<(&String, &OpenItem)> {
-        self.0.iter().rfind(|(_, draft)| draft.kind == ItemKind::Text)
+        self.0
+            .iter()
+            .rfind(|(_, draft)| draft.kind == ItemKind::Text)
     }
 
     pub fn is_empty(&self) -> bool {

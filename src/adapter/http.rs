@@ -147,10 +147,15 @@ impl PortGuard {
 
     /// # Errors
     /// `host_denied`, `origin_denied`, `unauthorized`, `rate_limited`.
-    pub fn check(&self, wall: &AccessPolicy, headers: &HeaderMap, access: Access) -> Result<(), RequestError> {
+    pub fn check(
+        &self,
+        policy: &AccessPolicy,
+        headers: &HeaderMap,
+        access: Access,
+    ) -> Result<(), RequestError> {
         let text = |name| headers.get(name).map(|v| v.as_bytes()).unwrap_or_default();
         let host = text(HOST.as_str());
-        if headers.get_all(HOST).iter().count() != 1 || !self.is_ours(wall, host) {
+        if headers.get_all(HOST).iter().count() != 1 || !self.is_ours(policy, host) {
             return Err(RequestError::new(
                 403,
                 "host_denied",
@@ -158,11 +163,11 @@ impl PortGuard {
             )
             .hint("name it in `listen.hosts` if it is yours"));
         }
-        self.check_origin(wall, headers, host, access)?;
+        self.check_origin(policy, headers, host, access)?;
         let token = match access {
             Access::Open => return Ok(()),
-            Access::Read => &wall.read,
-            Access::Write => &wall.write,
+            Access::Read => &policy.read,
+            Access::Write => &policy.write,
         };
         let Some(token) = token else { return Ok(()) };
         if bearer(text(AUTHORIZATION.as_str())).is_some_and(|presented| token.is(presented)) {
@@ -190,12 +195,12 @@ impl PortGuard {
 
     fn check_origin(
         &self,
-        wall: &AccessPolicy,
+        policy: &AccessPolicy,
         headers: &HeaderMap,
         host: &[u8],
         access: Access,
     ) -> Result<(), RequestError> {
-        let configured = headers.get(ORIGIN).is_some_and(|o| wall.allows_origin(o));
+        let configured = headers.get(ORIGIN).is_some_and(|o| policy.allows_origin(o));
         let origin = headers.get(ORIGIN).map(|v| v.as_bytes());
         let own = self.console
             && origin
@@ -223,7 +228,7 @@ impl PortGuard {
         }
     }
 
-    fn is_ours(&self, wall: &AccessPolicy, host: &[u8]) -> bool {
+    fn is_ours(&self, policy: &AccessPolicy, host: &[u8]) -> bool {
         let Ok(host) = std::str::from_utf8(host) else {
             return false;
         };
@@ -231,7 +236,7 @@ impl PortGuard {
             Some((name, port)) if !port.ends_with(']') => (name, port.parse::<u16>().ok()),
             _ => (host, Some(80)),
         };
-        if wall.hosts.iter().any(|h| h.eq_ignore_ascii_case(name)) {
+        if policy.hosts.iter().any(|h| h.eq_ignore_ascii_case(name)) {
             return true;
         }
         let address = name
@@ -251,8 +256,8 @@ impl PortGuard {
 ///
 /// # Errors
 /// Nobody else has a reason to ask.
-pub fn preflight(wall: &AccessPolicy, headers: &HeaderMap) -> Result<PortResponse, RequestError> {
-    if !headers.get(ORIGIN).is_some_and(|o| wall.allows_origin(o)) {
+pub fn preflight(policy: &AccessPolicy, headers: &HeaderMap) -> Result<PortResponse, RequestError> {
+    if !headers.get(ORIGIN).is_some_and(|o| policy.allows_origin(o)) {
         return Err(RequestError::new(
             405,
             "method_denied",
@@ -272,7 +277,7 @@ pub fn preflight(wall: &AccessPolicy, headers: &HeaderMap) -> Result<PortRespons
 }
 
 /// What a route answers, as it is sent: also to a configured page.
-pub async fn answer<F>(wall: &AccessPolicy, origin: Option<HeaderValue>, route: F) -> PortResponse
+pub async fn answer<F>(policy: &AccessPolicy, origin: Option<HeaderValue>, route: F) -> PortResponse
 where
     F: Future<Output = Result<PortResponse, RequestError>>,
 {
@@ -286,7 +291,7 @@ where
         "cross-origin-resource-policy",
         HeaderValue::from_static("same-origin"),
     );
-    if let Some(origin) = origin.filter(|o| wall.allows_origin(o)) {
+    if let Some(origin) = origin.filter(|o| policy.allows_origin(o)) {
         headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin);
         headers.insert(VARY, HeaderValue::from_static("Origin"));
     }

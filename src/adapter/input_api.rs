@@ -99,7 +99,10 @@ impl InputRoute {
 
 /// # Errors
 /// Why the request is refused.
-pub async fn route(shared: &Arc<AdapterState>, request: Request<Incoming>) -> Result<PortResponse, RequestError> {
+pub async fn route(
+    shared: &Arc<AdapterState>,
+    request: Request<Incoming>,
+) -> Result<PortResponse, RequestError> {
     let path = request.uri().path();
     let target = InputRoute::of(path);
     let access = match (path, &target) {
@@ -109,9 +112,9 @@ pub async fn route(shared: &Arc<AdapterState>, request: Request<Incoming>) -> Re
     };
     shared
         .input_door
-        .check(&shared.wall, request.headers(), access)?;
+        .check(&shared.policy, request.headers(), access)?;
     if *request.method() == Method::OPTIONS {
-        return preflight(&shared.wall, request.headers());
+        return preflight(&shared.policy, request.headers());
     }
     let read = matches!(*request.method(), Method::GET | Method::HEAD);
     match (path, target) {
@@ -183,7 +186,11 @@ async fn body_for_session(
 ) -> Result<Bytes, RequestError> {
     let bytes = read_body(shared, request, target).await?;
     match shared.state() {
-        "ended" => Err(RequestError::new(409, "session_ended", "the session is over")),
+        "ended" => Err(RequestError::new(
+            409,
+            "session_ended",
+            "the session is over",
+        )),
         _ if shared.is_draining() => Err(RequestError::new(
             503,
             "draining",
@@ -253,7 +260,10 @@ async fn decide(
 }
 
 /// `DELETE /inputs/{id}`
-async fn take_back(shared: &Arc<AdapterState>, input_id: String) -> Result<PortResponse, RequestError> {
+async fn take_back(
+    shared: &Arc<AdapterState>,
+    input_id: String,
+) -> Result<PortResponse, RequestError> {
     let (keeper, id) = (shared.clone(), input_id.clone());
     let taken = tokio::task::spawn_blocking(move || keeper.inbox.take_back(&id))
         .await
@@ -279,7 +289,10 @@ async fn take_back(shared: &Arc<AdapterState>, input_id: String) -> Result<PortR
     }
 }
 
-async fn send_command(shared: &AdapterState, command: SessionCommand) -> Result<PortResponse, RequestError> {
+async fn send_command(
+    shared: &AdapterState,
+    command: SessionCommand,
+) -> Result<PortResponse, RequestError> {
     shared
         .commands
         .send(command)
@@ -316,7 +329,11 @@ async fn body(request: Request<Incoming>, max: usize) -> Result<Bytes, RequestEr
             "bad_request",
             format!("the body could not be read: {e}"),
         )),
-        Err(_) => Err(RequestError::new(408, "body_timeout", "the body took too long")),
+        Err(_) => Err(RequestError::new(
+            408,
+            "body_timeout",
+            "the body took too long",
+        )),
     }
 }
 
@@ -403,7 +420,11 @@ struct Inline {
     data: String,
 }
 
-async fn inject(shared: &Arc<AdapterState>, body: &[u8], key: Option<String>) -> Result<PortResponse, RequestError> {
+async fn inject(
+    shared: &Arc<AdapterState>,
+    body: &[u8],
+    key: Option<String>,
+) -> Result<PortResponse, RequestError> {
     // By way of a map: a struct could be read from a list of its fields, too.
     let inject: Inject = serde_json::from_slice(body)
         .and_then(|body: serde_json::Map<String, Value>| serde_json::from_value(body.into()))
@@ -433,7 +454,9 @@ async fn inject(shared: &Arc<AdapterState>, body: &[u8], key: Option<String>) ->
             Err(RequestError::new(429, "inbox_full", e.to_string()))
         }
         Err(e @ InboxError::Closed) => Err(RequestError::new(409, "session_ended", e.to_string())),
-        Err(e @ InboxError::Io(_)) => Err(RequestError::new(503, "inbox_unavailable", e.to_string())),
+        Err(e @ InboxError::Io(_)) => {
+            Err(RequestError::new(503, "inbox_unavailable", e.to_string()))
+        }
     }
 }
 

@@ -78,7 +78,7 @@ impl Process {
     ///
     /// # Errors
     /// The system's.
-    pub fn start(program: &Program, heard: &mpsc::Sender<FromCli>) -> io::Result<Process> {
+    pub fn start(program: &Program, from_cli: &mpsc::Sender<FromCli>) -> io::Result<Process> {
         let mut command = program.command();
         let stdin = if program.stdin {
             Stdio::piped()
@@ -98,14 +98,14 @@ impl Process {
             .ok_or_else(|| io::Error::other("it has no process id"))?;
         CLI.store(pid.as_raw_nonzero().get().unsigned_abs(), Ordering::Release);
         if let Some(stdout) = child.stdout.take() {
-            let heard = heard.clone();
+            let from_cli = from_cli.clone();
             tokio::spawn(async move {
-                drain(stdout, heard.clone(), FromCli::Stdout).await;
-                let _ = heard.send(FromCli::StdoutOver).await;
+                drain(stdout, from_cli.clone(), FromCli::Stdout).await;
+                let _ = from_cli.send(FromCli::StdoutOver).await;
             });
         }
         if let Some(stderr) = child.stderr.take() {
-            tokio::spawn(drain(stderr, heard.clone(), FromCli::Stderr));
+            tokio::spawn(drain(stderr, from_cli.clone(), FromCli::Stderr));
         }
         Ok(Process {
             child,

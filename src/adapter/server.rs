@@ -18,12 +18,12 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
-use super::config::{AdapterConfig, AccessPolicy};
+use super::config::{AccessPolicy, AdapterConfig};
 use super::http::{self, PortGuard};
 use super::inbox::{self, Inbox, InboxError, Input};
-use super::journal::{Journal, Replay, Retention, JournalWriter};
+use super::journal::{Journal, JournalWriter, Replay, Retention};
 use super::runtime::Runtime;
-use super::session::{SessionCommand, Ended, Parts, Rebuilt, Session, SharedStatus, Status};
+use super::session::{Ended, Parts, Rebuilt, Session, SessionCommand, SharedStatus, Status};
 use super::stream_api::Tickets;
 use super::trouble::{Component, Troubles};
 use super::{input_api, stream_api};
@@ -50,7 +50,7 @@ pub struct AdapterState {
     pub session_id: String,
     pub runtime: &'static Runtime,
     pub model: String,
-    pub wall: AccessPolicy,
+    pub policy: AccessPolicy,
     pub stream_door: PortGuard,
     pub input_door: PortGuard,
     pub journal: Arc<Journal>,
@@ -154,9 +154,9 @@ impl Assembled {
             &mut rebuilt,
         )?;
         opened.writer.journal().are_quiet(&rebuilt.quiet);
-        let mut balance = rebuilt.balance;
-        balance.native_session_id = balance.native_session_id.or_else(|| config.resume.take());
-        let session_id = balance.session_id.clone();
+        let mut lifecycle = rebuilt.lifecycle;
+        lifecycle.native_session_id = lifecycle.native_session_id.or_else(|| config.resume.take());
+        let session_id = lifecycle.session_id.clone();
         config.warnings.extend(opened.damage);
         config
             .warnings
@@ -188,18 +188,21 @@ impl Assembled {
         let (terminating, told_to_end) = watch::channel(false);
         let status = Status {
             state: "starting",
-            turn: balance.turns,
+            turn: lifecycle.turns,
             native_session_id: None,
             runtime_version: None,
             waiting_for: Vec::new(),
-            usage: balance.spent,
+            usage: lifecycle.spent,
         };
         let status = Arc::new(Mutex::new(status));
-        let (journal, raw_journal) = (opened.writer.journal(), raw.as_ref().map(JournalWriter::journal));
+        let (journal, raw_journal) = (
+            opened.writer.journal(),
+            raw.as_ref().map(JournalWriter::journal),
+        );
         let parts = Parts {
             config,
             session_id: session_id.clone(),
-            balance,
+            lifecycle,
             journal: opened.writer,
             raw,
             inbox: inbox.clone(),
@@ -243,10 +246,10 @@ impl RunningAdapter {
     /// # Errors
     /// A directory, a file or a port that cannot be had.
     pub async fn start(mut config: AdapterConfig) -> Result<RunningAdapter, String> {
-        let (runtime, model, wall) = (
+        let (runtime, model, policy) = (
             config.runtime,
             config.model.clone(),
-            std::mem::take(&mut config.wall),
+            std::mem::take(&mut config.policy),
         );
         let (stream, input) = (config.stream, config.input);
         let assembled = Assembled::new(config)?;
@@ -257,7 +260,7 @@ impl RunningAdapter {
             session_id: assembled.session_id.clone(),
             runtime,
             model,
-            wall,
+            policy,
             stream_door: PortGuard::new(stream, true),
             input_door: PortGuard::new(input, false),
             journal: assembled.journal.clone(),
@@ -437,7 +440,11 @@ async fn bind(address: SocketAddr) -> Result<TcpListener, String> {
 }
 
 /// One request, on the port of the stream or on that of the input.
-async fn answer(shared: Arc<AdapterState>, request: Request<Incoming>, to_stream: bool) -> http::PortResponse {
+async fn answer(
+    shared: Arc<AdapterState>,
+    request: Request<Incoming>,
+    to_stream: bool,
+) -> http::PortResponse {
     let origin = request.headers().get(ORIGIN).cloned();
     let route = async {
         if to_stream {
@@ -446,7 +453,7 @@ async fn answer(shared: Arc<AdapterState>, request: Request<Incoming>, to_stream
             input_api::route(&shared, request).await
         }
     };
-    http::answer(&shared.wall, origin, route).await
+    http::answer(&shared.policy, origin, route).await
 }
 
 async fn stop_requested(stop: &mut watch::Receiver<bool>) {

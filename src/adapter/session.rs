@@ -101,7 +101,7 @@ pub struct Session {
     config: AdapterConfig,
     session_id: String,
     translator: Box<dyn Translator>,
-    balance: Lifecycle,
+    lifecycle: Lifecycle,
     journal: journal::JournalWriter,
     raw: Option<journal::JournalWriter>,
     inbox: Arc<Inbox>,
@@ -149,7 +149,7 @@ struct Handing {
 pub struct Parts {
     pub config: AdapterConfig,
     pub session_id: String,
-    pub balance: Lifecycle,
+    pub lifecycle: Lifecycle,
     pub journal: journal::JournalWriter,
     pub raw: Option<journal::JournalWriter>,
     pub inbox: Arc<Inbox>,
@@ -164,7 +164,7 @@ impl Session {
         let Parts {
             config,
             session_id,
-            balance,
+            lifecycle,
             journal,
             raw,
             inbox,
@@ -182,10 +182,10 @@ impl Session {
                 String::new(),
             )),
             // A task that had its end before has it still.
-            outcome: balance.outcome.filter(|_| config.oneshot),
+            outcome: lifecycle.outcome.filter(|_| config.oneshot),
             config,
             session_id,
-            balance,
+            lifecycle,
             journal,
             raw,
             inbox,
@@ -248,7 +248,7 @@ impl Session {
     /// What was open when an adapter before this one was killed, and whose input is where.
     async fn close_what_a_crash_left(&mut self) {
         process::sweep(&self.session_id).await;
-        if let Some(turn) = &self.balance.turn {
+        if let Some(turn) = &self.lifecycle.turn {
             for said in said_in_pieces(&self.journal.journal(), turn.sequence) {
                 self.emit(said);
             }
@@ -260,7 +260,7 @@ impl Session {
             self.emit(ended_turn(TurnEndReason::Error));
             self.outcome = Some(TurnEndReason::Error);
         }
-        let input_ids = std::mem::take(&mut self.balance.unanswered);
+        let input_ids = std::mem::take(&mut self.lifecycle.unanswered);
         if !input_ids.is_empty() {
             self.emit(TurnStart { turn: 0, input_ids });
             self.emit(ErrorEvent::new(ErrorCode::RuntimeCrashed, "the adapter was stopped before this input was answered; it stands in the CLI's history"));
@@ -294,7 +294,7 @@ impl Session {
 
     /// A task that is over, and whose adapter was started again.
     async fn end_again(self) -> Ended {
-        if !self.balance.ended {
+        if !self.lifecycle.ended {
             return self.end(ended(SessionEndReason::Completed)).await;
         }
         self.inbox.close(true);
@@ -345,7 +345,7 @@ impl Session {
                 },
                 () = until(wake) => self.on_time(&mut running).await,
                 synced = noted(&mut self.handing) => self.noted_as_sent(&mut running, synced).await,
-                heard = running.heard.recv() => if let Some(heard) = heard { self.from_cli(&mut running, heard).await },
+                from_cli = running.from_cli.recv() => if let Some(from_cli) = from_cli { self.from_cli(&mut running, from_cli).await },
                 () = self.inbox.changed.notified() => self.active = Instant::now(),
                 status = running.process.ended() => {
                     let why = format!("{} ended unexpectedly ({})", self.config.runtime.name, describe(status));
@@ -356,9 +356,9 @@ impl Session {
     }
 
     /// One piece of what the CLI says: through the translator, and onto the stream at once.
-    async fn from_cli(&mut self, running: &mut RunningCli, heard: FromCli) {
+    async fn from_cli(&mut self, running: &mut RunningCli, from_cli: FromCli) {
         let mut actions = Vec::new();
-        match heard {
+        match from_cli {
             FromCli::Events(bytes) => {
                 let (translator, raw) = (&mut self.translator, &mut self.raw);
                 running.events.feed(&bytes, |line| match line {
@@ -522,7 +522,12 @@ impl Session {
             Payload::QuestionRequest(request) => {
                 let id = request.request_id.clone();
                 self.emit(request);
-                self.wait_for_answer(id, self.config.oneshot.then_some(PermissionDecision::RejectQuestion));
+                self.wait_for_answer(
+                    id,
+                    self.config
+                        .oneshot
+                        .then_some(PermissionDecision::RejectQuestion),
+                );
             }
             other => self.emit(other),
         }
@@ -580,7 +585,7 @@ impl Session {
     }
 
     fn interrupt(&mut self) {
-        if self.balance.turn.is_none() {
+        if self.lifecycle.turn.is_none() {
             // Its turn has not begun, and may be about to.
             self.interrupt_soon =
                 self.inbox.is_in_flight() || self.translator.phase() != Phase::Idle;
@@ -604,7 +609,9 @@ impl Session {
                 decision,
                 known,
             } => _ = known.send(self.answer(&request_id, &decision, "user")),
-            SessionCommand::Keepalive | SessionCommand::Shutdown { .. } | SessionCommand::Terminate => {}
+            SessionCommand::Keepalive
+            | SessionCommand::Shutdown { .. }
+            | SessionCommand::Terminate => {}
         }
         self.apply(running, Vec::new()).await;
     }
@@ -617,13 +624,13 @@ impl Session {
             self.translator.wake(&mut actions);
             self.apply(running, actions).await;
         }
-        if past(&mut self.interrupt_by) && self.balance.turn.is_some() {
+        if past(&mut self.interrupt_by) && self.lifecycle.turn.is_some() {
             running.broken = Some(format!(
                 "{} did not stop its turn within {INTERRUPT_TIME:?}",
                 self.config.runtime.name
             ));
         }
-        if past(&mut self.answer_by) && self.balance.turn.is_none() && self.inbox.is_in_flight() {
+        if past(&mut self.answer_by) && self.lifecycle.turn.is_none() && self.inbox.is_in_flight() {
             running.broken = Some(format!(
                 "{} did not take up an input within {ANSWER_TIME:?}",
                 self.config.runtime.name
@@ -636,7 +643,7 @@ impl Session {
             .map(|d| d.0.clone())
             .collect();
         for id in late {
-            let decision = if self.balance.questions.contains(&id) {
+            let decision = if self.lifecycle.questions.contains(&id) {
                 PermissionDecision::RejectQuestion
             } else {
                 PermissionDecision::Deny {
@@ -677,7 +684,7 @@ impl Session {
             }
             _ => {}
         }
-        if self.balance.turns >= self.config.max_turns && !busy {
+        if self.lifecycle.turns >= self.config.max_turns && !busy {
             return;
         }
         if let Some(input) = self.inbox.next() {
@@ -726,7 +733,7 @@ impl Session {
         if let Err(e) = self.inbox.sent(sent) {
             return self.wait_for_the_inbox(&e);
         }
-        if self.balance.turn.is_none() {
+        if self.lifecycle.turn.is_none() {
             self.answer_by = Some(Instant::now() + ANSWER_TIME);
         }
         self.handing = Some(Handing {
@@ -758,10 +765,10 @@ impl Session {
     }
 
     fn wait_for_the_inbox(&mut self, e: &std::io::Error) {
-        if self
-            .troubles
-            .set(Component::Inbox, format!("the inbox cannot be written: {e}"))
-        {
+        if self.troubles.set(
+            Component::Inbox,
+            format!("the inbox cannot be written: {e}"),
+        ) {
             tracing::error!(error = %e, "the inbox cannot be written; the input waits");
         }
         self.answer_by = None;
@@ -773,7 +780,7 @@ impl Session {
         if self.translator.phase() != Phase::Idle || self.inbox.is_in_flight() {
             return None;
         }
-        if self.balance.turns >= self.config.max_turns {
+        if self.lifecycle.turns >= self.config.max_turns {
             let waiting: Vec<String> = self
                 .inbox
                 .list()
@@ -852,7 +859,7 @@ impl Session {
                 self.emit(payload);
             }
         }
-        if self.balance.turn.is_some() {
+        if self.lifecycle.turn.is_some() {
             self.emit(ended_turn(TurnEndReason::Error));
         }
         (self.interrupt_by, self.answer_by, self.wake_at) = (None, None, None);
@@ -872,7 +879,7 @@ impl Session {
             self.crashes.pop_front();
         }
         // One that never worked will not by itself.
-        let worked_once = was_ready || self.balance.native_session_id.is_some();
+        let worked_once = was_ready || self.lifecycle.native_session_id.is_some();
         let again = worked_once
             && self.crashes.len() < MAX_CRASHES
             && !(self.config.oneshot && self.outcome.is_some());
@@ -891,7 +898,7 @@ impl Session {
         self.inbox.close(true);
         self.close_translator();
         end.resume_token = self
-            .balance
+            .lifecycle
             .native_session_id
             .clone()
             .map(|id| format!("{}:{id}", self.config.runtime.id));
@@ -916,24 +923,24 @@ impl Session {
     fn set_state(&self, state: &'static str) {
         let mut status = lock(&self.status);
         status.state = state;
-        status.turn = self.balance.turns;
+        status.turn = self.lifecycle.turns;
         status
             .native_session_id
-            .clone_from(&self.balance.native_session_id);
+            .clone_from(&self.lifecycle.native_session_id);
         status.runtime_version.clone_from(&self.version);
-        status.usage.clone_from(&self.balance.spent);
+        status.usage.clone_from(&self.lifecycle.spent);
         status.waiting_for = self
-            .balance
+            .lifecycle
             .permissions
             .iter()
-            .chain(&self.balance.questions)
+            .chain(&self.lifecycle.questions)
             .cloned()
             .collect();
     }
 
     fn show_state(&self) {
         self.set_state(
-            if self.balance.turn.is_some() || self.translator.phase() != Phase::Idle {
+            if self.lifecycle.turn.is_some() || self.translator.phase() != Phase::Idle {
                 "busy"
             } else {
                 "idle"

@@ -21,7 +21,7 @@ use super::http::{Access, PortResponse, RequestError, full, json_answer, not_all
 use super::input_api::InputRoute;
 use super::journal::{Cursor, StreamPart};
 use super::server::AdapterState;
-use super::view::{StreamFormat, EventView, StreamQuery};
+use super::view::{EventView, StreamFormat, StreamQuery};
 use super::{health, input_api};
 use crate::base::sync::lock;
 use crate::base::token::Token;
@@ -78,7 +78,10 @@ impl Tickets {
 
 /// # Errors
 /// Why the request is refused.
-pub async fn route(shared: &Arc<AdapterState>, request: Request<Incoming>) -> Result<PortResponse, RequestError> {
+pub async fn route(
+    shared: &Arc<AdapterState>,
+    request: Request<Incoming>,
+) -> Result<PortResponse, RequestError> {
     let path = request.uri().path().to_owned();
     let target = InputRoute::of(&path);
     let access = match path.as_str() {
@@ -89,9 +92,9 @@ pub async fn route(shared: &Arc<AdapterState>, request: Request<Incoming>) -> Re
     };
     shared
         .stream_door
-        .check(&shared.wall, request.headers(), access)?;
+        .check(&shared.policy, request.headers(), access)?;
     if *request.method() == Method::OPTIONS {
-        return preflight(&shared.wall, request.headers());
+        return preflight(&shared.policy, request.headers());
     }
     if let Some(target) = target {
         return input_api::act(shared, request, target).await;
@@ -146,7 +149,10 @@ fn query<B>(request: &Request<B>) -> impl Iterator<Item = (Cow<'_, str>, Cow<'_,
     form_urlencoded::parse(request.uri().query().unwrap_or_default().as_bytes())
 }
 
-fn stream(shared: &Arc<AdapterState>, request: &Request<Incoming>) -> Result<PortResponse, RequestError> {
+fn stream(
+    shared: &Arc<AdapterState>,
+    request: &Request<Incoming>,
+) -> Result<PortResponse, RequestError> {
     let (wish, since) = stream_query(request)?;
     let journal = match wish.shape {
         StreamFormat::Raw => shared.raw.as_ref().ok_or_else(|| {

@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
-use super::runtime::{RuntimeCall, FilePattern, CallReply, CallPurpose};
+use super::runtime::{CallPurpose, CallReply, FilePattern, RuntimeCall};
 use crate::base::token::hex;
 
 /// Longest line that is kept whole.
@@ -124,7 +124,7 @@ impl LineSplitter {
 }
 
 /// Reads what a CLI wrote down, and says so.
-pub async fn find(file: FilePattern, tag: CallPurpose, heard: mpsc::Sender<FromCli>) {
+pub async fn find(file: FilePattern, tag: CallPurpose, from_cli: mpsc::Sender<FromCli>) {
     let reply = match tokio::task::spawn_blocking(move || largest(&file)).await {
         Ok(Ok(Some(body))) => CallReply::Answer { status: 200, body },
         Ok(Ok(None)) => CallReply::Answer {
@@ -134,7 +134,7 @@ pub async fn find(file: FilePattern, tag: CallPurpose, heard: mpsc::Sender<FromC
         Ok(Err(e)) => CallReply::Lost(e.to_string()),
         Err(e) => CallReply::Lost(e.to_string()),
     };
-    let _ = heard.send(FromCli::Reply(tag, reply)).await;
+    let _ = from_cli.send(FromCli::Reply(tag, reply)).await;
 }
 
 fn largest(file: &FilePattern) -> io::Result<Option<Vec<u8>>> {
@@ -244,7 +244,7 @@ impl CliHttpClient {
             .unwrap_or_else(|_| Err(format!("no answer within {time:?}")))
     }
 
-    pub async fn call(self, call: RuntimeCall, heard: mpsc::Sender<FromCli>) {
+    pub async fn call(self, call: RuntimeCall, from_cli: mpsc::Sender<FromCli>) {
         let reply = match self
             .ask(call.method, &call.path, call.body.as_ref(), CALL_TIME)
             .await
@@ -252,7 +252,7 @@ impl CliHttpClient {
             Ok((status, body)) => CallReply::Answer { status, body },
             Err(why) => CallReply::Lost(why),
         };
-        let _ = heard.send(FromCli::Reply(call.tag, reply)).await;
+        let _ = from_cli.send(FromCli::Reply(call.tag, reply)).await;
     }
 
     /// Opens the stream of events; from when this returns, none is missed.
@@ -262,7 +262,7 @@ impl CliHttpClient {
     pub async fn events(
         &self,
         path: &str,
-        heard: mpsc::Sender<FromCli>,
+        from_cli: mpsc::Sender<FromCli>,
     ) -> Result<tokio::task::JoinHandle<()>, String> {
         let response = tokio::time::timeout(CALL_TIME, self.send("GET", path, None))
             .await
@@ -288,7 +288,7 @@ impl CliHttpClient {
                             continue;
                         };
                         // Where the disk is full this waits, and with it the CLI.
-                        if heard.send(FromCli::Events(data)).await.is_err() {
+                        if from_cli.send(FromCli::Events(data)).await.is_err() {
                             return;
                         }
                     }
@@ -296,7 +296,7 @@ impl CliHttpClient {
                     None => break "it ended".to_owned(),
                 }
             };
-            let _ = heard.send(FromCli::EventsOver(why)).await;
+            let _ = from_cli.send(FromCli::EventsOver(why)).await;
         }))
     }
 }

@@ -181,7 +181,10 @@ impl Parser {
     ///
     /// # Errors
     /// When it stopped in the middle, or an earlier piece was not JSON.
-    pub fn finish(&mut self, visit: &mut impl FnMut(JsonEvent<'_>) -> Flow) -> Result<(), JsonError> {
+    pub fn finish(
+        &mut self,
+        visit: &mut impl FnMut(JsonEvent<'_>) -> Flow,
+    ) -> Result<(), JsonError> {
         if let Some(e) = self.failed {
             return Err(e);
         }
@@ -567,7 +570,9 @@ impl Parser {
             return Ok(());
         }
         if self.reporting() {
-            visit(JsonEvent::Scalar(std::str::from_utf8(word).unwrap_or_default()));
+            visit(JsonEvent::Scalar(
+                std::str::from_utf8(word).unwrap_or_default(),
+            ));
         }
         self.value_done();
         Ok(())

@@ -84,7 +84,9 @@ impl SseScanner {
                             self.begin_data(out);
                             self.state = SseState::Space;
                         }
-                        _ if n < 4 && b == b"data"[n as usize] => self.state = SseState::Name(n + 1),
+                        _ if n < 4 && b == b"data"[n as usize] => {
+                            self.state = SseState::Name(n + 1)
+                        }
                         _ => self.state = SseState::Ignored,
                     }
                 }

@@ -16,7 +16,7 @@ use crate::adapter::config::{self, AdapterConfig, Flags};
 use crate::adapter::journal::StreamPart;
 use crate::adapter::process;
 use crate::adapter::server::Assembled;
-use crate::adapter::session::{SessionCommand, Ended};
+use crate::adapter::session::{Ended, SessionCommand};
 use crate::adapter::transport::LineSplitter;
 use crate::base::token::random_hex;
 use crate::base::{harden, logging};

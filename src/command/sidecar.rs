@@ -3,7 +3,7 @@
 use super::{Exit, Signals, broken, fail, place, print};
 use crate::base::{harden, logging};
 use crate::cli;
-use crate::sidecar::config::{SidecarConfig, LogFormat};
+use crate::sidecar::config::{LogFormat, SidecarConfig};
 use crate::sidecar::server::{self, Sidecar, StartError};
 
 pub fn run(args: &cli::SidecarArgs) -> Exit {

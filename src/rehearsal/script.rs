@@ -285,7 +285,9 @@ fn tool_turn(name: &str, ask: &Ask) -> ScriptedReply {
         return mcp_call(ask, found_tools);
     }
     let Some(shell) = shell_tool(&ask.tools) else {
-        return ScriptedReply::say("Rehearsal: no shell tool was offered, so there is nothing to run.");
+        return ScriptedReply::say(
+            "Rehearsal: no shell tool was offered, so there is nothing to run.",
+        );
     };
     match name {
         "fail" => ScriptedReply::call(shell, "echo out; echo err >&2; exit 3"),

@@ -23,7 +23,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Sleep;
 
-use super::script::{ScriptedReply, Script, Step};
+use super::script::{Script, ScriptedReply, Step};
 use super::{APIS, Api, Ask, MODELS, Wanted, tokens};
 use crate::base::sync::lock;
 

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 
-use super::config::{SidecarConfig, Policy};
+use super::config::{Policy, SidecarConfig};
 use super::scope::Grant;
 use super::secret::Source;
 

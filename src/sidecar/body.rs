@@ -469,7 +469,11 @@ impl BodyMemory {
     }
 
     /// Decodes one gzip member or one zstd frame, with nothing before or after it.
-    async fn decode(&self, held: BufferedBody, encoding: Encoding) -> Result<BufferedBody, Refusal> {
+    async fn decode(
+        &self,
+        held: BufferedBody,
+        encoding: Encoding,
+    ) -> Result<BufferedBody, Refusal> {
         let broken = |e: &dyn std::fmt::Display| {
             Refusal::new(Code::BadRequest, "the compressed request body is broken").cause(e)
         };
@@ -562,7 +566,7 @@ impl Upload {
         now > self.since + allowed.min(MAX_TIME) || now > progress.last + IDLE_TIME
     }
 
-    fn denial(&self) -> Refusal {
+    fn refusal(&self) -> Refusal {
         let progress = *lock(&self.progress);
         let (bytes, seconds) = (progress.received, self.since.elapsed().as_secs());
         let message = match progress.given_up {
@@ -594,7 +598,7 @@ async fn next_piece(
     let frame = std::future::poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx));
     tokio::select! {
         biased;
-        () = upload.given_up.notified() => Err(upload.denial()),
+        () = upload.given_up.notified() => Err(upload.refusal()),
         frame = frame => Ok(frame),
     }
 }
@@ -770,7 +774,7 @@ mod tests {
         );
         upload.give_up(GivenUp::Late);
         upload.given_up.notified().await;
-        assert!(upload.denial().message.starts_with("only 10240 bytes"));
+        assert!(upload.refusal().message.starts_with("only 10240 bytes"));
     }
 
     #[tokio::test]

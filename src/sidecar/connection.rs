@@ -24,7 +24,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Sleep;
 
 use super::body::READ_BUFFER;
-use super::proxy::{self, InFlightGuard, Activity, SidecarState};
+use super::proxy::{self, Activity, InFlightGuard, SidecarState};
 use super::refusal::{Client, Code, Refusal};
 use super::route;
 use crate::base::framing::{Fault, HeadScanner, Verdict};
@@ -209,12 +209,12 @@ async fn refuse(
     let mut entry = shared.audit.entry();
     let policy = shared.policy.load_full();
     entry.record.policy_revision = Some(policy.revision.clone());
-    let mut denial = Refusal::new(Code::BadRequest, fault.what).cause(line);
-    denial.status = Some(fault.status);
+    let mut refusal = Refusal::new(Code::BadRequest, fault.what).cause(line);
+    refusal.status = Some(fault.status);
     let path = line.split(' ').nth(1).unwrap_or_default();
     let response = proxy::refused(
         &mut entry,
-        &denial,
+        &refusal,
         route::shape(&policy, path),
         Client::Other,
     );

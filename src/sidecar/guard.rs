@@ -72,12 +72,12 @@ impl CallerPolicy {
             return Ok(());
         }
         if self.attempts.are_too_many() {
-            let mut denial = Refusal::new(
+            let mut refusal = Refusal::new(
                 Code::RateLimited,
                 "too many requests without the session's token",
             );
-            denial.retry_after = Some(Duration::from_secs(1));
-            return Err(denial);
+            refusal.retry_after = Some(Duration::from_secs(1));
+            return Err(refusal);
         }
         Err(Refusal::new(
             Code::Unauthorized,

@@ -18,7 +18,7 @@ use tokio::sync::Semaphore;
 use super::audit::{self, Audit, AuditEntry};
 use super::billing::Prices;
 use super::body::{BodyMemory, BufferedBody};
-use super::config::{SidecarConfig, Policy};
+use super::config::{Policy, SidecarConfig};
 use super::guard::CallerPolicy;
 use super::known_objects::KnownObjects;
 use super::limit::Ledger;
@@ -27,8 +27,8 @@ use super::models::Filtered;
 use super::provider::registry::Billing;
 use super::record::AccessDecision;
 use super::redact::Redactor;
-use super::refusal::{self, Client, Code, Refusal, ErrorFormat};
-use super::relay::{RelayedCall, RelayError, Relay};
+use super::refusal::{self, Client, Code, ErrorFormat, Refusal};
+use super::relay::{Relay, RelayError, RelayedCall};
 use super::route::{Route, RouteTarget};
 use super::scope::Permit;
 use super::secret::Store;
@@ -238,20 +238,27 @@ pub async fn serve(
                 kind: ResponseBodyKind::Relay(Box::new(relay)),
                 _busy: busy,
             }),
-            Err((denial, entry)) => refuse(*entry, &denial, shape(), client(), busy),
+            Err((refusal, entry)) => refuse(*entry, &refusal, shape(), client(), busy),
         },
-        Ok(Outcome::Models(Filtered { list, .. })) => own(entry, list, ResponseBodyKind::List, busy),
-        Ok(Outcome::Discard) => own(entry, Bytes::from_static(b"{}"), ResponseBodyKind::Own, busy),
+        Ok(Outcome::Models(Filtered { list, .. })) => {
+            own(entry, list, ResponseBodyKind::List, busy)
+        }
+        Ok(Outcome::Discard) => own(
+            entry,
+            Bytes::from_static(b"{}"),
+            ResponseBodyKind::Own,
+            busy,
+        ),
         Ok(Outcome::Probe) => own(
             entry,
             Bytes::from_static(b"{\"outrigger\":\"sidecar\"}"),
             ResponseBodyKind::Own,
             busy,
         ),
-        Err(denial) => {
+        Err(refusal) => {
             // hyper closes a connection whose request body nobody took; the client is told.
             let unread = has_body && !entry.body_read;
-            let mut response = refuse(entry, &denial, shape(), client(), busy);
+            let mut response = refuse(entry, &refusal, shape(), client(), busy);
             if unread {
                 response
                     .headers_mut()
@@ -285,12 +292,12 @@ fn own(
 
 fn refuse(
     mut entry: AuditEntry,
-    denial: &Refusal,
+    refusal: &Refusal,
     shape: ErrorFormat,
     client: Client,
     busy: InFlightGuard,
 ) -> Response<ResponseBody> {
-    let response = refused(&mut entry, denial, shape, client);
+    let response = refused(&mut entry, refusal, shape, client);
     response.map(|body| ResponseBody {
         kind: ResponseBodyKind::Own(body),
         _busy: busy,
@@ -300,13 +307,13 @@ fn refuse(
 /// The answer to a refusal, with its record filled and its line in the log.
 pub fn refused(
     entry: &mut AuditEntry,
-    denial: &Refusal,
+    refusal: &Refusal,
     shape: ErrorFormat,
     client: Client,
 ) -> Response<Full<Bytes>> {
-    let response = refusal::respond(denial, shape, client, entry.id());
-    entry.record.code = Some(denial.code.name());
-    entry.record.scope_needed = denial.scope_needed.clone();
+    let response = refusal::respond(refusal, shape, client, entry.id());
+    entry.record.code = Some(refusal.code.name());
+    entry.record.scope_needed = refusal.scope_needed.clone();
     entry.record.status = Some(response.status().as_u16());
     entry.record.bytes_out = response.body().size_hint().exact().unwrap_or(0);
     if !entry.is_told_apart() {
@@ -315,11 +322,11 @@ pub fn refused(
     // Cause is for operators only; values in it are escaped by the log's format.
     tracing::info!(
         request_id = entry.id(),
-        code = denial.code.name(),
+        code = refusal.code.name(),
         status = response.status().as_u16(),
-        cause = denial.cause.as_deref(),
+        cause = refusal.cause.as_deref(),
         "{}",
-        denial.message
+        refusal.message
     );
     response
 }
@@ -340,8 +347,8 @@ impl AuditEntry {
     }
 
     /// The provider did not answer: unless it may have worked on the request, nothing is owed.
-    fn failed(&mut self, denial: &Refusal) {
-        if let Some(admission) = self.admission().filter(|_| !denial.worked_on) {
+    fn failed(&mut self, refusal: &Refusal) {
+        if let Some(admission) = self.admission().filter(|_| !refusal.worked_on) {
             admission.owe_nothing();
         }
     }

@@ -289,29 +289,29 @@ impl ErrorReply {
 
 /// The answer to a request that ends in `denial`.
 pub fn respond(
-    denial: &Refusal,
-    shape: ErrorFormat,
+    refusal: &Refusal,
+    format: ErrorFormat,
     client: Client,
     request_id: &str,
 ) -> Response<Full<Bytes>> {
-    let text = denial.text();
-    let refusal = RefusalText {
-        code: denial.code,
+    let text = refusal.text();
+    let told = RefusalText {
+        code: refusal.code,
         message: &text,
         request_id,
-        retry_after: denial.retry_after,
-        resets_at: denial.resets_at,
+        retry_after: refusal.retry_after,
+        resets_at: refusal.resets_at,
         client,
-        detail: denial.detail,
+        detail: refusal.detail,
     };
-    let answer = (shape.render)(&refusal);
-    let status = denial.status.unwrap_or(answer.status);
-    let mut response = Response::new(Full::from(answer.body.to_string()));
+    let reply = (format.render)(&told);
+    let status = refusal.status.unwrap_or(reply.status);
+    let mut response = Response::new(Full::from(reply.body.to_string()));
     *response.status_mut() =
         StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    headers.insert(ERROR_HEADER, HeaderValue::from_static(denial.code.name()));
+    headers.insert(ERROR_HEADER, HeaderValue::from_static(refusal.code.name()));
     if let Ok(id) = HeaderValue::from_str(request_id) {
         headers.insert(REQUEST_ID, id);
     }
@@ -323,10 +323,10 @@ pub fn respond(
         "cross-origin-resource-policy",
         HeaderValue::from_static("same-origin"),
     );
-    if !denial.code.worth_a_retry() {
+    if !refusal.code.worth_a_retry() {
         headers.insert("x-should-retry", HeaderValue::from_static("false"));
     }
-    if let Some(after) = denial.retry_after {
+    if let Some(after) = refusal.retry_after {
         headers.insert(
             RETRY_AFTER,
             HeaderValue::from(after.as_secs_f64().ceil() as u64),
@@ -336,13 +336,13 @@ pub fn respond(
             HeaderValue::from(after.as_millis() as u64),
         );
     }
-    if denial.code == Code::WebsocketUnsupported {
+    if refusal.code == Code::WebsocketUnsupported {
         headers.insert(UPGRADE, HeaderValue::from_static("HTTP/1.1"));
     }
     // Whoever is refused for how it speaks HTTP is not read any further; bytes behind a
     // refused upgrade are not ours to interpret.
     if matches!(
-        denial.code,
+        refusal.code,
         Code::BadRequest
             | Code::HostDenied
             | Code::WebsocketUnsupported

@@ -15,7 +15,7 @@ use super::config::{Policy, ProviderConfig};
 use super::guard::Guarded;
 use super::model;
 use super::provider::registry::{self, Endpoint, PROVIDERS, Provider, Verb};
-use super::refusal::{Code, Refusal, ErrorFormat};
+use super::refusal::{Code, ErrorFormat, Refusal};
 
 #[derive(Debug)]
 pub enum RouteTarget {

@@ -306,14 +306,14 @@ pub fn check(
 /// The tool runners of Anthropic's libraries keep their conversation in a thread at the provider,
 /// and send it whole instead when they are told so with this code.
 fn no_threads(provider: &str) -> Refusal {
-    let mut denial = Refusal::new(
+    let mut refusal = Refusal::new(
         Code::ScopeDenied,
         format!("the request keeps its conversation in a thread of provider `{provider}`, which no grant of this session allows"),
     )
     .hint("send the conversation without `thread`, or ask an operator to add `allow: [stored_objects]` to the grant")
     .needing(format!("ai.{provider} allow {}", Feature::StoredObjects.name()));
-    denial.detail = Some("thread_unsupported_request");
-    denial
+    refusal.detail = Some("thread_unsupported_request");
+    refusal
 }
 
 /// What the request uses beyond models. Objects that this sidecar's own replies named are free to

@@ -21,7 +21,7 @@ use tokio::task::JoinSet;
 
 use super::audit::{self, Audit, AuditWriter};
 use super::body::{BodyMemory, GRACE};
-use super::config::{self, SidecarConfig, Fixed, Loaded};
+use super::config::{self, Fixed, Loaded, SidecarConfig};
 use super::connection::{self, Handle, Rank};
 use super::guard::CallerPolicy;
 use super::known_objects::KnownObjects;
@@ -342,7 +342,11 @@ async fn tracked(
     lock(&open).remove(&id);
 }
 
-async fn serve_admin(shared: Arc<SidecarState>, listener: TcpListener, mut end: watch::Receiver<bool>) {
+async fn serve_admin(
+    shared: Arc<SidecarState>,
+    listener: TcpListener,
+    mut end: watch::Receiver<bool>,
+) {
     let mut connections = JoinSet::new();
     let mut order = VecDeque::new();
     loop {

@@ -4,7 +4,7 @@
 //! walks the reply. Normal form: `input` is uncached input, `output` includes reasoning;
 //! what was not reported is `None`, never 0.
 
-use crate::base::json::{JsonEvent, Flow, Parser, Text};
+use crate::base::json::{Flow, JsonEvent, Parser, Text};
 use crate::base::sse::{Piece, SseScanner};
 
 /// Where one API reports usage.

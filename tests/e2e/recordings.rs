@@ -10,7 +10,7 @@ use std::time::Duration;
 use outrigger::adapter::balance::{Admitted, Lifecycle};
 use outrigger::adapter::inbox::Input;
 use outrigger::adapter::runtime::{
-    Action, PermissionDecision, Mcp, Permissions, CallReply, LaunchContext, Translator, registry,
+    Action, CallReply, LaunchContext, Mcp, PermissionDecision, Permissions, Translator, registry,
 };
 use outrigger::event::{InputSource, Payload};
 use serde_json::Value;
@@ -85,7 +85,7 @@ fn lines(name: &str, bytes: &[u8]) -> Vec<Line> {
 /// requests.
 struct Player {
     translator: Box<dyn Translator>,
-    balance: Lifecycle,
+    lifecycle: Lifecycle,
     out: Vec<Admitted>,
     /// Its requests that nothing in the recording stands for yet: method and number.
     requests: Vec<(String, Value)>,
@@ -112,10 +112,10 @@ impl Player {
             _ => None,
         };
         let resume = lines.iter().find_map(resumed);
-        let (balance, out) = (Lifecycle::new("s"), Vec::new());
+        let (lifecycle, out) = (Lifecycle::new("s"), Vec::new());
         Player {
             translator,
-            balance,
+            lifecycle,
             out,
             requests: Vec::new(),
             numbers: HashMap::new(),
@@ -130,7 +130,7 @@ impl Player {
         while let Some(action) = todo.pop_front() {
             let mut more = Vec::new();
             match action {
-                Action::Event(payload) => self.balance.admit(0, payload, &mut self.out),
+                Action::Event(payload) => self.lifecycle.admit(0, payload, &mut self.out),
                 Action::Send(m) => {
                     let method = m["method"]
                         .as_str()
@@ -231,7 +231,7 @@ impl Player {
                     PermissionDecision::Deny { message: None }
                 };
                 let open = self
-                    .balance
+                    .lifecycle
                     .permissions
                     .first()
                     .cloned()

@@ -18,7 +18,7 @@ use std::sync::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
-use self::file::{ReadLog, Log, Payloads, InboxRecord};
+use self::file::{InboxRecord, Log, Payloads, ReadLog};
 use super::trouble::{Component, Troubles};
 use crate::base::sync::lock;
 use crate::event::{InputMode, InputSource};
@@ -229,8 +229,10 @@ impl Inbox {
         let written = self.write(&input, &attachments, position, sequence);
         if let Err(e) = written {
             self.payloads.remove(&input.input_id);
-            self.troubles
-                .set(Component::Inbox, format!("the inbox cannot be written: {e}"));
+            self.troubles.set(
+                Component::Inbox,
+                format!("the inbox cannot be written: {e}"),
+            );
             return Err(e.into());
         }
         self.troubles.clear(Component::Inbox);
@@ -517,7 +519,8 @@ impl Queue {
             } => {
                 if !self.positions.contains_key(&input.input_id) {
                     self.remember(&input.input_id, *position);
-                    self.open.push_back(OpenInput::new(input.clone(), *sequence));
+                    self.open
+                        .push_back(OpenInput::new(input.clone(), *sequence));
                 }
             }
             InboxRecord::Sent(sent) => {

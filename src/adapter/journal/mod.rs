@@ -32,7 +32,7 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 
 pub use self::cursor::{Cursor, StreamPart};
-pub use self::writer::{OpenedJournal, JournalWriter};
+pub use self::writer::{JournalWriter, OpenedJournal};
 use crate::base::sync::lock;
 
 /// How much of the newest frames is kept in memory: what live subscribers read.

@@ -394,7 +394,10 @@ fn cut(file: &File, end: u64) -> io::Result<()> {
 }
 
 /// Finds the blocks of all segments, and rebuilds the state from the newest head on.
-fn look_through(segments: VecDeque<Segment>, replay: &mut dyn Replay) -> Result<FoundSegment, String> {
+fn look_through(
+    segments: VecDeque<Segment>,
+    replay: &mut dyn Replay,
+) -> Result<FoundSegment, String> {
     let mut found = FoundSegment {
         segments,
         last: None,

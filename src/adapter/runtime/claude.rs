@@ -20,12 +20,13 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use super::{
-    Action, COMPACTED, Capabilities, DENIED, PermissionDecision, LaunchPlan, Mcp, Permissions, Phase, FilePattern,
-    CallReply, Runtime, LaunchContext, CallPurpose, Translator, Transport, hex, model_of_platform, newest_first, parsed,
-    permission_options, plan, write_private_file, text, text_of,
+    Action, COMPACTED, CallPurpose, CallReply, Capabilities, DENIED, FilePattern, LaunchContext,
+    LaunchPlan, Mcp, PermissionDecision, Permissions, Phase, Runtime, Translator, Transport, hex,
+    model_of_platform, newest_first, parsed, permission_options, plan, text, text_of,
+    write_private_file,
 };
 use crate::adapter::cause;
-use crate::adapter::draft::{OpenItems, ItemKind};
+use crate::adapter::draft::{ItemKind, OpenItems};
 use crate::adapter::handed::InFlight;
 use crate::adapter::inbox::Input;
 use crate::event::{
@@ -262,11 +263,11 @@ pub struct Claude {
     dir: std::path::PathBuf,
     resumed: bool,
     ready: bool,
-    handed: InFlight,
+    in_flight: InFlight,
     turn: Option<ClaudeTurn>,
     /// The message that is streamed, and the block of it.
     streaming: Option<(String, u64)>,
-    drafts: OpenItems,
+    items: OpenItems,
     tools: HashMap<String, ClaudeTool>,
     /// Permissions that wait: the tool's input, and what would allow it for good.
     asked: HashMap<String, (Value, Value)>,
@@ -342,7 +343,7 @@ impl Claude {
                 .into(),
             ),
             "api_retry" => {
-                self.drafts.cut(out);
+                self.items.cut(out);
                 let status = m["error_status"].as_u64().map(|s| s as u16);
                 let word = text(m, "/error");
                 let message = status.map_or_else(
@@ -394,13 +395,13 @@ impl Claude {
             return;
         }
         self.turn = Some(ClaudeTurn::default());
-        self.handed.begin_turn(out);
+        self.in_flight.begin_turn(out);
     }
 
     fn stream(&mut self, event: &Value, out: &mut Vec<Action>) {
         match text(event, "/type") {
             "message_start" => {
-                self.drafts.cut(out);
+                self.items.cut(out);
                 self.streaming = Some((text(event, "/message/id").to_owned(), 0));
             }
             "content_block_start" => {
@@ -417,7 +418,7 @@ impl Claude {
                     "thinking_delta" => (ItemKind::Reasoning, text(event, "/delta/thinking")),
                     _ => return,
                 };
-                self.drafts
+                self.items
                     .write(&item(message, *block), kind, piece, None, out);
             }
             "message_delta" => {
@@ -451,7 +452,7 @@ impl Claude {
                 .streaming
                 .as_ref()
                 .is_some_and(|(streaming, _)| streaming != id)
-            && !self.drafts.is_empty();
+            && !self.items.is_empty();
         if again {
             // Its stream was cut, and this was asked for without one.
             out.push(
@@ -468,18 +469,18 @@ impl Claude {
         for block in message["content"].as_array().into_iter().flatten() {
             match text(block, "/type") {
                 "text" => {
-                    if again && let Some((begun, _)) = self.drafts.last_text() {
+                    if again && let Some((begun, _)) = self.items.last_text() {
                         name.clone_from(begun);
                     }
                     let words = text(block, "/text");
                     let stopped = self.turn.as_ref().is_some_and(|t| t.aborted);
-                    self.drafts
+                    self.items
                         .finish(&name, ItemKind::Text, words, parent, stopped, out);
                     if let (Some(turn), None) = (&mut self.turn, parent) {
                         words.clone_into(&mut turn.final_text);
                     }
                 }
-                "thinking" => self.drafts.finish(
+                "thinking" => self.items.finish(
                     &name,
                     ItemKind::Reasoning,
                     text(block, "/thinking"),
@@ -492,7 +493,7 @@ impl Claude {
             }
         }
         if again {
-            self.drafts.cut(out);
+            self.items.cut(out);
             self.streaming = None;
         }
         if let (Some(turn), Some(reason)) = (&mut self.turn, message["stop_reason"].as_str()) {
@@ -573,12 +574,12 @@ impl Claude {
                 .collect(),
         };
         // Several may come as one, under one of their ids.
-        let known = self.handed.acknowledge(
+        let known = self.in_flight.acknowledge(
             |id, input| id == uuid || texts.contains(&input.text.as_str()),
             out,
         );
         if !known && !texts.iter().any(|t| t.starts_with("<local-command")) {
-            self.handed.foreign(uuid, &texts.join("\n"), out);
+            self.in_flight.foreign(uuid, &texts.join("\n"), out);
         }
     }
 
@@ -656,7 +657,7 @@ impl Claude {
             );
             out.push(error.into());
         }
-        self.drafts.cut(out);
+        self.items.cut(out);
         let reason = match m["stop_reason"].as_str().or(turn.stop_reason.as_deref()) {
             _ if aborted => TurnEndReason::Interrupted,
             _ if limit => TurnEndReason::MaxSteps,
@@ -684,7 +685,7 @@ impl Claude {
             }
             .into(),
         );
-        if self.handed.is_begun() {
+        if self.in_flight.is_begun() {
             // Its echo is missing: it may have come while the CLI began a turn by itself, and
             // then the next is its own.
             out.push(Action::Wake(ECHO_TIME));
@@ -755,7 +756,7 @@ impl Translator for Claude {
     fn open(&mut self, native_session_id: Option<&str>, resumed: bool, out: &mut Vec<Action>) {
         self.session = native_session_id.unwrap_or_default().to_owned();
         self.resumed = resumed;
-        self.handed.open(resumed);
+        self.in_flight.open(resumed);
         if resumed {
             self.find_transcript(CallPurpose::Resume, out);
         } else {
@@ -785,7 +786,7 @@ impl Translator for Claude {
                 initialize(out);
             }
             CallPurpose::Look(input_id) => {
-                self.handed.after_restart(
+                self.in_flight.after_restart(
                     &input_id,
                     RUNTIME.name,
                     |uuid, _| memchr::memmem::find(&transcript, uuid.as_bytes()).is_some(),
@@ -804,13 +805,13 @@ impl Translator for Claude {
         let mut content = vec![json!({ "type": "text", "text": input.text })];
         content
             .extend(input.attachments.iter().map(|a| json!({ "type": "image", "source": { "type": "base64", "media_type": a.media_type, "data": a.data } })));
-        self.handed.give(native_id, input);
+        self.in_flight.give(native_id, input);
         let message = json!({ "role": "user", "content": content });
         out.push(Action::Send(json!({ "type": "user", "message": message, "parent_tool_use_id": null, "session_id": self.session, "uuid": native_id })));
     }
 
     fn look_for(&mut self, input: &Input, native_id: &str, told: bool, out: &mut Vec<Action>) {
-        self.handed.look_for(native_id, input, told);
+        self.in_flight.look_for(native_id, input, told);
         self.find_transcript(CallPurpose::Look(input.input_id.clone()), out);
     }
 
@@ -869,12 +870,12 @@ impl Translator for Claude {
 
     fn wake(&mut self, out: &mut Vec<Action>) {
         if self.turn.is_none() {
-            self.handed.end_turn(out);
+            self.in_flight.end_turn(out);
         }
     }
 
     fn close(&mut self, out: &mut Vec<Action>) {
-        self.drafts.cut(out);
+        self.items.cut(out);
         if let Some(turn) = self.turn.take() {
             let reason = if turn.aborted {
                 TurnEndReason::Interrupted
@@ -902,7 +903,7 @@ impl Translator for Claude {
     fn phase(&self) -> Phase {
         match &self.turn {
             Some(turn) if turn.aborted => Phase::Settling,
-            None if self.handed.is_empty() => Phase::Idle,
+            None if self.in_flight.is_empty() => Phase::Idle,
             _ => Phase::Busy,
         }
     }

@@ -17,11 +17,12 @@ use std::io;
 use serde_json::{Value, json};
 
 use super::{
-    Action, COMPACTED, Capabilities, PermissionDecision, LaunchPlan, Mcp, Permissions, Phase, Runtime, LaunchContext,
-    Translator, Transport, hex, parsed, permission_options, write_private_file, request_id, text, text_of,
+    Action, COMPACTED, Capabilities, LaunchContext, LaunchPlan, Mcp, PermissionDecision,
+    Permissions, Phase, Runtime, Translator, Transport, hex, parsed, permission_options,
+    request_id, text, text_of, write_private_file,
 };
 use crate::adapter::cause;
-use crate::adapter::draft::{OpenItems, ItemKind};
+use crate::adapter::draft::{ItemKind, OpenItems};
 use crate::adapter::handed::InFlight;
 use crate::adapter::inbox::Input;
 use crate::event::{
@@ -211,9 +212,9 @@ pub struct Codex {
     thread: Option<String>,
     requests: u64,
     asked: HashMap<u64, CodexRequest>,
-    handed: InFlight,
+    in_flight: InFlight,
     turn: Option<CodexTurn>,
-    drafts: OpenItems,
+    items: OpenItems,
     /// Calls that run, and the changes that they make.
     tools: HashMap<String, Value>,
     /// Calls that ran when the turn was interrupted: Codex lets their commands go on.
@@ -308,12 +309,12 @@ impl Codex {
                 out.push(Action::Broken(format!("Codex gave no thread: {why}")))
             }
             (CodexRequest::Turn(input_id), Some(why)) => {
-                self.handed
+                self.in_flight
                     .refused(&input_id, format!("Codex refused it: {why}"), out)
             }
             (CodexRequest::History(input_id), None) => {
                 let items = result.to_string();
-                self.handed.after_restart(
+                self.in_flight.after_restart(
                     &input_id,
                     RUNTIME.name,
                     |native, _| items.contains(native),
@@ -326,7 +327,7 @@ impl Codex {
             // The turn was over before it came, or is one that is not steered.
             (CodexRequest::Steer(input_id), Some(_)) => {
                 self.unsteerable = true;
-                self.handed.not_taken(&input_id, out);
+                self.in_flight.not_taken(&input_id, out);
             }
             (CodexRequest::Interrupt, _) if !self.stopped.is_empty() => {
                 let params = json!({ "threadId": self.thread });
@@ -366,7 +367,13 @@ impl Codex {
                 );
             }
             // It was over: what ended it is told by itself.
-            (CodexRequest::Turn(_) | CodexRequest::Steer(_) | CodexRequest::Interrupt | CodexRequest::Terminate, _) => {}
+            (
+                CodexRequest::Turn(_)
+                | CodexRequest::Steer(_)
+                | CodexRequest::Interrupt
+                | CodexRequest::Terminate,
+                _,
+            ) => {}
         }
     }
 
@@ -517,22 +524,22 @@ impl Codex {
                     id: id.to_owned(),
                     ..CodexTurn::default()
                 });
-                self.handed.begin_turn(out);
+                self.in_flight.begin_turn(out);
             }
         }
     }
 
     fn write(&mut self, kind: ItemKind, p: &Value, out: &mut Vec<Action>) {
-        self.drafts
+        self.items
             .write(text(p, "/itemId"), kind, text(p, "/delta"), None, out);
     }
 
     /// What was being written is not written any further.
     fn cut(&mut self, out: &mut Vec<Action>) {
-        if let (Some(turn), Some((_, draft))) = (&mut self.turn, self.drafts.last_text()) {
+        if let (Some(turn), Some((_, draft))) = (&mut self.turn, self.items.last_text()) {
             draft.text.clone_into(&mut turn.final_text);
         }
-        self.drafts.cut(out);
+        self.items.cut(out);
     }
 
     fn item_started(&mut self, item: &Value, out: &mut Vec<Action>) -> bool {
@@ -542,7 +549,7 @@ impl Codex {
                 // What it was told to steer while it wrote cut what it wrote.
                 self.cut(out);
                 let (client, said) = (text(item, "/clientId"), text_of(&item["content"]));
-                if !self.handed.acknowledge(
+                if !self.in_flight.acknowledge(
                     |native, input| {
                         if client.is_empty() {
                             input.text == said
@@ -552,7 +559,7 @@ impl Codex {
                     },
                     out,
                 ) {
-                    self.handed.foreign(id, &said, out);
+                    self.in_flight.foreign(id, &said, out);
                 }
             }
             "agentMessage" | "reasoning" | "plan" | "hookPrompt" | "enteredReviewMode"
@@ -625,7 +632,8 @@ impl Codex {
         match text(item, "/type") {
             "agentMessage" => {
                 let words = text(item, "/text");
-                self.drafts.finish(id, ItemKind::Text, words, None, false, out);
+                self.items
+                    .finish(id, ItemKind::Text, words, None, false, out);
                 if let Some(turn) = &mut self.turn {
                     words.clone_into(&mut turn.final_text);
                 }
@@ -648,7 +656,7 @@ impl Codex {
                 .into_iter()
                 .find(|s| !s.is_empty())
                 .unwrap_or_default();
-                self.drafts
+                self.items
                     .finish(id, ItemKind::Reasoning, &words, None, false, out);
             }
             "contextCompaction" => out.push(
@@ -831,8 +839,8 @@ impl Codex {
             .into(),
         );
         // What was to steer it and did not come that far is forgotten with it.
-        self.handed.forgotten(out);
-        self.handed.end_turn(out);
+        self.in_flight.forgotten(out);
+        self.in_flight.end_turn(out);
     }
 
     /// It asks: may it?
@@ -917,7 +925,7 @@ impl Codex {
 impl Translator for Codex {
     fn open(&mut self, native_session_id: Option<&str>, resumed: bool, out: &mut Vec<Action>) {
         self.resume = native_session_id.map(str::to_owned);
-        self.handed.open(resumed);
+        self.in_flight.open(resumed);
         let client = json!({ "name": "outrigger", "title": "Outrigger", "version": env!("CARGO_PKG_VERSION") });
         self.ask(
             CodexRequest::Initialize,
@@ -939,7 +947,7 @@ impl Translator for Codex {
     }
 
     fn deliver(&mut self, input: &Input, native_id: &str, out: &mut Vec<Action>) {
-        self.handed.give(native_id, input);
+        self.in_flight.give(native_id, input);
         let mut content = vec![json!({ "type": "text", "text": input.text })];
         content.extend(input.attachments.iter().map(|a| json!({ "type": "image", "url": format!("data:{};base64,{}", a.media_type, a.data) })));
         let mut params =
@@ -955,11 +963,11 @@ impl Translator for Codex {
     }
 
     fn look_for(&mut self, input: &Input, native_id: &str, told: bool, out: &mut Vec<Action>) {
-        self.handed.look_for(native_id, input, told);
+        self.in_flight.look_for(native_id, input, told);
         if self.resume.is_none() {
             // A thread that has just begun has nothing.
             return self
-                .handed
+                .in_flight
                 .after_restart(&input.input_id, RUNTIME.name, |_, _| false, out);
         }
         let params = json!({ "threadId": self.thread, "sortDirection": "desc", "limit": 200 });
@@ -1012,7 +1020,7 @@ impl Translator for Codex {
 
     fn steers_now(&self, lossy: bool) -> bool {
         let steerable = !self.unsteerable && self.turn.as_ref().is_some_and(|t| !t.id.is_empty());
-        steerable && (lossy || self.drafts.is_empty() && !self.tools.is_empty())
+        steerable && (lossy || self.items.is_empty() && !self.tools.is_empty())
     }
 
     fn close(&mut self, out: &mut Vec<Action>) {
@@ -1034,7 +1042,7 @@ impl Translator for Codex {
     fn phase(&self) -> Phase {
         match &self.turn {
             Some(turn) if turn.aborted => Phase::Settling,
-            None if self.handed.is_empty() => Phase::Idle,
+            None if self.in_flight.is_empty() => Phase::Idle,
             _ => Phase::Busy,
         }
     }

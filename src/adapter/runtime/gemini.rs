@@ -18,12 +18,13 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use super::{
-    Action, Capabilities, DENIED, PermissionDecision, LaunchPlan, Mcp, Permissions, Phase, FilePattern, CallReply,
-    Runtime, LaunchContext, CallPurpose, Translator, Transport, model_of_platform, newest_first, parsed,
-    permission_options, plan, write_private_file, request_id, sent_at, text, timed_id,
+    Action, CallPurpose, CallReply, Capabilities, DENIED, FilePattern, LaunchContext, LaunchPlan,
+    Mcp, PermissionDecision, Permissions, Phase, Runtime, Translator, Transport, model_of_platform,
+    newest_first, parsed, permission_options, plan, request_id, sent_at, text, timed_id,
+    write_private_file,
 };
 use crate::adapter::cause;
-use crate::adapter::draft::{OpenItems, ItemKind};
+use crate::adapter::draft::{ItemKind, OpenItems};
 use crate::adapter::handed::InFlight;
 use crate::adapter::inbox::Input;
 use crate::event::{
@@ -291,9 +292,9 @@ pub struct Gemini {
     requests: u64,
     turns: u64,
     asked: HashMap<u64, GeminiRequest>,
-    handed: InFlight,
+    in_flight: InFlight,
     turn: Option<GeminiTurn>,
-    drafts: OpenItems,
+    items: OpenItems,
     tools: HashMap<String, GeminiTool>,
     /// What came while it was looked for what a tool said: it is told after that.
     held: VecDeque<Value>,
@@ -378,16 +379,15 @@ impl Gemini {
                 (self.resume, self.loading) = (None, false);
                 self.open_session(out);
             }
-            (GeminiRequest::Initialize | GeminiRequest::New, Some(error)) => out.push(Action::Broken(format!(
-                "Gemini CLI gave no session: {}",
-                error_text(error)
-            ))),
+            (GeminiRequest::Initialize | GeminiRequest::New, Some(error)) => out.push(
+                Action::Broken(format!("Gemini CLI gave no session: {}", error_text(error))),
+            ),
             (GeminiRequest::Prompt, _) => self.prompt_answered(result, error, out),
         }
     }
 
     fn prompt_answered(&mut self, result: &Value, error: Option<&Value>, out: &mut Vec<Action>) {
-        self.handed.acknowledge(|_, _| true, out);
+        self.in_flight.acknowledge(|_, _| true, out);
         let Some(turn) = &mut self.turn else { return };
         let tokens = &result["_meta"]["quota"]["token_count"];
         turn.usage = Usage {
@@ -476,7 +476,7 @@ impl Gemini {
                 // It answers nothing.
                 return false;
             }
-            self.handed.acknowledge(|_, _| true, out);
+            self.in_flight.acknowledge(|_, _| true, out);
         }
         match kind {
             "agent_message_chunk" => self.write(ItemKind::Text, text(u, "/content/text"), out),
@@ -517,14 +517,14 @@ impl Gemini {
             name,
             ..GeminiTurn::default()
         });
-        self.handed.begin_turn(out);
+        self.in_flight.begin_turn(out);
     }
 
     fn write(&mut self, kind: ItemKind, piece: &str, out: &mut Vec<Action>) {
         self.step(out);
         let Some(turn) = &mut self.turn else { return };
         if turn.kind != Some(kind) {
-            self.drafts.finish_all(out);
+            self.items.finish_all(out);
             turn.kind = Some(kind);
             turn.items += 1;
             if kind == ItemKind::Text {
@@ -534,7 +534,7 @@ impl Gemini {
         if kind == ItemKind::Text {
             turn.final_text.push_str(piece);
         }
-        self.drafts.write(
+        self.items.write(
             &format!("{}:{}", turn.name, turn.items),
             kind,
             piece,
@@ -556,7 +556,7 @@ impl Gemini {
 
     /// What was written is written: something else begins.
     fn written(&mut self, out: &mut Vec<Action>) {
-        self.drafts.finish_all(out);
+        self.items.finish_all(out);
         if let Some(turn) = &mut self.turn {
             turn.kind = None;
         }
@@ -756,9 +756,9 @@ impl Gemini {
     fn end_turn(&mut self, reason: TurnEndReason, out: &mut Vec<Action>) {
         let cut = matches!(reason, TurnEndReason::Interrupted | TurnEndReason::Error);
         if cut {
-            self.drafts.cut(out)
+            self.items.cut(out)
         } else {
-            self.drafts.finish_all(out)
+            self.items.finish_all(out)
         }
         let permissions = std::mem::take(&mut self.permissions);
         out.extend(permissions.into_keys().map(|request_id| {
@@ -808,7 +808,7 @@ impl Gemini {
             }
             .into(),
         );
-        self.handed.end_turn(out);
+        self.in_flight.end_turn(out);
     }
 
     /// What the session file says of the turn's tokens: which were cached, and what reasoning took.
@@ -929,7 +929,7 @@ impl Gemini {
                     self.session.as_deref().unwrap_or_default(),
                     text(m, "/timestamp")
                 );
-                self.handed.foreign(&id, text(m, "/content"), out);
+                self.in_flight.foreign(&id, text(m, "/content"), out);
                 self.begin_turn("", out);
             }
             ("message", _) => {
@@ -999,7 +999,7 @@ impl Gemini {
 impl Translator for Gemini {
     fn open(&mut self, native_session_id: Option<&str>, resumed: bool, out: &mut Vec<Action>) {
         self.resume = native_session_id.map(str::to_owned);
-        self.handed.open(resumed);
+        self.in_flight.open(resumed);
         let client = json!({ "name": "outrigger", "version": env!("CARGO_PKG_VERSION") });
         let able =
             json!({ "fs": { "readTextFile": false, "writeTextFile": false }, "terminal": false });
@@ -1042,7 +1042,7 @@ impl Translator for Gemini {
             .split_once("Retrying after ")
             .and_then(|(_, rest)| rest.split_once("ms"))
             .and_then(|(ms, _)| ms.parse().ok());
-        self.drafts.cut(out);
+        self.items.cut(out);
         let message = cause::words(why.trim_end());
         out.push(
             Retry {
@@ -1086,7 +1086,8 @@ impl Translator for Gemini {
                             && at(&e).zip(sent).is_some_and(|(at, sent)| at >= sent)
                     })
                 };
-                self.handed.after_restart(&input_id, RUNTIME.name, has, out);
+                self.in_flight
+                    .after_restart(&input_id, RUNTIME.name, has, out);
             }
             _ => {}
         }
@@ -1097,7 +1098,7 @@ impl Translator for Gemini {
     }
 
     fn deliver(&mut self, input: &Input, native_id: &str, out: &mut Vec<Action>) {
-        self.handed.give(native_id, input);
+        self.in_flight.give(native_id, input);
         let mut prompt = vec![json!({ "type": "text", "text": input.text })];
         prompt.extend(
             input
@@ -1114,7 +1115,7 @@ impl Translator for Gemini {
     }
 
     fn look_for(&mut self, input: &Input, native_id: &str, told: bool, out: &mut Vec<Action>) {
-        self.handed.look_for(native_id, input, told);
+        self.in_flight.look_for(native_id, input, told);
         self.find(CallPurpose::Look(input.input_id.clone()), out);
     }
 
@@ -1218,7 +1219,7 @@ impl Translator for Gemini {
             self.tool_result(&id, String::new(), true, None, out);
         }
         self.go_on(out);
-        self.drafts.cut(out);
+        self.items.cut(out);
         if let Some(turn) = self.turn.take() {
             let reason = turn.ending.unwrap_or(if turn.aborted {
                 TurnEndReason::Interrupted
@@ -1249,7 +1250,7 @@ impl Translator for Gemini {
     fn phase(&self) -> Phase {
         match &self.turn {
             Some(turn) if turn.aborted || turn.ending.is_some() => Phase::Settling,
-            None if self.handed.is_empty() => Phase::Idle,
+            None if self.in_flight.is_empty() => Phase::Idle,
             _ => Phase::Busy,
         }
     }

@@ -21,12 +21,12 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 use super::{
-    Action, COMPACTED, RuntimeCall, Capabilities, DENIED, PermissionDecision, LaunchPlan, Mcp, Permissions, Phase,
-    CallReply, Runtime, LaunchContext, CallPurpose, Translator, Transport, model_of_platform, parsed,
-    permission_options, plan, write_private_file, text,
+    Action, COMPACTED, CallPurpose, CallReply, Capabilities, DENIED, LaunchContext, LaunchPlan,
+    Mcp, PermissionDecision, Permissions, Phase, Runtime, RuntimeCall, Translator, Transport,
+    model_of_platform, parsed, permission_options, plan, text, write_private_file,
 };
 use crate::adapter::cause;
-use crate::adapter::draft::{OpenItems, ItemKind};
+use crate::adapter::draft::{ItemKind, OpenItems};
 use crate::adapter::inbox::Input;
 use crate::catalogue::Overrides;
 use crate::event::{
@@ -390,7 +390,7 @@ pub struct Opencode {
     /// Inputs that no turn has started for: message's id, input's id.
     waiting: Vec<(String, String)>,
     messages: HashMap<String, Message>,
-    drafts: OpenItems,
+    items: OpenItems,
     tools: HashMap<String, OpencodeTool>,
     /// Messages of turns that were stopped: what still comes of them belongs to no other turn.
     ended: HashSet<String>,
@@ -711,7 +711,7 @@ impl Opencode {
     /// What was being written is not written any further: by whom `of` says, or by anybody.
     fn orphan(&mut self, of: Option<&Option<String>>, out: &mut Vec<Action>) {
         self.done.extend(
-            self.drafts
+            self.items
                 .cut_those(|draft| of.is_none_or(|parent| draft.parent == *parent), out),
         );
     }
@@ -720,11 +720,9 @@ impl Opencode {
         let (name, message) = (text(error, "/name"), text(error, "/data/message"));
         if self.turn.is_none() {
             // It may be why an input is not stored.
-            out.extend(
-                self.sent
-                    .iter()
-                    .map(|(native, input)| self.look(CallPurpose::Check(input.input_id.clone()), native)),
-            );
+            out.extend(self.sent.iter().map(|(native, input)| {
+                self.look(CallPurpose::Check(input.input_id.clone()), native)
+            }));
         }
         if name == "MessageAbortedError" {
             if let (Some(turn), None) = (&mut self.turn, &parent) {
@@ -844,11 +842,11 @@ impl Opencode {
         }
         let full = text(part, "/text");
         if part["time"]["end"].is_null() {
-            return self.drafts.begin(id, kind, full, parent.as_deref());
+            return self.items.begin(id, kind, full, parent.as_deref());
         }
         self.done.insert(id.to_owned());
         let parent = self
-            .drafts
+            .items
             .get(id)
             .map_or(parent, |draft| draft.parent.clone());
         // Written to its end, or until it was stopped: the end is stamped either way.
@@ -857,7 +855,7 @@ impl Opencode {
         if let (ItemKind::Text, None, Some(turn)) = (kind, &parent, &mut self.turn) {
             full.clone_into(&mut turn.final_text);
         }
-        self.drafts
+        self.items
             .finish(id, kind, full, parent.as_deref(), stopped, out);
     }
 
@@ -865,7 +863,7 @@ impl Opencode {
         if self.whose(&delta.session).is_none() || self.done.contains(delta.part.as_ref()) {
             return true;
         }
-        self.drafts.append(&delta.part, &delta.delta, out)
+        self.items.append(&delta.part, &delta.delta, out)
     }
 
     fn tool(&mut self, id: &str, part: &Value, parent: Option<String>, out: &mut Vec<Action>) {
@@ -1142,7 +1140,7 @@ impl Opencode {
 
     fn end_if_drained(&mut self, out: &mut Vec<Action>) {
         let running = self.tools.values().any(|t| t.used);
-        let complete = self.drafts.is_empty()
+        let complete = self.items.is_empty()
             && !running
             && self.messages.values().all(|m| m.user || m.complete);
         if self
@@ -1389,7 +1387,10 @@ impl Translator for Opencode {
                     "opencode did not say whether it took an input: {why}"
                 ))),
             },
-            CallPurpose::Look(input_id) | CallPurpose::Check(input_id) => match (status, self.sent_as(&input_id)) {
+            CallPurpose::Look(input_id) | CallPurpose::Check(input_id) => match (
+                status,
+                self.sent_as(&input_id),
+            ) {
                 (_, None) => {}
                 (200, Some(native)) => {
                     if let Some(input) = self.sent.remove(&native) {
@@ -1503,7 +1504,10 @@ impl Translator for Opencode {
         by: &str,
         out: &mut Vec<Action>,
     ) -> bool {
-        let about_question = matches!(decision, PermissionDecision::Answers(_) | PermissionDecision::RejectQuestion);
+        let about_question = matches!(
+            decision,
+            PermissionDecision::Answers(_) | PermissionDecision::RejectQuestion
+        );
         match self.asked.get_mut(request_id) {
             Some((is_question, answered)) if *is_question == about_question && !*answered => {
                 *answered = true
@@ -1527,7 +1531,9 @@ impl Translator for Opencode {
                 format!("/question/{request_id}/reply"),
                 json!({ "answers": answers }),
             ),
-            PermissionDecision::RejectQuestion => (format!("/question/{request_id}/reject"), json!({})),
+            PermissionDecision::RejectQuestion => {
+                (format!("/question/{request_id}/reject"), json!({}))
+            }
         };
         if !about_question {
             self.decided.insert(
@@ -1547,9 +1553,9 @@ impl Translator for Opencode {
             self.unanswered(out);
         }
         out.extend(
-            self.sent
-                .iter()
-                .map(|(native, input)| self.look(CallPurpose::Check(input.input_id.clone()), native)),
+            self.sent.iter().map(|(native, input)| {
+                self.look(CallPurpose::Check(input.input_id.clone()), native)
+            }),
         );
     }
 

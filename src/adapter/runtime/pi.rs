@@ -14,11 +14,12 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use super::{
-    Action, COMPACTED, Capabilities, PermissionDecision, LaunchPlan, Phase, Runtime, LaunchContext, Translator, Transport,
-    model_of_platform, parsed, write_private_file, sent_at, text, text_of, timed_id,
+    Action, COMPACTED, Capabilities, LaunchContext, LaunchPlan, PermissionDecision, Phase, Runtime,
+    Translator, Transport, model_of_platform, parsed, sent_at, text, text_of, timed_id,
+    write_private_file,
 };
 use crate::adapter::cause;
-use crate::adapter::draft::{OpenItems, ItemKind};
+use crate::adapter::draft::{ItemKind, OpenItems};
 use crate::adapter::handed::InFlight;
 use crate::adapter::inbox::Input;
 use crate::event::{
@@ -158,11 +159,11 @@ struct PiTurn {
 pub struct Pi {
     resumed: bool,
     ready: bool,
-    handed: InFlight,
+    in_flight: InFlight,
     turn: Option<PiTurn>,
     /// The message that is written; its time names its items.
     message: String,
-    drafts: OpenItems,
+    items: OpenItems,
     /// Calls that run, with what they have printed.
     tools: HashMap<String, String>,
     used: HashSet<String>,
@@ -191,7 +192,7 @@ impl Pi {
     fn message(&mut self, m: &Value, out: &mut Vec<Action>) -> bool {
         if self.file == History::Coming {
             self.file = History::Written;
-            self.handed.acknowledge(|_, _| true, out);
+            self.in_flight.acknowledge(|_, _| true, out);
         }
         match text(m, "/type") {
             "response" => self.responded(m, out),
@@ -335,10 +336,10 @@ impl Pi {
                 });
             }
             ("prompt", id) if failed => {
-                self.handed
+                self.in_flight
                     .refused(id, format!("pi refused it: {}", text(m, "/error")), out)
             }
-            ("prompt", _) if self.turn.is_none() && !self.handed.is_empty() => {
+            ("prompt", _) if self.turn.is_none() && !self.in_flight.is_empty() => {
                 self.accepted = true;
                 out.push(Action::Wake(RUN_TIME));
             }
@@ -354,7 +355,7 @@ impl Pi {
         if self.turn.is_none() {
             (self.accepted, self.stranded) = (false, false);
             self.turn = Some(PiTurn::default());
-            self.handed.begin_turn(out);
+            self.in_flight.begin_turn(out);
         }
     }
 
@@ -362,10 +363,10 @@ impl Pi {
         if message["role"] == "user" {
             let said = text_of(&message["content"]);
             // It may be another text than was sent: what extensions and templates made of it.
-            if self.file == History::None && !self.handed.is_empty() {
+            if self.file == History::None && !self.in_flight.is_empty() {
                 // Told with the beginning of its turn, and delivered once it is in the file.
-            } else if !self.handed.acknowledge(|_, _| true, out) {
-                self.handed
+            } else if !self.in_flight.acknowledge(|_, _| true, out) {
+                self.in_flight
                     .foreign(&format!("user-{}", message["timestamp"]), &said, out);
             }
         } else if message["role"] == "assistant" {
@@ -376,22 +377,23 @@ impl Pi {
     fn update(&mut self, event: &Value, out: &mut Vec<Action>) {
         let item = format!("{}:{}", self.message, event["contentIndex"]);
         match text(event, "/type") {
-            "text_delta" => self
-                .drafts
-                .write(&item, ItemKind::Text, text(event, "/delta"), None, out),
+            "text_delta" => {
+                self.items
+                    .write(&item, ItemKind::Text, text(event, "/delta"), None, out)
+            }
             "thinking_delta" => {
-                self.drafts
+                self.items
                     .write(&item, ItemKind::Reasoning, text(event, "/delta"), None, out)
             }
             "text_end" => {
                 let words = text(event, "/content");
-                self.drafts
+                self.items
                     .finish(&item, ItemKind::Text, words, None, false, out);
                 if let Some(turn) = &mut self.turn {
                     words.clone_into(&mut turn.final_text);
                 }
             }
-            "thinking_end" => self.drafts.finish(
+            "thinking_end" => self.items.finish(
                 &item,
                 ItemKind::Reasoning,
                 text(event, "/content"),
@@ -405,10 +407,10 @@ impl Pi {
 
     /// What was being written is not written any further.
     fn cut(&mut self, out: &mut Vec<Action>) {
-        if let (Some(turn), Some((_, draft))) = (&mut self.turn, self.drafts.last_text()) {
+        if let (Some(turn), Some((_, draft))) = (&mut self.turn, self.items.last_text()) {
             draft.text.clone_into(&mut turn.final_text);
         }
-        self.drafts.cut(out);
+        self.items.cut(out);
     }
 
     fn message_over(&mut self, message: &Value, out: &mut Vec<Action>) {
@@ -554,8 +556,8 @@ impl Pi {
             }
             .into(),
         );
-        self.handed.end_turn(out);
-        if !self.handed.is_empty() {
+        self.in_flight.end_turn(out);
+        if !self.in_flight.is_empty() {
             self.stranded = true;
             out.push(Action::Wake(STRANDED_TIME));
         }
@@ -570,7 +572,7 @@ impl Translator for Pi {
         } else {
             History::None
         };
-        self.handed.open(resumed);
+        self.in_flight.open(resumed);
         out.push(Action::Send(json!({ "type": "get_messages" })));
         out.push(Action::Send(json!({ "type": "get_state" })));
     }
@@ -587,7 +589,7 @@ impl Translator for Pi {
     }
 
     fn deliver(&mut self, input: &Input, native_id: &str, out: &mut Vec<Action>) {
-        self.handed.give(native_id, input);
+        self.in_flight.give(native_id, input);
         let images: Vec<Value> = input
             .attachments
             .iter()
@@ -601,7 +603,7 @@ impl Translator for Pi {
     }
 
     fn look_for(&mut self, input: &Input, native_id: &str, told: bool, out: &mut Vec<Action>) {
-        self.handed.look_for(native_id, input, told);
+        self.in_flight.look_for(native_id, input, told);
         // pi keeps no ids, only times. Inputs arrive in the order in which they were sent, so this
         // one is the first unmatched message that is not older. In the same millisecond the text
         // decides.
@@ -613,7 +615,7 @@ impl Translator for Pi {
         if let Some(found) = found {
             self.history.drain(..=found);
         }
-        self.handed
+        self.in_flight
             .after_restart(&input.input_id, RUNTIME.name, |_, _| found.is_some(), out);
     }
 
@@ -638,7 +640,7 @@ impl Translator for Pi {
         if self.turn.as_ref().is_some_and(|t| t.complete) {
             return self.end_turn(out);
         }
-        if self.turn.is_some() || self.handed.is_empty() {
+        if self.turn.is_some() || self.in_flight.is_empty() {
             return;
         }
         if std::mem::take(&mut self.stranded) {
@@ -647,7 +649,7 @@ impl Translator for Pi {
                 "pi kept an input that was to join a run which was stopped".into(),
             ));
         } else if std::mem::take(&mut self.accepted) {
-            self.handed.acknowledge(|_, _| true, out);
+            self.in_flight.acknowledge(|_, _| true, out);
             out.push(
                 Warning {
                     message: "pi took an input without a run: it was a command of an extension"
@@ -669,7 +671,7 @@ impl Translator for Pi {
     fn phase(&self) -> Phase {
         match &self.turn {
             Some(turn) if turn.aborted || turn.complete => Phase::Settling,
-            None if self.handed.is_empty() => Phase::Idle,
+            None if self.in_flight.is_empty() => Phase::Idle,
             _ => Phase::Busy,
         }
     }

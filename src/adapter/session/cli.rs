@@ -15,8 +15,8 @@ use super::record::raw_output;
 use super::{Session, TOO_LONG, asked_to_end, describe, until};
 use crate::adapter::config::{AdapterConfig, read_key};
 use crate::adapter::process::{self, Process, Program};
-use crate::adapter::runtime::{LaunchPlan, LaunchContext, Transport};
-use crate::adapter::transport::{FromCli, CliHttpClient, LineSplitter};
+use crate::adapter::runtime::{LaunchContext, LaunchPlan, Transport};
+use crate::adapter::transport::{CliHttpClient, FromCli, LineSplitter};
 use crate::adapter::trouble::Component;
 use crate::base::disk::is_full;
 use crate::base::token::Token;
@@ -47,7 +47,7 @@ pub(super) struct RunningCli {
     /// It speaks in JSON lines; this writes to its standard input.
     input: Option<mpsc::UnboundedSender<Bytes>>,
     pub(super) speaks_lines: bool,
-    pub(super) heard: mpsc::Receiver<FromCli>,
+    pub(super) from_cli: mpsc::Receiver<FromCli>,
     pub(super) say: mpsc::Sender<FromCli>,
     pub(super) events: LineSplitter,
     pub(super) stdout: LineSplitter,
@@ -142,7 +142,7 @@ impl Session {
         let setting = setting(
             &self.config,
             &self.session_id,
-            self.balance.native_session_id.clone(),
+            self.lifecycle.native_session_id.clone(),
             random,
         );
         let LaunchPlan {
@@ -176,7 +176,7 @@ impl Session {
                     .not_found(&program, &self.config.runtime.program_setting()),
             )
         })?;
-        let (say, heard) = mpsc::channel(64);
+        let (say, from_cli) = mpsc::channel(64);
         let speaks_lines = matches!(wiring, Transport::Lines { .. });
         let (workdir, session_id) = (self.config.workdir.clone(), self.session_id.clone());
         let program = Program {
@@ -204,7 +204,7 @@ impl Session {
             http,
             input,
             speaks_lines,
-            heard,
+            from_cli,
             say,
             events: LineSplitter::default(),
             stdout: LineSplitter::default(),
@@ -213,7 +213,7 @@ impl Session {
             broken: None,
             events_task: None,
         };
-        if self.balance.native_session_id.is_none() {
+        if self.lifecycle.native_session_id.is_none() {
             for message in warnings {
                 self.emit(Warning { message });
             }
@@ -311,7 +311,11 @@ impl Session {
             self.version = Some(version);
             self.check_version()?;
         }
-        let known = self.balance.native_session_id.clone().map(|id| (id, true));
+        let known = self
+            .lifecycle
+            .native_session_id
+            .clone()
+            .map(|id| (id, true));
         let (id, resumed) = session
             .or(known)
             .map_or((None, false), |(id, resumed)| (Some(id), resumed));
@@ -322,7 +326,7 @@ impl Session {
             tokio::select! {
                 biased;
                 () = until(self.wake_at) => self.on_time(running).await,
-                heard = running.heard.recv() => if let Some(heard) = heard { self.from_cli(running, heard).await },
+                from_cli = running.from_cli.recv() => if let Some(from_cli) = from_cli { self.from_cli(running, from_cli).await },
                 status = running.process.ended() => return Err(too_early(status)),
             }
             if let Some(why) = running.broken.take() {
@@ -341,13 +345,13 @@ impl Session {
         loop {
             let mut address = None;
             tokio::select! {
-                heard = running.heard.recv() => match heard {
+                from_cli = running.from_cli.recv() => match from_cli {
                     Some(FromCli::Stdout(bytes)) => running.stdout.feed(&bytes, |line| {
                         let line = line.unwrap_or(TOO_LONG);
                         raw_output(&mut self.raw, "stdout", line);
                         address = address.take().or_else(|| announced(&String::from_utf8_lossy(line)));
                     }),
-                    Some(heard) => self.from_cli(running, heard).await,
+                    Some(from_cli) => self.from_cli(running, from_cli).await,
                     None => {}
                 },
                 status = running.process.ended() => return Err(too_early(status)),
@@ -500,14 +504,14 @@ impl Session {
             .ok()
             .flatten();
         let until = Instant::now() + WIND_UP_TIME;
-        while let Ok(Some(heard)) =
-            tokio::time::timeout(Duration::from_millis(50), running.heard.recv()).await
+        while let Ok(Some(from_cli)) =
+            tokio::time::timeout(Duration::from_millis(50), running.from_cli.recv()).await
         {
             if Instant::now() > until {
                 break;
             }
-            if !matches!(heard, FromCli::EventsOver(_)) {
-                self.from_cli(running, heard).await;
+            if !matches!(from_cli, FromCli::EventsOver(_)) {
+                self.from_cli(running, from_cli).await;
             }
             if status.is_none() {
                 break;
@@ -522,7 +526,8 @@ impl Session {
             (running.stderr.lines.are_open(), FromCli::Stderr),
         ] {
             if open {
-                self.from_cli(running, kind(Bytes::from_static(b"\n"))).await;
+                self.from_cli(running, kind(Bytes::from_static(b"\n")))
+                    .await;
             }
         }
         self.calls.shutdown().await;
@@ -556,13 +561,13 @@ fn too_early(status: Option<ExitStatus>) -> String {
 async fn stop_process(running: RunningCli, status: Option<ExitStatus>) -> Option<ExitStatus> {
     let RunningCli {
         process,
-        mut heard,
+        mut from_cli,
         say,
         ..
     } = running;
     drop(say);
     // Its pipes are read until it is gone, so that nothing it writes then can block it.
-    let drain = async move { while heard.recv().await.is_some() {} };
+    let drain = async move { while from_cli.recv().await.is_some() {} };
     let drain = tokio::spawn(drain);
     let stopped = process.stop().await;
     drain.abort();

@@ -22,10 +22,10 @@ impl Session {
     /// Adds an event to what the next commit shows.
     pub(super) fn emit(&mut self, payload: impl Into<Payload>) {
         let (now, payload) = (jiff::Timestamp::now(), payload.into());
-        if self.balance.is_quiet() && begins_a_turn(&payload) {
+        if self.lifecycle.is_quiet() && begins_a_turn(&payload) {
             self.journal.journal().are_quiet(&[self.journal.next()]);
         }
-        self.balance
+        self.lifecycle
             .admit(now.as_millisecond(), payload, &mut self.admitted);
         let timestamp = format!("{now:.3}");
         let mut began = 0;
@@ -50,7 +50,7 @@ impl Session {
                 }
             });
         }
-        self.balance.began_at(began);
+        self.lifecycle.began_at(began);
     }
 
     /// Writes what was said. A full disk is waited for, unless the session is to end.
@@ -58,8 +58,8 @@ impl Session {
         if let Some(raw) = &mut self.raw {
             raw.commit_or_drop();
         }
-        let balance = &self.balance;
-        let state = || serde_json::to_string(balance).unwrap_or_default();
+        let lifecycle = &self.lifecycle;
+        let state = || serde_json::to_string(lifecycle).unwrap_or_default();
         let mut terminating = self.terminating.clone();
         let trouble = tokio::select! {
             biased;
@@ -70,9 +70,9 @@ impl Session {
             self.emit(Warning {
                 message: format!("the journal could not be written for {:.1} s; the CLI was held back, and nothing was lost", trouble.as_secs_f64()),
             });
-            let balance = &self.balance;
+            let lifecycle = &self.lifecycle;
             self.journal
-                .commit(|| serde_json::to_string(balance).unwrap_or_default())
+                .commit(|| serde_json::to_string(lifecycle).unwrap_or_default())
                 .await;
         }
     }
@@ -206,7 +206,7 @@ fn read_since(journal: &Arc<journal::Journal>, sequence: u64, mut see: impl FnMu
 /// Follows a journal that is opened.
 #[derive(Debug)]
 pub struct Rebuilt {
-    pub balance: Lifecycle,
+    pub lifecycle: Lifecycle,
     /// Where views can begin, see [`Balance::is_quiet`].
     pub quiet: Vec<u64>,
     /// The id that a new session gets; one that is not asked for is drawn.
@@ -220,7 +220,7 @@ impl Rebuilt {
             .is_none()
             .then(|| format!("ses_{}", random_hex()));
         Rebuilt {
-            balance: Lifecycle::new(session_id.or(fresh.as_deref()).unwrap_or_default()),
+            lifecycle: Lifecycle::new(session_id.or(fresh.as_deref()).unwrap_or_default()),
             quiet: Vec::new(),
             fresh,
         }
@@ -228,12 +228,12 @@ impl Rebuilt {
 
     fn is_ours(&mut self, session_id: &str) -> Result<(), String> {
         if self.fresh.take().is_some() {
-            session_id.clone_into(&mut self.balance.session_id);
+            session_id.clone_into(&mut self.lifecycle.session_id);
         }
-        if session_id != self.balance.session_id {
+        if session_id != self.lifecycle.session_id {
             return Err(format!(
                 "it belongs to session `{session_id}`, not to `{}`\nhint: another session needs another journal",
-                self.balance.session_id
+                self.lifecycle.session_id
             ));
         }
         Ok(())
@@ -246,7 +246,7 @@ impl Replay for Rebuilt {
             return Ok(false);
         };
         self.is_ours(&state.session_id)?;
-        self.balance = state;
+        self.lifecycle = state;
         Ok(true)
     }
 
@@ -258,10 +258,10 @@ impl Replay for Rebuilt {
         match Event::read(json) {
             Ok(event) if event.sequence == sequence => {
                 self.is_ours(&event.session_id)?;
-                if self.balance.is_quiet() && begins_a_turn(&event.payload) {
+                if self.lifecycle.is_quiet() && begins_a_turn(&event.payload) {
                     self.quiet.push(sequence);
                 }
-                self.balance.follow(&event);
+                self.lifecycle.follow(&event);
                 Ok(true)
             }
             Ok(_) => Ok(false),
@@ -275,7 +275,7 @@ impl Replay for Rebuilt {
     }
 
     fn rebuilt(&self) -> String {
-        serde_json::to_string(&self.balance).unwrap_or_default()
+        serde_json::to_string(&self.lifecycle).unwrap_or_default()
     }
 }
 

@@ -28,12 +28,12 @@ use std::time::{Duration, Instant};
 pub use self::recover::{Recovered, recover};
 pub use self::writer::AuditWriter;
 
-use self::notes::{Notes, NotePlace};
+use self::notes::{NotePlace, Notes};
 use self::refused::Refused;
 use super::config::AuditConfig;
 use super::limit::{Admission, Utilisation};
 use super::metrics::Metrics;
-use super::record::{Charge, AccessDecision, AuditRecord};
+use super::record::{AccessDecision, AuditRecord, Charge};
 use super::refusal::{Code, Refusal};
 use crate::base::disk;
 use crate::base::sync::lock;
@@ -112,13 +112,13 @@ impl AuditEntry {
 
 /// The answer while records cannot be written.
 pub fn unavailable() -> Refusal {
-    let mut denial = Refusal::new(
+    let mut refusal = Refusal::new(
         Code::AuditUnavailable,
         "audit records cannot be written, so nothing is served",
     )
     .hint("an operator must make room under the audit file");
-    denial.retry_after = Some(Duration::from_secs(5));
-    denial
+    refusal.retry_after = Some(Duration::from_secs(5));
+    refusal
 }
 
 /// To the microsecond: more than that no clock in a container is good for.

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde::{Deserialize, Serialize};
 
 use crate::base::sync::lock;
-use crate::sidecar::record::{Charge, AuditRecord};
+use crate::sidecar::record::{AuditRecord, Charge};
 
 /// Bytes of a place; a longer note is cut down to what is needed to charge it.
 const PLACE: usize = 2048;
@@ -252,7 +252,8 @@ mod tests {
         notes.release(&mut places.drain(..2).collect());
         notes.put(&record("again"), None).unwrap();
         notes.tidy();
-        let ids = |found: Vec<FoundNotes>| found.into_iter().map(|n| n.request_id).collect::<Vec<_>>();
+        let ids =
+            |found: Vec<FoundNotes>| found.into_iter().map(|n| n.request_id).collect::<Vec<_>>();
         let found = left_behind(&file).unwrap();
         assert_eq!(found[1].charged, Some(charge));
         assert_eq!(ids(found), ["again", "r2", "r3", "r4"].map(str::to_owned));

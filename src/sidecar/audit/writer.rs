@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use super::chain::{self, ChainHead, SigningKey};
 use super::file::{AuditFile, Watched};
-use super::notes::{Notes, NotePlace};
+use super::notes::{NotePlace, Notes};
 use super::recover::Recovered;
-use super::{AuditConfig, RecordMark, AuditQueue};
+use super::{AuditConfig, AuditQueue, RecordMark};
 use crate::sidecar::ledger::LedgerState;
 use crate::sidecar::metrics::Metrics;
 
@@ -155,7 +155,11 @@ impl Writing {
             .map_err(cannot)
     }
 
-    pub fn start(mut self, shared: Arc<AuditQueue>, metrics: Arc<Metrics>) -> Result<AuditWriter, String> {
+    pub fn start(
+        mut self,
+        shared: Arc<AuditQueue>,
+        metrics: Arc<Metrics>,
+    ) -> Result<AuditWriter, String> {
         let ours = shared.clone();
         let thread = std::thread::Builder::new()
             .name("audit".into())

@@ -6,7 +6,7 @@
 
 use super::keys::{self, KeyRole};
 use super::{MAX_MODELS, MAX_VALUES, RequestFacts};
-use crate::base::json::{JsonEvent, Flow, Text};
+use crate::base::json::{Flow, JsonEvent, Text};
 use crate::sidecar::provider::registry::{BodyRules, Feature, StreamBy, ToolName};
 
 /// Keys of content whose values are content too.
@@ -151,8 +151,16 @@ impl ModelScanner {
         if self.fault.is_some() {
             return Flow::Skip;
         }
-        let counts = matches!(event, JsonEvent::Key(_) | JsonEvent::OpenObject | JsonEvent::OpenArray);
-        if counts && self.levels.last().is_none_or(|l| l.place == ScanPlace::Request) {
+        let counts = matches!(
+            event,
+            JsonEvent::Key(_) | JsonEvent::OpenObject | JsonEvent::OpenArray
+        );
+        if counts
+            && self
+                .levels
+                .last()
+                .is_none_or(|l| l.place == ScanPlace::Request)
+        {
             self.values += 1;
             if self.values > MAX_VALUES {
                 self.fail(format!(

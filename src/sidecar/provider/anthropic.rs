@@ -8,7 +8,7 @@ use super::registry::{
     Verb, never, nobody,
 };
 use crate::sidecar::limit::Utilisation;
-use crate::sidecar::refusal::{self, ErrorReply, Client, Code, RefusalText, ErrorFormat};
+use crate::sidecar::refusal::{self, Client, Code, ErrorFormat, ErrorReply, RefusalText};
 use crate::sidecar::usage::{Complete, Field, Format, RawUsage, ReplyUsage};
 use serde_json::json;
 use std::borrow::Cow;
@@ -241,7 +241,9 @@ fn normal(raw: &RawUsage) -> Option<ReplyUsage> {
     .known()
 }
 
-const SHAPE: ErrorFormat = ErrorFormat { render: render_error };
+const SHAPE: ErrorFormat = ErrorFormat {
+    render: render_error,
+};
 
 fn render_error(refusal: &RefusalText<'_>) -> ErrorReply {
     let (status, kind) = match refusal.code {

@@ -6,7 +6,7 @@ use super::registry::{
     Auth, BASE, Billing, BodyRules, Endpoint, Feature, ModelPlace, NO_BODY, Provider, StreamBy,
     Verb, never, no_notices, nobody,
 };
-use crate::sidecar::refusal::{self, ErrorReply, Code, RefusalText, ErrorFormat};
+use crate::sidecar::refusal::{self, Code, ErrorFormat, ErrorReply, RefusalText};
 use crate::sidecar::usage::{Complete, Field, Format, RawUsage, ReplyUsage};
 use serde_json::json;
 
@@ -338,7 +338,9 @@ fn normal(raw: &RawUsage) -> Option<ReplyUsage> {
     .known()
 }
 
-const SHAPE: ErrorFormat = ErrorFormat { render: render_error };
+const SHAPE: ErrorFormat = ErrorFormat {
+    render: render_error,
+};
 
 fn render_error(refusal: &RefusalText<'_>) -> ErrorReply {
     let (status, name) = match (refusal.code, refusal.code.status()) {

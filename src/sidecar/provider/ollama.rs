@@ -8,7 +8,7 @@ use super::registry::{
     no_notices, nobody,
 };
 use super::{anthropic, openai};
-use crate::sidecar::refusal::{ErrorReply, RefusalText, ErrorFormat};
+use crate::sidecar::refusal::{ErrorFormat, ErrorReply, RefusalText};
 use crate::sidecar::usage::{Complete, Field, Format};
 use serde_json::json;
 
@@ -16,7 +16,9 @@ pub static PROVIDER: Provider = Provider {
     kind: "ollama",
     base_url: Some("http://127.0.0.1:11434"),
     auth: Auth::OptionalBearer,
-    shape: ErrorFormat { render: render_error },
+    shape: ErrorFormat {
+        render: render_error,
+    },
     endpoints: &[
         Endpoint {
             name: "ollama.chat",

@@ -6,7 +6,7 @@ use super::registry::{
     Auth, BASE, Billing, BodyRules, Endpoint, Feature, ModelPlace, NO_BODY, Provider, StreamBy,
     Verb, never, no_notices, nobody,
 };
-use crate::sidecar::refusal::{self, ErrorReply, Client, Code, RefusalText, ErrorFormat};
+use crate::sidecar::refusal::{self, Client, Code, ErrorFormat, ErrorReply, RefusalText};
 use crate::sidecar::usage::{Complete, Field, Format, RawUsage, ReplyUsage};
 use serde_json::json;
 
@@ -327,7 +327,9 @@ pub(super) fn normal(raw: &RawUsage) -> Option<ReplyUsage> {
     .known()
 }
 
-pub(super) const SHAPE: ErrorFormat = ErrorFormat { render: render_error };
+pub(super) const SHAPE: ErrorFormat = ErrorFormat {
+    render: render_error,
+};
 
 fn render_error(refusal: &RefusalText<'_>) -> ErrorReply {
     let (status, kind) = match (refusal.code, refusal.code.status()) {

@@ -5,14 +5,16 @@ use super::registry::{
     ToolName, Verb, no_notices,
 };
 use super::{anthropic, openai};
-use crate::sidecar::refusal::{ErrorReply, RefusalText, ErrorFormat};
+use crate::sidecar::refusal::{ErrorFormat, ErrorReply, RefusalText};
 use serde_json::json;
 
 pub static PROVIDER: Provider = Provider {
     kind: "openrouter",
     base_url: Some("https://openrouter.ai/api/v1"),
     auth: Auth::Bearer,
-    shape: ErrorFormat { render: render_error },
+    shape: ErrorFormat {
+        render: render_error,
+    },
     endpoints: &[
         Endpoint {
             name: "chat",

@@ -321,7 +321,9 @@ impl Store {
             }
         };
         let mut entries = self.lock();
-        let entry = entries.entry(source.clone()).or_insert_with(SecretEntry::new);
+        let entry = entries
+            .entry(source.clone())
+            .or_insert_with(SecretEntry::new);
         entry.due = due;
         entry.unsettled = matches!(looked, Ok(file::Look::Unsettled));
         let found = match looked {

@@ -92,7 +92,11 @@ impl Upstream {
         signed: SignedRequest,
         own: bool,
     ) -> Result<Response<Incoming>, Refusal> {
-        let client = if own { &self.operator_defined } else { &self.public };
+        let client = if own {
+            &self.operator_defined
+        } else {
+            &self.public
+        };
         let mut request = signed.into_request();
         let interim = Arc::new(AtomicU32::new(0));
         let (too_many, flood) = oneshot::channel();
@@ -107,7 +111,7 @@ impl Upstream {
         let reply = async {
             tokio::select! {
                 biased;
-                reply = client.request(request) => reply.map_err(|e| if e.is_connect() { denial(&e) } else { denial(&e).worked_on() }),
+                reply = client.request(request) => reply.map_err(|e| if e.is_connect() { refusal(&e) } else { refusal(&e).worked_on() }),
                 Ok(()) = flood => Err(invalid("more than 16 interim responses").worked_on()),
             }
         };
@@ -163,7 +167,7 @@ fn invalid(what: &str) -> Refusal {
     .cause(what)
 }
 
-fn denial(e: &ClientError) -> Refusal {
+fn refusal(e: &ClientError) -> Refusal {
     let mut source: Option<&(dyn StdError + 'static)> = Some(e);
     let mut chain = String::new();
     let mut found: Option<&ConnectError> = None;
@@ -177,7 +181,7 @@ fn denial(e: &ClientError) -> Refusal {
         http = http.or_else(|| s.downcast_ref());
         source = s.source();
     }
-    let denial = match found {
+    let refusal = match found {
         Some(ConnectError::Timeout) => Refusal::new(
             Code::UpstreamTimeout,
             "the provider could not be reached in time",
@@ -204,7 +208,7 @@ fn denial(e: &ClientError) -> Refusal {
             "the connection to the provider broke before it answered",
         ),
     };
-    denial.cause(chain)
+    refusal.cause(chain)
 }
 
 /// Is this an answer that says our key is no good?
