@@ -1,10 +1,10 @@
 //! Splitting the bytes of a connection elsewhere never changes the verdict.
 #![no_main]
 use libfuzzer_sys::fuzz_target;
-use outrigger::base::framing::{Scanner, Verdict};
+use outrigger::base::framing::{HeadScanner, Verdict};
 
 fn verdict(pieces: &[&[u8]]) -> (bool, Option<u16>) {
-    let mut s = Scanner::default();
+    let mut s = HeadScanner::default();
     for p in pieces {
         match s.scan(p) {
             Verdict::Pass => {}

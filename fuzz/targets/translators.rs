@@ -5,13 +5,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use libfuzzer_sys::fuzz_target;
-use outrigger::adapter::balance::Balance;
 use outrigger::adapter::inbox::Input;
-use outrigger::adapter::runtime::{Action, Permissions, Reply, Setting, Tag, registry};
+use outrigger::adapter::lifecycle::Lifecycle;
+use outrigger::adapter::runtime::{
+    Action, CallPurpose, CallReply, LaunchContext, Permissions, registry,
+};
 use outrigger::event::Payload;
 
 fuzz_target!(|data: &[u8]| {
-    let setting = Setting {
+    let setting = LaunchContext {
         session_id: "s".into(),
         model: "anthropic/m".into(),
         sidecar: "http://127.0.0.1:1".into(),
@@ -38,8 +40,8 @@ fuzz_target!(|data: &[u8]| {
                 4 => translator.read_stderr(&String::from_utf8_lossy(line), &mut actions),
                 5 => translator.wake(&mut actions),
                 6 => translator.reply(
-                    Tag::Look("input".into()),
-                    Reply::Answer {
+                    CallPurpose::Look("input".into()),
+                    CallReply::Answer {
                         status: 200,
                         body: line.to_vec(),
                     },
@@ -50,7 +52,7 @@ fuzz_target!(|data: &[u8]| {
             translator.read(line, &mut actions);
         }
         translator.close(&mut actions);
-        let (mut lifecycle, mut said) = (Balance::new("s"), Vec::new());
+        let (mut lifecycle, mut said) = (Lifecycle::new("s"), Vec::new());
         for action in actions {
             if let Action::Event(payload) = action {
                 lifecycle.admit(0, payload, &mut said);

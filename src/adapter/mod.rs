@@ -1,25 +1,18 @@
 //! The untrusted half: starts the CLI, turns what it says into events on `:3100`, takes input
 //! on `:8788`. Never imports `sidecar`.
 
-pub mod balance;
-pub mod cause;
 pub mod config;
 mod console;
-pub mod draft;
-pub mod handed;
-mod health;
-mod http;
 pub mod inbox;
-mod input_api;
 pub mod journal;
-mod openapi;
+pub mod lifecycle;
+pub mod port;
 pub mod process;
+mod protocol;
 pub mod runtime;
 pub mod server;
 pub mod session;
-mod stream_api;
 pub mod transport;
 pub mod trouble;
-mod view;
 
-pub use openapi::document as openapi;
+pub use port::openapi::document as openapi;

@@ -19,14 +19,15 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use super::config::{AccessPolicy, AdapterConfig};
-use super::http::{self, PortGuard};
 use super::inbox::{self, Inbox, InboxError, Input};
 use super::journal::{Journal, JournalWriter, Replay, Retention};
 use super::runtime::Runtime;
 use super::session::{Ended, Parts, Rebuilt, Session, SessionCommand, SharedStatus, Status};
-use super::stream_api::Tickets;
 use super::trouble::{Component, Troubles};
-use super::{input_api, stream_api};
+use crate::adapter::port::access;
+use crate::adapter::port::access::PortGuard;
+use crate::adapter::port::stream::Tickets;
+use crate::adapter::port::{input, stream};
 use crate::base::disk::is_full;
 use crate::base::sync::lock;
 use crate::event::{InputMode, InputSource};
@@ -290,7 +291,7 @@ impl RunningAdapter {
             shared.clone(),
             stopping.clone(),
             |shared, stream, stop| {
-                http::serve(
+                access::serve(
                     stream,
                     move |request| answer(shared.clone(), request, true),
                     stop,
@@ -302,7 +303,7 @@ impl RunningAdapter {
             shared.clone(),
             stopping,
             |shared, stream, stop| {
-                http::serve(
+                access::serve(
                     stream,
                     move |request| answer(shared.clone(), request, false),
                     stop,
@@ -444,16 +445,16 @@ async fn answer(
     shared: Arc<AdapterState>,
     request: Request<Incoming>,
     to_stream: bool,
-) -> http::PortResponse {
+) -> access::PortResponse {
     let origin = request.headers().get(ORIGIN).cloned();
     let route = async {
         if to_stream {
-            stream_api::route(&shared, request).await
+            stream::route(&shared, request).await
         } else {
-            input_api::route(&shared, request).await
+            input::route(&shared, request).await
         }
     };
-    http::answer(&shared.policy, origin, route).await
+    access::answer(&shared.policy, origin, route).await
 }
 
 async fn stop_requested(stop: &mut watch::Receiver<bool>) {

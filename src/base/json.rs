@@ -50,7 +50,7 @@ pub enum JsonEvent<'a> {
     Scalar(&'a str),
 }
 
-/// What to do with the value that a [`Event::Key`] names or an open event begins.
+/// What to do with the value that a [`JsonEvent::Key`] names or an open event begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Flow {
     Visit,

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 
 use super::config::{Policy, SidecarConfig};
-use super::scope::Grant;
-use super::secret::Source;
+use crate::sidecar::credential::Source;
+use crate::sidecar::steps::scope::Grant;
 
 /// All warnings about a configuration, each with its place in the file.
 pub fn on(config: &SidecarConfig, policy: &Policy) -> Vec<String> {

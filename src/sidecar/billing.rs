@@ -7,12 +7,12 @@
 //! - A reply that does not say what it used is charged by its size, never with nothing.
 
 use super::config::ProviderConfig;
-use super::limit::Hold;
-use super::model::RequestFacts;
 use super::provider::registry::{Billing, Endpoint};
 use super::record::{ExtraTokens, Tokens};
 use super::usage::{Extra, PICTURES, ReplyUsage};
 use crate::catalogue::{self, Mode, Overrides, Price};
+use crate::sidecar::steps::limit::Hold;
+use crate::sidecar::steps::model::RequestFacts;
 
 /// The context of a model that the catalogue does not know, in tokens.
 const CONTEXT: u64 = 1_000_000;

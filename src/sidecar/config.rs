@@ -13,13 +13,14 @@ use std::time::Duration;
 use hyper::http::uri::{Authority, Scheme, Uri};
 
 use super::audit::chain::SigningKey;
-use super::limit::{Ledger, Limits};
 use super::provider::registry::{self, Auth, Feature, Provider};
-use super::scope::{self, Glob, Grant};
-use super::secret;
 use crate::base::settings::{self, Problems, Section, looks_like_a_key, parse_yaml, shown};
 use crate::base::token::Token;
 use crate::catalogue::Overrides;
+use crate::sidecar::credential;
+use crate::sidecar::steps::limit::{Ledger, Limits};
+use crate::sidecar::steps::scope;
+use crate::sidecar::steps::scope::{Glob, Grant};
 
 /// Read once, at start.
 #[derive(Debug)]
@@ -98,7 +99,7 @@ pub struct ProviderConfig {
     pub label: &'static str,
     pub def: &'static Provider,
     pub base: BaseUrl,
-    pub secret: Option<secret::Source>,
+    pub secret: Option<credential::Source>,
     /// Optional endpoints that the operator switched on.
     pub endpoints: Vec<String>,
     /// Headers that the operator pins (`openai-organization`).
@@ -540,7 +541,7 @@ fn provider(name: &str, section: &mut Section) -> Option<ProviderConfig> {
     })
 }
 
-fn secret_source(section: &mut Section) -> Option<secret::Source> {
+fn secret_source(section: &mut Section) -> Option<credential::Source> {
     let file = section.section("secretRef").and_then(|mut s| {
         let (name, key) = (s.required("name", "`anthropic`: a directory in `secretsDir`"), s.required("key", "`api-key`: a file in that directory"));
         let checked = |field: &'static str, value: Option<String>| {
@@ -548,7 +549,7 @@ fn secret_source(section: &mut Section) -> Option<secret::Source> {
             if looks_like_a_key(&value) {
                 s.add(field, "holds what looks like the key itself (it is not shown)\nhint: write the key into a file `<secretsDir>/<name>/<key>`, name that file here, and take the key out of this file");
                 None
-            } else if !secret::is_file_name(&value) {
+            } else if !credential::is_file_name(&value) {
                 s.add(field, format!("{} is not the plain name of a file: letters, digits, `.`, `_` and `-`", shown(&value)));
                 None
             } else {
@@ -556,12 +557,12 @@ fn secret_source(section: &mut Section) -> Option<secret::Source> {
             }
         };
         let (name, key) = (checked("name", name), checked("key", key));
-        Some(secret::Source::File { name: name?, key: key? })
+        Some(credential::Source::File { name: name?, key: key? })
     });
     let command = section.section("credential").and_then(|mut s| {
         let ttl = s.duration("ttl").unwrap_or(Duration::from_secs(300));
         match s.strings("command") {
-            Some(command) if !command.is_empty() => Some(secret::Source::Command { command, ttl }),
+            Some(command) if !command.is_empty() => Some(credential::Source::Command { command, ttl }),
             _ => {
                 if !s.is_troubled() {
                     s.add("command", "is needed: a list of the program and its arguments, such as `[vault, read, -field=key, secret/anthropic]`");
@@ -595,7 +596,7 @@ pub fn base_url(url: &str, own: bool) -> Result<BaseUrl, String> {
     let path = uri.path().trim_end_matches('/').to_owned();
     let plain_path = path
         .bytes()
-        .all(|b| b == b'/' || super::model::is_id_byte(b))
+        .all(|b| b == b'/' || crate::sidecar::steps::model::is_id_byte(b))
         && !path.contains("..")
         && !path.contains("//");
     if uri.query().is_some() || authority.as_str().contains('@') || !plain_path || url.contains('#')

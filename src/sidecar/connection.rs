@@ -1,6 +1,6 @@
 //! One client connection: strict framing, timeouts, and a decent end.
 //!
-//! hyper reads through a [`Strict`] stream, which follows the bytes and stops at the first
+//! hyper reads through a [`StrictFraming`] stream, which follows the bytes and stops at the first
 //! that breaks the grammar. hyper then sees the end of the stream; the refusal is written
 //! here, after what hyper still had to say.
 
@@ -23,12 +23,12 @@ use tokio::net::TcpStream;
 use tokio::sync::{Notify, watch};
 use tokio::time::Sleep;
 
-use super::body::READ_BUFFER;
 use super::proxy::{self, Activity, InFlightGuard, SidecarState};
 use super::refusal::{Client, Code, Refusal};
-use super::route;
 use crate::base::framing::{Fault, HeadScanner, Verdict};
 use crate::base::sync::lock;
+use crate::sidecar::steps::body::READ_BUFFER;
+use crate::sidecar::steps::route;
 
 /// A head, once begun (or a connection, once made), must be whole within this time.
 const HEAD_TIME: Duration = Duration::from_secs(10);

@@ -3,7 +3,7 @@
 //! The state file follows the audit file: it holds the counts after the record of a certain
 //! number, and records with higher numbers are added to it at start. So a charge is as durable
 //! as its record, and a kill between the two loses nothing. The writer of the audit is the only
-//! one that changes it; what decides on requests is [`super::limit`].
+//! one that changes it; what decides on requests is `limit.rs`.
 
 use std::collections::BTreeMap;
 use std::fs::File;

@@ -12,9 +12,9 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use super::limit::GrantUsage;
 use super::record::{AccessDecision, AuditRecord};
 use crate::base::sync::lock;
+use crate::sidecar::steps::limit::GrantUsage;
 
 /// A provider's name as a label: kept for good, once for each name that was ever configured,
 /// so that counting a request copies no text.

@@ -11,10 +11,10 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::sync::Semaphore;
 
-use super::body::{BodyMemory, READ_BUFFER, Share};
 use super::redact::Redactor;
 use super::refusal::{Code, Refusal};
-use super::scope::Permit;
+use crate::sidecar::steps::body::{BodyMemory, READ_BUFFER, Share};
+use crate::sidecar::steps::scope::Permit;
 
 /// Largest list that is taken in. OpenRouter's, the longest known, has about 1 MiB.
 const MAX_LIST: usize = 8 << 20;

@@ -17,24 +17,26 @@ use tokio::sync::Semaphore;
 
 use super::audit::{self, Audit, AuditEntry};
 use super::billing::Prices;
-use super::body::{BodyMemory, BufferedBody};
 use super::config::{Policy, SidecarConfig};
-use super::guard::CallerPolicy;
 use super::known_objects::KnownObjects;
-use super::limit::Ledger;
 use super::metrics::Metrics;
 use super::models::Filtered;
 use super::provider::registry::Billing;
 use super::record::AccessDecision;
 use super::redact::Redactor;
 use super::refusal::{self, Client, Code, ErrorFormat, Refusal};
-use super::relay::{Relay, RelayError, RelayedCall};
-use super::route::{Route, RouteTarget};
-use super::scope::Permit;
-use super::secret::Store;
-use super::upstream::{self, Upstream};
-use super::{guard, limit, model, models, relay, route, scope, sign};
 use crate::base::sync::lock;
+use crate::sidecar::credential::Store;
+use crate::sidecar::models;
+use crate::sidecar::steps::body::{BodyMemory, BufferedBody};
+use crate::sidecar::steps::guard::CallerPolicy;
+use crate::sidecar::steps::limit::Ledger;
+use crate::sidecar::steps::relay::{Relay, RelayError, RelayedCall};
+use crate::sidecar::steps::route::{Route, RouteTarget};
+use crate::sidecar::steps::scope::Permit;
+use crate::sidecar::steps::upstream;
+use crate::sidecar::steps::upstream::Upstream;
+use crate::sidecar::steps::{guard, limit, model, relay, route, scope, sign};
 
 /// What every request shares.
 #[derive(Debug)]

@@ -14,7 +14,7 @@ use hyper::body::Bytes;
 use secrecy::ExposeSecret;
 use zeroize::Zeroizing;
 
-use super::secret::Secret;
+use crate::sidecar::credential::Secret;
 
 /// Below this, a key is too short to be told from ordinary text.
 const SHORTEST: usize = 8;

@@ -2,7 +2,7 @@
 //!
 //! Two texts: the client is told what failed, the value, what is allowed and what to do
 //! next; the log gets the cause. What the client's SDK does with the answer (show it, retry
-//! it) decides its status and shape, which the provider's file knows (`Shape`).
+//! it) decides its status and shape, which the provider's file knows (`ErrorFormat`).
 
 use std::time::Duration;
 

@@ -20,19 +20,19 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use super::audit::{self, Audit, AuditWriter};
-use super::body::{BodyMemory, GRACE};
 use super::config::{self, Fixed, Loaded, SidecarConfig};
 use super::connection::{self, Handle, Rank};
-use super::guard::CallerPolicy;
 use super::known_objects::KnownObjects;
-use super::limit::Ledger;
 use super::metrics::Metrics;
 use super::proxy::{RETRY_MEMORY, SidecarState};
-use super::secret::{SecretKind, Store};
-use super::upstream::Upstream;
 use super::{admin, advice};
 use crate::base::settings;
 use crate::base::sync::lock;
+use crate::sidecar::credential::{SecretKind, Store};
+use crate::sidecar::steps::body::{BodyMemory, GRACE};
+use crate::sidecar::steps::guard::CallerPolicy;
+use crate::sidecar::steps::limit::Ledger;
+use crate::sidecar::steps::upstream::Upstream;
 
 /// How often files are looked at: grants within 1 s, keys within 2 s, with room to spare.
 const LOOK: Duration = Duration::from_millis(250);

@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use outrigger::adapter::balance::{Admitted, Lifecycle};
 use outrigger::adapter::inbox::Input;
+use outrigger::adapter::lifecycle::{Admitted, Lifecycle};
 use outrigger::adapter::runtime::{
     Action, CallReply, LaunchContext, Mcp, PermissionDecision, Permissions, Translator, registry,
 };

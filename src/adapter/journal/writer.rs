@@ -168,7 +168,7 @@ impl JournalWriter {
         self.next
     }
 
-    /// Adds a frame that becomes visible with the next [`Writer::commit`]. `json` appends one
+    /// Adds a frame that becomes visible with the next [`JournalWriter::commit`]. `json` appends one
     /// line without its end.
     pub fn append(&mut self, json: impl FnOnce(u64, &mut Vec<u8>)) -> u64 {
         let (sequence, from) = (self.next, self.pending.len());
@@ -213,7 +213,7 @@ impl JournalWriter {
         since.map(|s| s.elapsed())
     }
 
-    /// As [`Writer::commit`], for what nobody must wait for: what the disk does not take now is
+    /// As [`JournalWriter::commit`], for what nobody must wait for: what the disk does not take now is
     /// left out, and counted.
     pub fn commit_or_drop(&mut self) {
         if self.pending.is_empty() {

@@ -25,10 +25,10 @@ use super::{
     model_of_platform, newest_first, parsed, permission_options, plan, text, text_of,
     write_private_file,
 };
-use crate::adapter::cause;
-use crate::adapter::draft::{ItemKind, OpenItems};
-use crate::adapter::handed::InFlight;
 use crate::adapter::inbox::Input;
+use crate::adapter::runtime::error_code;
+use crate::adapter::runtime::in_flight::InFlight;
+use crate::adapter::runtime::items::{ItemKind, OpenItems};
 use crate::event::{
     ChangeKind, ErrorCode, ErrorEvent, FileChange, PermissionRequest, PermissionResolved, Retry,
     ToolResult, ToolUse, TurnEnd, TurnEndReason, Unparsed, Usage, Warning,
@@ -650,7 +650,8 @@ impl Claude {
                 .find(|s| !s.is_empty())
                 .unwrap_or("the turn failed")
                 .to_owned();
-            let mut error = ErrorEvent::new(named(&word, status, &message), cause::words(&message));
+            let mut error =
+                ErrorEvent::new(named(&word, status, &message), error_code::words(&message));
             error.http_status = status;
             error.native = Some(
                 json!({ "error": word, "result": m["result"], "api_error_status": m["api_error_status"], "errors": m["errors"] }),
@@ -947,7 +948,7 @@ fn item(message: &str, block: u64) -> String {
 
 /// What failed: by its status where there is one, else by the CLI's word for it.
 fn named(word: &str, status: Option<u16>, message: &str) -> ErrorCode {
-    match (cause::code(status, message), word) {
+    match (error_code::code(status, message), word) {
         (ErrorCode::Internal, "rate_limit") => ErrorCode::RateLimited,
         (ErrorCode::Internal, "overloaded" | "server_error") => ErrorCode::ProviderDown,
         (ErrorCode::Internal, "authentication_failed") => ErrorCode::Auth,

@@ -21,10 +21,10 @@ use super::{
     Permissions, Phase, Runtime, Translator, Transport, hex, parsed, permission_options,
     request_id, text, text_of, write_private_file,
 };
-use crate::adapter::cause;
-use crate::adapter::draft::{ItemKind, OpenItems};
-use crate::adapter::handed::InFlight;
 use crate::adapter::inbox::Input;
+use crate::adapter::runtime::error_code;
+use crate::adapter::runtime::in_flight::InFlight;
+use crate::adapter::runtime::items::{ItemKind, OpenItems};
 use crate::event::{
     ChangeKind, ErrorCode, ErrorEvent, FileChange, PermissionRequest, PermissionResolved, PlanItem,
     PlanUpdate, Retry, ToolOutput, ToolResult, ToolUse, TurnEnd, TurnEndReason, Unparsed, Usage,
@@ -1065,7 +1065,7 @@ fn meant(error: &Value, said: &str) -> (ErrorCode, Option<u16>) {
             .ok()
     };
     let status = status.map(|s| s as u16).or_else(in_words);
-    let code = match (cause::code(status, said), info.as_str()) {
+    let code = match (error_code::code(status, said), info.as_str()) {
         (ErrorCode::Internal, Some("contextWindowExceeded")) => ErrorCode::ContextOverflow,
         (
             ErrorCode::Internal | ErrorCode::RateLimited,
@@ -1093,8 +1093,8 @@ fn worded(said: &str) -> String {
         .strip_prefix("unexpected status ")
         .and_then(|rest| rest.split_once(": "))
     {
-        Some((_, words)) => cause::words(words),
-        None => cause::words(said),
+        Some((_, words)) => error_code::words(words),
+        None => error_code::words(said),
     }
 }
 

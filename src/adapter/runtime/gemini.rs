@@ -23,10 +23,10 @@ use super::{
     newest_first, parsed, permission_options, plan, request_id, sent_at, text, timed_id,
     write_private_file,
 };
-use crate::adapter::cause;
-use crate::adapter::draft::{ItemKind, OpenItems};
-use crate::adapter::handed::InFlight;
 use crate::adapter::inbox::Input;
+use crate::adapter::runtime::error_code;
+use crate::adapter::runtime::in_flight::InFlight;
+use crate::adapter::runtime::items::{ItemKind, OpenItems};
 use crate::event::{
     ChangeKind, ErrorCode, ErrorEvent, FileChange, PermissionRequest, PermissionResolved, Retry,
     ToolResult, ToolUse, TurnEnd, TurnEndReason, Unparsed, Usage, Warning,
@@ -1034,7 +1034,7 @@ impl Translator for Gemini {
             .split_once("status ")
             .and_then(|(_, rest)| rest.get(..3))
             .and_then(|s| s.parse().ok());
-        let code = match cause::code(status, why) {
+        let code = match error_code::code(status, why) {
             ErrorCode::Internal => ErrorCode::ProviderDown,
             code => code,
         };
@@ -1043,7 +1043,7 @@ impl Translator for Gemini {
             .and_then(|(_, rest)| rest.split_once("ms"))
             .and_then(|(ms, _)| ms.parse().ok());
         self.items.cut(out);
-        let message = cause::words(why.trim_end());
+        let message = error_code::words(why.trim_end());
         out.push(
             Retry {
                 attempt,
@@ -1304,7 +1304,7 @@ fn failure(code: Option<i64>, message: &str, native: Value) -> ErrorEvent {
     let status = code
         .and_then(|c| u16::try_from(c).ok())
         .filter(|s| (400..600).contains(s) && (*s != 500 || is_body));
-    let mut error = cause::error(status, message);
+    let mut error = error_code::error(status, message);
     if error.code == ErrorCode::Internal && code == Some(500) {
         let gone = message.contains("does not exist") || message.contains("not found");
         error = ErrorEvent::new(

@@ -7,7 +7,10 @@
 
 pub mod claude;
 pub mod codex;
+pub mod error_code;
 pub mod gemini;
+pub mod in_flight;
+pub mod items;
 pub mod opencode;
 pub mod pi;
 pub mod registry;
@@ -420,7 +423,7 @@ pub trait Translator: Send {
     fn read(&mut self, native: &[u8], out: &mut Vec<Action>);
     /// One line of what it writes beside its messages.
     fn read_stderr(&mut self, _line: &str, _out: &mut Vec<Action>) {}
-    /// The answer to a `Call` or a `Find`.
+    /// The answer to a `Call` or a `ReadFile`.
     fn reply(&mut self, _tag: CallPurpose, _reply: CallReply, _out: &mut Vec<Action>) {}
     /// The name that an input will have in the CLI, where it can be chosen; `now` in
     /// milliseconds since 1970, `random` 14 random bytes.

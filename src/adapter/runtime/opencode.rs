@@ -25,9 +25,9 @@ use super::{
     Mcp, PermissionDecision, Permissions, Phase, Runtime, RuntimeCall, Translator, Transport,
     model_of_platform, parsed, permission_options, plan, text, write_private_file,
 };
-use crate::adapter::cause;
-use crate::adapter::draft::{ItemKind, OpenItems};
 use crate::adapter::inbox::Input;
+use crate::adapter::runtime::error_code;
+use crate::adapter::runtime::items::{ItemKind, OpenItems};
 use crate::catalogue::Overrides;
 use crate::event::{
     ChangeKind, ErrorCode, ErrorEvent, FileChange, InputMode, InputSource, PermissionRequest,
@@ -686,7 +686,7 @@ impl Opencode {
                     turn.retrying = true;
                 }
                 let message = text(status, "/message");
-                let code = match cause::code(None, message) {
+                let code = match error_code::code(None, message) {
                     ErrorCode::Internal => ErrorCode::ProviderDown,
                     code => code,
                 };
@@ -753,7 +753,7 @@ impl Opencode {
             ("unauthorized" | "upstream_auth", _) | (_, "ProviderAuthError") => ErrorCode::Auth,
             ("route_denied" | "unknown_provider", _) => ErrorCode::ModelUnavailable,
             (_, "ContextOverflowError") => ErrorCode::ContextOverflow,
-            _ => cause::code(status, message),
+            _ => error_code::code(status, message),
         };
         let mut event = ErrorEvent::new(code, if message.is_empty() { name } else { first_line });
         event.retryable |= error["data"]["isRetryable"] == true;

@@ -18,10 +18,10 @@ use super::{
     Translator, Transport, model_of_platform, parsed, sent_at, text, text_of, timed_id,
     write_private_file,
 };
-use crate::adapter::cause;
-use crate::adapter::draft::{ItemKind, OpenItems};
-use crate::adapter::handed::InFlight;
 use crate::adapter::inbox::Input;
+use crate::adapter::runtime::error_code;
+use crate::adapter::runtime::in_flight::InFlight;
+use crate::adapter::runtime::items::{ItemKind, OpenItems};
 use crate::event::{
     ChangeKind, ErrorEvent, FileChange, Retry, ToolOutput, ToolResult, ToolUse, TurnEnd,
     TurnEndReason, Unparsed, Usage, Warning,
@@ -223,9 +223,9 @@ impl Pi {
                 out.push(
                     Retry {
                         attempt: m["attempt"].as_u64().unwrap_or(1),
-                        code: cause::code(status, message),
+                        code: error_code::code(status, message),
                         retry_after_ms: m["delayMs"].as_u64(),
-                        message: cause::words(message),
+                        message: error_code::words(message),
                         parent_tool_use_id: None,
                     }
                     .into(),
@@ -541,7 +541,7 @@ impl Pi {
         };
         if let Some(said) = turn.failure.filter(|_| reason == TurnEndReason::Error) {
             let (status, message) = split(&said);
-            let mut error: ErrorEvent = cause::error(status, message);
+            let mut error: ErrorEvent = error_code::error(status, message);
             error.native = Some(json!({ "errorMessage": said }));
             out.push(error.into());
         }

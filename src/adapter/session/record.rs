@@ -9,8 +9,9 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::Session;
-use crate::adapter::balance::{self, Lifecycle};
 use crate::adapter::journal::{self, Replay};
+use crate::adapter::lifecycle;
+use crate::adapter::lifecycle::Lifecycle;
 use crate::adapter::transport::LineSplitter;
 use crate::base::token::random_hex;
 use crate::event::{
@@ -207,7 +208,7 @@ fn read_since(journal: &Arc<journal::Journal>, sequence: u64, mut see: impl FnMu
 #[derive(Debug)]
 pub struct Rebuilt {
     pub lifecycle: Lifecycle,
-    /// Where views can begin, see [`Balance::is_quiet`].
+    /// Where views can begin, see [`Lifecycle::is_quiet`].
     pub quiet: Vec<u64>,
     /// The id that a new session gets; one that is not asked for is drawn.
     fresh: Option<String>,
@@ -252,7 +253,7 @@ impl Replay for Rebuilt {
 
     fn frame(&mut self, sequence: u64, json: &[u8]) -> Result<bool, String> {
         // Only what the state depends on is read whole; the rest must be JSON.
-        if !balance::is_followed(event::kind(json)) {
+        if !lifecycle::is_followed(event::kind(json)) {
             return Ok(self.is_whole(sequence, json));
         }
         match Event::read(json) {

@@ -1,6 +1,6 @@
 //! One record per request, always: served, refused, failed or left by its client.
 //!
-//! A request's [`Entry`] is opened before anything else happens and written when it is dropped,
+//! A request's [`AuditEntry`] is opened before anything else happens and written when it is dropped,
 //! so there is no path on which it is forgotten. Before anything of it goes upstream, it is noted
 //! ([`notes`]), so that a kill does not lose it either. One thread writes ([`writer`]): batches of
 //! a few milliseconds, each synced to disk.
@@ -31,13 +31,13 @@ pub use self::writer::AuditWriter;
 use self::notes::{NotePlace, Notes};
 use self::refused::Refused;
 use super::config::AuditConfig;
-use super::limit::{Admission, Utilisation};
 use super::metrics::Metrics;
 use super::record::{AccessDecision, AuditRecord, Charge};
 use super::refusal::{Code, Refusal};
 use crate::base::disk;
 use crate::base::sync::lock;
 use crate::base::token::hex_to_letters;
+use crate::sidecar::steps::limit::{Admission, Utilisation};
 
 /// What may wait in memory; when it is full, connections are closed unserved.
 const MAX_WAITING: usize = 8 << 20;

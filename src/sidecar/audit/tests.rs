@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 use super::verify::{Break, NotVerified, Verified};
 use super::*;
 use crate::sidecar::ledger::{LedgerState, grant_id};
-use crate::sidecar::limit::{Ledger, Limits};
+use crate::sidecar::steps::limit::{Ledger, Limits};
 
 fn config(dir: &Path) -> AuditConfig {
     AuditConfig {
@@ -355,7 +355,7 @@ fn what_was_let_in_shares_no_record_and_leaves_no_note() {
     }
     for _ in 0..10 {
         let mut entry = audit.entry();
-        let mut admission = crate::sidecar::limit::Admission::of(&limiter, 5);
+        let mut admission = crate::sidecar::steps::limit::Admission::of(&limiter, 5);
         admission.owe();
         entry.admit(admission).unwrap();
         assert!(entry.is_told_apart());
@@ -385,7 +385,7 @@ fn what_was_under_way_stands_as_unknown_and_is_charged_by_its_hold() {
     let admitted = |tokens| {
         let mut entry = audit.entry();
         entry.record.model_requested = Some("m".into());
-        let mut admission = crate::sidecar::limit::Admission::of(&limiter, tokens);
+        let mut admission = crate::sidecar::steps::limit::Admission::of(&limiter, tokens);
         admission.owe();
         entry.admit(admission).unwrap();
         entry

@@ -7,8 +7,8 @@ use super::registry::{
     Auth, BASE, Billing, BodyRules, Endpoint, Feature, ModelPlace, NO_BODY, Provider, StreamBy,
     Verb, never, nobody,
 };
-use crate::sidecar::limit::Utilisation;
 use crate::sidecar::refusal::{self, Client, Code, ErrorFormat, ErrorReply, RefusalText};
+use crate::sidecar::steps::limit::Utilisation;
 use crate::sidecar::usage::{Complete, Field, Format, RawUsage, ReplyUsage};
 use serde_json::json;
 use std::borrow::Cow;

@@ -5,8 +5,8 @@
 
 use std::borrow::Cow;
 
-use crate::sidecar::limit::Utilisation;
 use crate::sidecar::refusal::ErrorFormat;
+use crate::sidecar::steps::limit::Utilisation;
 use crate::sidecar::usage::Format;
 
 use super::{anthropic, compatible, google, ollama, openai, openrouter};

@@ -2,8 +2,8 @@
 
 use serde_json::json;
 
-use super::http::{PortResponse, json_answer};
-use super::server::AdapterState;
+use crate::adapter::port::access::{PortResponse, json_answer};
+use crate::adapter::server::AdapterState;
 
 /// Live: nothing stands still that keeps events or inputs from being written, and the session is
 /// not over.

@@ -17,12 +17,14 @@ use serde_json::json;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
-use super::http::{Access, PortResponse, RequestError, full, json_answer, not_allowed, preflight};
-use super::input_api::InputRoute;
-use super::journal::{Cursor, StreamPart};
-use super::server::AdapterState;
-use super::view::{EventView, StreamFormat, StreamQuery};
-use super::{health, input_api};
+use crate::adapter::journal::{Cursor, StreamPart};
+use crate::adapter::port::access::{
+    Access, PortResponse, RequestError, full, json_answer, not_allowed, preflight,
+};
+use crate::adapter::port::input::InputRoute;
+use crate::adapter::port::{health, input};
+use crate::adapter::protocol::{EventView, StreamFormat, StreamQuery};
+use crate::adapter::server::AdapterState;
 use crate::base::sync::lock;
 use crate::base::token::Token;
 use crate::event::{self, Payload};
@@ -45,7 +47,8 @@ const ROUTES: [&str; 8] = [
     "/",
 ];
 /// They are the same for everybody who asks.
-static OPENAPI: LazyLock<String> = LazyLock::new(|| super::openapi::document().to_string());
+static OPENAPI: LazyLock<String> =
+    LazyLock::new(|| crate::adapter::port::openapi::document().to_string());
 static SCHEMA: LazyLock<String> = LazyLock::new(|| event::schema().to_string());
 
 /// One-minute tickets, since `EventSource` sends no headers.
@@ -97,13 +100,13 @@ pub async fn route(
         return preflight(&shared.policy, request.headers());
     }
     if let Some(target) = target {
-        return input_api::act(shared, request, target).await;
+        return input::act(shared, request, target).await;
     }
     if path == "/ticket" {
         if *request.method() != Method::POST {
             return Ok(not_allowed("POST"));
         }
-        input_api::check_type(&request)?;
+        input::check_type(&request)?;
         let ticket = shared
             .tickets
             .issue()
@@ -311,11 +314,11 @@ fn console() -> PortResponse {
     let mut answer = full(
         StatusCode::OK,
         "text/html; charset=utf-8",
-        super::console::PAGE,
+        crate::adapter::console::PAGE,
     );
     answer
         .headers_mut()
-        .insert("content-security-policy", super::console::policy());
+        .insert("content-security-policy", crate::adapter::console::policy());
     answer
         .headers_mut()
         .insert("referrer-policy", HeaderValue::from_static("no-referrer"));

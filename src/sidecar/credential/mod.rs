@@ -22,8 +22,8 @@ use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::watch;
 use zeroize::Zeroizing;
 
-use super::redact::Patterns;
 use crate::base::sync::lock;
+use crate::sidecar::redact::Patterns;
 
 /// Where one key comes from.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

@@ -7,13 +7,13 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::config::{Policy, ProviderConfig};
-use super::known_objects::KnownObjects;
-use super::limit::{Limiter, Limits};
-use super::model::RequestFacts;
-use super::provider::registry::Feature;
-use super::refusal::{Code, Refusal};
 use crate::base::settings::shown;
+use crate::sidecar::config::{Policy, ProviderConfig};
+use crate::sidecar::known_objects::KnownObjects;
+use crate::sidecar::provider::registry::Feature;
+use crate::sidecar::refusal::{Code, Refusal};
+use crate::sidecar::steps::limit::{Limiter, Limits};
+use crate::sidecar::steps::model::RequestFacts;
 
 /// `claude-*`: literal text with `*` for any run of characters.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,7 +27,7 @@ impl Glob {
     /// # Errors
     /// When it is empty or holds what no model id can hold.
     pub fn parse(text: &str) -> Result<Glob, String> {
-        let fine = |b: u8| b"*#".contains(&b) || super::model::is_id_byte(b);
+        let fine = |b: u8| b"*#".contains(&b) || crate::sidecar::steps::model::is_id_byte(b);
         if text.is_empty() || text.len() > 256 || !text.bytes().all(fine) {
             return Err(format!(
                 "{} is not a model glob of letters, digits, `._:/@+-~#` and `*`",
@@ -36,7 +36,7 @@ impl Glob {
         }
         Ok(Glob {
             text: text.to_owned(),
-            label: super::metrics::label(text),
+            label: crate::sidecar::metrics::label(text),
         })
     }
 

@@ -17,12 +17,14 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
-use super::health;
-use super::http::{Access, PortResponse, RequestError, json_answer, not_allowed, preflight};
-use super::inbox::{Attachment, InboxError, Input, TakenBack};
-use super::runtime::PermissionDecision;
-use super::server::AdapterState;
-use super::session::SessionCommand;
+use crate::adapter::inbox::{Attachment, InboxError, Input, TakenBack};
+use crate::adapter::port::access::{
+    Access, PortResponse, RequestError, json_answer, not_allowed, preflight,
+};
+use crate::adapter::port::health;
+use crate::adapter::runtime::PermissionDecision;
+use crate::adapter::server::AdapterState;
+use crate::adapter::session::SessionCommand;
 use crate::base::token::random_hex;
 use crate::event::InputMode;
 

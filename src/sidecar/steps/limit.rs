@@ -1,7 +1,7 @@
 //! Step 5 of a request: how often, how many at once, how much.
 //!
 //! Rates are charged on admission (GCRA on the monotonic clock). Of a budget, all that a request
-//! can spend is held back on admission, and settled by what it did spend ([`super::billing`]).
+//! can spend is held back on admission, and settled by what it did spend (`billing.rs`).
 //!
 //! Invariants:
 //! - A request is let in beside others only when what all of them hold fits the budget. One that
@@ -19,11 +19,11 @@ use std::time::Duration;
 use governor::clock::{Clock, DefaultClock};
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 
-use super::ledger::{Counts, DAY, LedgerState, grant_id};
-use super::record::Charge;
-use super::refusal::{Code, Refusal};
-use super::scope::Permit;
 use crate::base::sync::lock;
+use crate::sidecar::ledger::{Counts, DAY, LedgerState, grant_id};
+use crate::sidecar::record::Charge;
+use crate::sidecar::refusal::{Code, Refusal};
+use crate::sidecar::steps::scope::Permit;
 
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Limits {

@@ -25,7 +25,6 @@ use tokio::time::{Instant, sleep_until};
 use self::cli::{CliExit, RunningCli, setting};
 pub use self::record::Rebuilt;
 use self::record::{raw_output, said_in_pieces, said_since};
-use super::balance::{Admitted, Lifecycle};
 use super::config::AdapterConfig;
 use super::inbox::{Inbox, Input, MAX_DEATHS, Sent};
 use super::journal;
@@ -33,6 +32,7 @@ use super::process;
 use super::runtime::{Action, PermissionDecision, Permissions, Phase, Translator, effective_mode};
 use super::transport::{self, FromCli};
 use super::trouble::{Component, Troubles};
+use crate::adapter::lifecycle::{Admitted, Lifecycle};
 use crate::base::sync::lock;
 use crate::event::{
     ErrorCode, ErrorEvent, InputMode, Payload, SessionEnd, SessionEndReason, TurnEndReason,

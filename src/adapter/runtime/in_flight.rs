@@ -3,8 +3,8 @@
 
 use std::collections::HashSet;
 
-use super::inbox::Input;
-use super::runtime::Action;
+use crate::adapter::inbox::Input;
+use crate::adapter::runtime::Action;
 use crate::event::{
     ErrorCode, ErrorEvent, InputMode, InputSource, TurnEnd, TurnEndReason, TurnStart, Usage,
     UserMessage,

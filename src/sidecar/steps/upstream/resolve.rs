@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use super::connect::ConnectError;
 use crate::base::sync::lock;
+use crate::sidecar::steps::upstream::connect::ConnectError;
 
 /// Names that can be looked up at the same time.
 const THREADS: usize = 8;

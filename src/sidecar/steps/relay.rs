@@ -21,15 +21,16 @@ use hyper::header::{
 use hyper::{Response, StatusCode, http::response::Parts};
 use tokio::time::Sleep;
 
-use super::audit::AuditEntry;
-use super::billing::{self, Models, Prices, Settled};
-use super::proxy::SidecarState;
-use super::record::Tokens;
-use super::redact::Redactor;
-use super::refusal::{Code, Refusal};
-use super::route::Route;
-use super::scope::Permit;
-use super::usage::{Framing, Meter, Report};
+use crate::sidecar::audit::AuditEntry;
+use crate::sidecar::billing;
+use crate::sidecar::billing::{Models, Prices, Settled};
+use crate::sidecar::proxy::SidecarState;
+use crate::sidecar::record::Tokens;
+use crate::sidecar::redact::Redactor;
+use crate::sidecar::refusal::{Code, Refusal};
+use crate::sidecar::steps::route::Route;
+use crate::sidecar::steps::scope::Permit;
+use crate::sidecar::usage::{Framing, Meter, Report};
 
 /// The headers of a reply that are passed on for every provider, in lower case: the content type,
 /// and when to try again. Cookies, account names, redirects and hop-by-hop headers are not. Each
@@ -319,7 +320,9 @@ impl Relay {
     /// What goes into records and logs is an id, and not our key.
     fn redact(&self, report: &mut Report) {
         let fine = |s: &String| {
-            s.len() <= 128 && super::model::is_id(s) && !self.redactor.echoes(s.as_bytes())
+            s.len() <= 128
+                && crate::sidecar::steps::model::is_id(s)
+                && !self.redactor.echoes(s.as_bytes())
         };
         report.model = report.model.take().filter(fine);
         report.tier = report.tier.take().filter(fine);

@@ -28,15 +28,15 @@ use hyper_util::client::legacy::{Client, Error as ClientError};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::sync::oneshot;
 
-use self::connect::{ConnectError, Connector};
-use self::resolve::Resolver;
-use self::tls::{Tls, extra_roots};
-use super::body::{BufferedBodyStream, READ_BUFFER};
-use super::config::Timeouts;
+use crate::sidecar::config::Timeouts;
+use crate::sidecar::steps::body::{BufferedBodyStream, READ_BUFFER};
+use crate::sidecar::steps::upstream::connect::{ConnectError, Connector};
+use crate::sidecar::steps::upstream::resolve::Resolver;
+use crate::sidecar::steps::upstream::tls::{Tls, extra_roots};
 
-use super::refusal::{Code, Refusal};
-use super::sign::SignedRequest;
 use crate::base::sync::lock;
+use crate::sidecar::refusal::{Code, Refusal};
+use crate::sidecar::steps::sign::SignedRequest;
 
 /// Interim responses (1xx) before the real one.
 const MAX_INTERIM: u32 = 16;

@@ -8,8 +8,8 @@ use std::collections::{HashSet, VecDeque};
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-use super::journal::{Journal, StreamPart};
-use super::transport::LineSplitter;
+use crate::adapter::journal::{Journal, StreamPart};
+use crate::adapter::transport::LineSplitter;
 use crate::event::{self, Event, Gap, Payload, SessionEndReason};
 
 /// Longest event that a filter sees: a line of the CLI, and what JSON adds to it.

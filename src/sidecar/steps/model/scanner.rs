@@ -1,13 +1,14 @@
 //! Walks a request's body and notes what decides in it.
 //!
-//! Three kinds of places: what the request is made of (its keys decide, see [`super::keys`]),
+//! Three kinds of places: what the request is made of (its keys decide, see `keys.rs`),
 //! the user's content (only references to stored objects and definitions of tools count, and what
 //! tells its size), and everything opaque (schemas, arguments, metadata: skipped).
 
-use super::keys::{self, KeyRole};
-use super::{MAX_MODELS, MAX_VALUES, RequestFacts};
 use crate::base::json::{Flow, JsonEvent, Text};
 use crate::sidecar::provider::registry::{BodyRules, Feature, StreamBy, ToolName};
+use crate::sidecar::steps::model::keys;
+use crate::sidecar::steps::model::keys::KeyRole;
+use crate::sidecar::steps::model::{MAX_MODELS, MAX_VALUES, RequestFacts};
 
 /// Keys of content whose values are content too.
 const CONTENT_PARTS: &[&str] = &[
@@ -91,9 +92,9 @@ struct Level {
     found: u32,
     /// Which deciding keys this object has had, to find a second.
     seen: u128,
-    /// Where in [`Scanner::parameters`] the models begin that a tool's `parameters` named.
+    /// Where in [`ModelScanner::parameters`] the models begin that a tool's `parameters` named.
     parameters_from: Option<usize>,
-    /// Where in [`Scanner::ids`] the ids of this object begin.
+    /// Where in [`ModelScanner::ids`] the ids of this object begin.
     ids_from: usize,
 }
 

@@ -10,9 +10,9 @@ use hyper::Method;
 use hyper::header::{CONTENT_TYPE, HOST, HeaderMap, HeaderName, ORIGIN, UPGRADE};
 use hyper::http::request::Parts;
 
-use super::refusal::{Code, Refusal};
-use super::route;
 use crate::base::token::{Attempts, Token, bearer};
+use crate::sidecar::refusal::{Code, Refusal};
+use crate::sidecar::steps::route;
 
 static SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 

@@ -11,12 +11,12 @@
 mod keys;
 mod scanner;
 
-use self::scanner::ModelScanner;
-use super::body::BufferedBody;
-use super::provider::registry::{BodyRules, Feature, ModelPlace, StreamBy};
-use super::refusal::{Code, Refusal};
-use super::route::Route;
 use crate::base::json::{JsonEvent, Parser};
+use crate::sidecar::provider::registry::{BodyRules, Feature, ModelPlace, StreamBy};
+use crate::sidecar::refusal::{Code, Refusal};
+use crate::sidecar::steps::body::BufferedBody;
+use crate::sidecar::steps::model::scanner::ModelScanner;
+use crate::sidecar::steps::route::Route;
 
 /// More models than this name nothing that a person meant.
 const MAX_MODELS: usize = 64;

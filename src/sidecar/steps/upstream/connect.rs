@@ -19,10 +19,10 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::address::{is_link_local, is_special};
-use super::resolve::Resolver;
-use super::tls::Tls;
 use crate::sidecar::config::is_loopback;
+use crate::sidecar::steps::upstream::address::{is_link_local, is_special};
+use crate::sidecar::steps::upstream::resolve::Resolver;
+use crate::sidecar::steps::upstream::tls::Tls;
 
 #[derive(Debug)]
 pub(super) enum ConnectError {

@@ -24,8 +24,8 @@ use hyper::body::{Body as HttpBody, Bytes, Frame, Incoming, SizeHint};
 use hyper::header::{CONTENT_ENCODING, CONTENT_LENGTH, HeaderMap};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
-use super::refusal::{Code, Refusal};
 use crate::base::sync::lock;
+use crate::sidecar::refusal::{Code, Refusal};
 
 /// Largest body, compressed or decoded; Anthropic's own limit.
 pub const MAX_BODY: usize = 32 * 1024 * 1024;
@@ -47,7 +47,7 @@ const EVICTION_TIME: Duration = Duration::from_secs(1);
 /// A body is not slow before this.
 pub const GRACE: Duration = Duration::from_millis(100);
 /// The read buffer of a connection; a piece that is kept pins one, whatever its own size.
-pub(super) const READ_BUFFER: usize = 64 * 1024;
+pub const READ_BUFFER: usize = 64 * 1024;
 /// What one body may take in before others have their turn.
 const TURN: usize = 256 * 1024;
 /// Pieces below this are copied together, so that what is pinned is at most twice what is held.

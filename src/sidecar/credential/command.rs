@@ -52,10 +52,12 @@ pub(super) fn run(command: &[String], stop: &AtomicBool) -> Result<Zeroizing<Vec
     if !status.success() {
         return Err(format!("ended with {status}"));
     }
-    let mut bytes = Zeroizing::new(Vec::with_capacity(super::MAX_SECRET + 4));
+    let mut bytes = Zeroizing::new(Vec::with_capacity(
+        crate::sidecar::credential::MAX_SECRET + 4,
+    ));
     out.rewind()
         .and_then(|()| {
-            out.take(super::MAX_SECRET as u64 + 4)
+            out.take(crate::sidecar::credential::MAX_SECRET as u64 + 4)
                 .read_to_end(&mut bytes)
         })
         .map_err(|e| e.to_string())?;

@@ -53,8 +53,10 @@ pub(super) fn read(dir: &Path, name: &str, key: &str, last: Option<Stamp>) -> Re
         } else if before.age() < REWRITTEN {
             std::thread::sleep(REPLACED);
         }
-        let mut bytes = Zeroizing::new(Vec::with_capacity(super::MAX_SECRET + 4));
-        let limit = super::MAX_SECRET as u64 + 4;
+        let mut bytes = Zeroizing::new(Vec::with_capacity(
+            crate::sidecar::credential::MAX_SECRET + 4,
+        ));
+        let limit = crate::sidecar::credential::MAX_SECRET as u64 + 4;
         file.by_ref()
             .take(limit)
             .read_to_end(&mut bytes)

@@ -11,11 +11,12 @@ use std::sync::Arc;
 use hyper::Method;
 use hyper::http::request::Parts;
 
-use super::config::{Policy, ProviderConfig};
-use super::guard::Guarded;
-use super::model;
-use super::provider::registry::{self, Endpoint, PROVIDERS, Provider, Verb};
-use super::refusal::{Code, ErrorFormat, Refusal};
+use crate::sidecar::config::{Policy, ProviderConfig};
+use crate::sidecar::provider::registry;
+use crate::sidecar::provider::registry::{Endpoint, PROVIDERS, Provider, Verb};
+use crate::sidecar::refusal::{Code, ErrorFormat, Refusal};
+use crate::sidecar::steps::guard::Guarded;
+use crate::sidecar::steps::model;
 
 #[derive(Debug)]
 pub enum RouteTarget {
@@ -68,7 +69,8 @@ pub fn shape(policy: &Policy, path: &str) -> ErrorFormat {
             .any(|b| rel == *b || rel.starts_with(b.split('{').next().unwrap_or(b)))
     };
     let bare = PROVIDERS.iter().find(|p| p.endpoints.iter().any(leads));
-    bare.unwrap_or(&&super::provider::openai::PROVIDER).shape
+    bare.unwrap_or(&&crate::sidecar::provider::openai::PROVIDER)
+        .shape
 }
 
 /// # Errors

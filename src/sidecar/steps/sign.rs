@@ -15,12 +15,13 @@ use hyper::header::{
 };
 use hyper::{Method, Request, Uri};
 
-use super::body::{BufferedBody, BufferedBodyStream};
-use super::provider::registry::{Auth, Verb};
-use super::refusal::{Code, Refusal};
-use super::route::{self, Route};
-use super::scope::Permit;
-use super::secret::{Secret, Source, Store};
+use crate::sidecar::credential::{Secret, Source, Store};
+use crate::sidecar::provider::registry::{Auth, Verb};
+use crate::sidecar::refusal::{Code, Refusal};
+use crate::sidecar::steps::body::{BufferedBody, BufferedBodyStream};
+use crate::sidecar::steps::route;
+use crate::sidecar::steps::route::Route;
+use crate::sidecar::steps::scope::Permit;
 
 /// A request that may leave. Only this file can make one.
 #[derive(Debug)]

@@ -28,7 +28,7 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::Sleep;
 
-use super::config::AccessPolicy;
+use crate::adapter::config::AccessPolicy;
 use crate::base::token::{Attempts, bearer};
 
 pub type PortResponse = Response<BoxBody<Bytes, Infallible>>;

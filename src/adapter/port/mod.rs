@@ -1,0 +1,7 @@
+//! The two ports: events out on `:3100`, input in on `:8788`.
+
+pub mod access;
+pub mod health;
+pub mod input;
+pub mod openapi;
+pub mod stream;
