@@ -12,6 +12,7 @@ mod protocol;
 pub mod runtime;
 pub mod server;
 pub mod session;
+mod state;
 pub mod transport;
 pub mod trouble;
 

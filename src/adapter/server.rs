@@ -6,7 +6,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -18,56 +18,38 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
-use super::config::{AccessPolicy, AdapterConfig};
+use super::config::AdapterConfig;
 use super::inbox::{self, Inbox, InboxError, Input};
 use super::journal::{Journal, JournalWriter, Replay, Retention};
-use super::runtime::Runtime;
 use super::session::{Ended, Parts, Rebuilt, Session, SessionCommand, SharedStatus, Status};
 use super::trouble::{Component, Troubles};
 use crate::adapter::port::access;
 use crate::adapter::port::access::PortGuard;
 use crate::adapter::port::stream::Tickets;
 use crate::adapter::port::{input, stream};
+use crate::adapter::state::AdapterState;
 use crate::base::disk::is_full;
 use crate::base::sync::lock;
 use crate::event::{InputMode, InputSource};
 
 /// What one port serves at once, where the system allows so many descriptors.
 const MAX_CONNECTIONS: usize = 4096;
+
 /// Descriptors that are not connections: journals, the CLI's pipes, calls.
 const OWN_DESCRIPTORS: u64 = 128;
+
 const MAX_BODIES: usize = 16;
+
 const MAX_SMALL_BODIES: usize = 256;
+
 /// How long subscribers may take to read a session's end.
 const LINGER: Duration = Duration::from_secs(3);
+
 /// When a prompt is tried again that the disk did not take.
 const PROMPT_RETRY: Duration = Duration::from_millis(500);
+
 /// The CLI's own lines are for debugging: fewer are kept than events.
 const RAW_SEGMENTS: usize = 4;
-
-/// What every request shares.
-#[derive(Debug)]
-pub struct AdapterState {
-    pub session_id: String,
-    pub runtime: &'static Runtime,
-    pub model: String,
-    pub policy: AccessPolicy,
-    pub stream_door: PortGuard,
-    pub input_door: PortGuard,
-    pub journal: Arc<Journal>,
-    pub raw: Option<Arc<Journal>>,
-    pub inbox: Arc<Inbox>,
-    pub commands: mpsc::Sender<SessionCommand>,
-    pub tickets: Tickets,
-    /// Inputs that may be read at once, and other bodies.
-    pub bodies: Semaphore,
-    pub small_bodies: Semaphore,
-    pub subscribers: Arc<AtomicUsize>,
-    pub troubles: Troubles,
-    status: SharedStatus,
-    draining: AtomicBool,
-    terminating: watch::Sender<bool>,
-}
 
 impl AdapterState {
     pub fn status(&self) -> Value {

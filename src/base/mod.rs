@@ -3,6 +3,7 @@
 pub mod disk;
 pub mod framing;
 pub mod harden;
+pub mod intern;
 pub mod json;
 pub mod logging;
 pub mod settings;

@@ -10,7 +10,7 @@ use hyper::header::{ALLOW, CONTENT_TYPE, HOST, HeaderValue, ORIGIN};
 use hyper::{Method, Request, Response, StatusCode};
 use serde_json::json;
 
-use super::proxy::SidecarState;
+use crate::sidecar::state::SidecarState;
 
 pub fn serve(shared: &Arc<SidecarState>, request: &Request<Incoming>) -> Response<Full<Bytes>> {
     let headers = request.headers();
@@ -127,7 +127,7 @@ fn unready(shared: &SidecarState) -> Vec<String> {
 /// Keys that serve although the last look found none.
 fn stale_keys(shared: &SidecarState) -> Vec<String> {
     let policy = shared.policy.load();
-    let stale = |p: &&std::sync::Arc<super::config::ProviderConfig>| {
+    let stale = |p: &&std::sync::Arc<crate::sidecar::policy::ProviderConfig>| {
         p.secret
             .as_ref()
             .map(|s| shared.secrets.health(s))
@@ -166,7 +166,7 @@ fn note_budgets(shared: &SidecarState) {
     {
         shared
             .metrics
-            .budget(&grant.to_string(), &grant.limiter.usage());
+            .budget(&grant.to_string(), &shared.ledger.limiter_of(grant).usage());
     }
 }
 

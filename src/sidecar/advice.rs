@@ -4,9 +4,10 @@
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 
-use super::config::{Policy, SidecarConfig};
+use crate::sidecar::config::SidecarConfig;
 use crate::sidecar::credential::Source;
-use crate::sidecar::steps::scope::Grant;
+use crate::sidecar::policy::Grant;
+use crate::sidecar::policy::Policy;
 
 /// All warnings about a configuration, each with its place in the file.
 pub fn on(config: &SidecarConfig, policy: &Policy) -> Vec<String> {

@@ -6,12 +6,12 @@
 //!   beyond [`TOOL_INPUT`] are charged afterwards.
 //! - A reply that does not say what it used is charged by its size, never with nothing.
 
-use super::config::ProviderConfig;
-use super::provider::registry::{Billing, Endpoint};
 use super::record::{ExtraTokens, Tokens};
 use super::usage::{Extra, PICTURES, ReplyUsage};
 use crate::catalogue::{self, Mode, Overrides, Price};
-use crate::sidecar::steps::limit::Hold;
+use crate::sidecar::ledger::limiter::Hold;
+use crate::sidecar::policy::ProviderConfig;
+use crate::sidecar::provider::{Billing, Endpoint};
 use crate::sidecar::steps::model::RequestFacts;
 
 /// The context of a model that the catalogue does not know, in tokens.

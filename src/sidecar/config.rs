@@ -5,22 +5,24 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::http::uri::{Authority, Scheme, Uri};
+use hyper::http::uri::{Scheme, Uri};
 
 use super::audit::chain::SigningKey;
-use super::provider::registry::{self, Auth, Feature, Provider};
 use crate::base::settings::{self, Problems, Section, looks_like_a_key, parse_yaml, shown};
 use crate::base::token::Token;
 use crate::catalogue::Overrides;
 use crate::sidecar::credential;
-use crate::sidecar::steps::limit::{Ledger, Limits};
-use crate::sidecar::steps::scope;
-use crate::sidecar::steps::scope::{Glob, Grant};
+use crate::sidecar::ledger::state::grant_id;
+use crate::sidecar::policy;
+use crate::sidecar::policy::Limits;
+use crate::sidecar::policy::{BaseUrl, Policy, ProviderConfig, is_loopback};
+use crate::sidecar::policy::{Glob, Grant};
+use crate::sidecar::provider::{Auth, Feature, registry};
 
 /// Read once, at start.
 #[derive(Debug)]
@@ -82,41 +84,6 @@ pub struct LogConfig {
     pub level: tracing::Level,
 }
 
-/// What is decided by; one immutable value a reload.
-#[derive(Debug)]
-pub struct Policy {
-    /// Changes when the file's meaning may have; stands in every audit record.
-    pub revision: Arc<str>,
-    pub providers: BTreeMap<String, Arc<ProviderConfig>>,
-    pub grants: Vec<Grant>,
-}
-
-#[derive(Debug)]
-pub struct ProviderConfig {
-    /// Its mount and its name in scopes.
-    pub name: String,
-    /// The same, to label metrics with.
-    pub label: &'static str,
-    pub def: &'static Provider,
-    pub base: BaseUrl,
-    pub secret: Option<credential::Source>,
-    /// Optional endpoints that the operator switched on.
-    pub endpoints: Vec<String>,
-    /// Headers that the operator pins (`openai-organization`).
-    pub headers: Vec<(&'static str, hyper::header::HeaderValue)>,
-}
-
-/// `https://host[:port][/path]`, taken apart once.
-#[derive(Debug, Clone)]
-pub struct BaseUrl {
-    pub scheme: Scheme,
-    pub authority: Authority,
-    /// Without a trailing slash; empty for the root.
-    pub path: String,
-    /// The operator wrote it: it may lead into a private network.
-    pub operator_defined: bool,
-}
-
 /// Keys of the file, each with its value in a form that can be compared.
 pub type Fixed = Vec<(&'static str, String)>;
 
@@ -137,17 +104,6 @@ impl SidecarConfig {
             ("sessionId", shown(&self.session_id)),
             ("log", shown(&self.log)),
         ]
-    }
-}
-
-impl Policy {
-    /// Gives each grant its limiter, with what it has spent. Parsing does not: a file that is
-    /// refused must change nothing.
-    pub fn limited_by(mut self, ledger: &Ledger) -> Self {
-        for grant in &mut self.grants {
-            grant.limiter = ledger.limiter(&grant.to_string(), &grant.limits);
-        }
-        self
     }
 }
 
@@ -438,7 +394,7 @@ fn provider(name: &str, section: &mut Section) -> Option<ProviderConfig> {
     if section.is_no_mapping() {
         return None;
     }
-    if !scope::is_provider_name(name) {
+    if !policy::is_provider_name(name) {
         section.add(
             "",
             format!(
@@ -532,7 +488,7 @@ fn provider(name: &str, section: &mut Section) -> Option<ProviderConfig> {
     let endpoints = endpoints.into_iter().map(|(_, name)| name).collect();
     Some(ProviderConfig {
         name: name.to_owned(),
-        label: super::metrics::label(name),
+        label: crate::base::intern::label(name),
         def,
         base,
         secret,
@@ -596,7 +552,7 @@ pub fn base_url(url: &str, own: bool) -> Result<BaseUrl, String> {
     let path = uri.path().trim_end_matches('/').to_owned();
     let plain_path = path
         .bytes()
-        .all(|b| b == b'/' || crate::sidecar::steps::model::is_id_byte(b))
+        .all(|b| b == b'/' || crate::sidecar::id::is_id_byte(b))
         && !path.contains("..")
         && !path.contains("//");
     if uri.query().is_some() || authority.as_str().contains('@') || !plain_path || url.contains('#')
@@ -621,12 +577,6 @@ pub fn base_url(url: &str, own: bool) -> Result<BaseUrl, String> {
         path,
         operator_defined: own,
     })
-}
-
-/// The literal addresses (and the one name) that need no look-up to be this machine.
-pub fn is_loopback(host: &str) -> bool {
-    let bare = host.trim_start_matches('[').trim_end_matches(']');
-    host == "localhost" || bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 fn grants(root: &mut Section, providers: Option<&BTreeSet<String>>) -> Vec<Grant> {
@@ -683,7 +633,7 @@ fn grant(s: &mut Section, providers: Option<&BTreeSet<String>>) -> Option<Grant>
         usd_per_session: l.positive("usdPerSession"),
     });
     let scope_text = scope_text?;
-    let parsed = scope::parse(&scope_text)
+    let parsed = policy::parse_scope(&scope_text)
         .map_err(|e| s.add("scope", e))
         .ok();
     if models.as_ref().is_some_and(Vec::is_empty) {
@@ -731,7 +681,7 @@ fn grant(s: &mut Section, providers: Option<&BTreeSet<String>>) -> Option<Grant>
         );
     }
     let limits = limits.unwrap_or_default();
-    Some(Grant {
+    let mut grant = Grant {
         scope: scope_text,
         provider,
         glob,
@@ -739,8 +689,10 @@ fn grant(s: &mut Section, providers: Option<&BTreeSet<String>>) -> Option<Grant>
         allow: features,
         expires,
         limits,
-        limiter: Arc::default(),
-    })
+        ledger_id: Arc::default(),
+    };
+    grant.ledger_id = grant_id(&grant.to_string());
+    Some(grant)
 }
 
 #[cfg(test)]

@@ -23,10 +23,13 @@ use tokio::net::TcpStream;
 use tokio::sync::{Notify, watch};
 use tokio::time::Sleep;
 
-use super::proxy::{self, Activity, InFlightGuard, SidecarState};
 use super::refusal::{Client, Code, Refusal};
 use crate::base::framing::{Fault, HeadScanner, Verdict};
 use crate::base::sync::lock;
+use crate::sidecar::activity::{Activity, InFlightGuard};
+use crate::sidecar::proxy;
+use crate::sidecar::response::ResponseBody;
+use crate::sidecar::state::SidecarState;
 use crate::sidecar::steps::body::READ_BUFFER;
 use crate::sidecar::steps::route;
 
@@ -116,7 +119,7 @@ impl Handle {
 
     /// Delays the answers to a client that is refused again and again, or that sends only requests
     /// which the sidecar answers itself.
-    async fn temper(&self, shared: &SidecarState, response: &Response<proxy::ResponseBody>) {
+    async fn temper(&self, shared: &SidecarState, response: &Response<ResponseBody>) {
         self.served.store(true, Ordering::Relaxed);
         if !response.body().is_local() {
             self.refused.store(0, Ordering::Relaxed);

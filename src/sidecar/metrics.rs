@@ -1,7 +1,6 @@
 //! Counters for Prometheus. Labels come from the configuration and from enums only: nothing
 //! that a client sends can make a new series.
 
-use std::collections::BTreeSet;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicI64, AtomicU64};
 
@@ -13,21 +12,9 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use super::record::{AccessDecision, AuditRecord};
+use crate::base::intern::label;
 use crate::base::sync::lock;
-use crate::sidecar::steps::limit::GrantUsage;
-
-/// A provider's name as a label: kept for good, once for each name that was ever configured,
-/// so that counting a request copies no text.
-pub fn label(name: &str) -> &'static str {
-    static KNOWN: Mutex<BTreeSet<&'static str>> = Mutex::new(BTreeSet::new());
-    let mut known = lock(&KNOWN);
-    if let Some(label) = known.get(name) {
-        return label;
-    }
-    let label: &'static str = Box::leak(name.to_owned().into_boxed_str());
-    known.insert(label);
-    label
-}
+use crate::sidecar::ledger::limiter::GrantUsage;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RequestLabels {
@@ -67,6 +54,7 @@ struct ResultLabel {
 }
 
 type Usd = Counter<f64, AtomicU64>;
+
 type Histograms = Family<ProviderLabel, Histogram, fn() -> Histogram>;
 
 /// Everything that one request counts in: most are counted as the one before them.

@@ -1,65 +1,32 @@
 //! The way of a request, in [`decide`]: guard, route, model, scope, limit, sign, upstream;
 //! then relay, and one audit record whatever happens.
 
-use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll, Waker};
+use std::sync::Arc;
 
-use arc_swap::ArcSwap;
-use governor::DefaultDirectRateLimiter;
 use http_body_util::Full;
-use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
+use hyper::body::{Body, Bytes, Incoming};
 use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Request, Response};
-use tokio::sync::Semaphore;
 
-use super::audit::{self, Audit, AuditEntry};
+use super::audit::{self, AuditEntry};
 use super::billing::Prices;
-use super::config::{Policy, SidecarConfig};
-use super::known_objects::KnownObjects;
-use super::metrics::Metrics;
 use super::models::Filtered;
-use super::provider::registry::Billing;
 use super::record::AccessDecision;
 use super::redact::Redactor;
 use super::refusal::{self, Client, Code, ErrorFormat, Refusal};
-use crate::base::sync::lock;
-use crate::sidecar::credential::Store;
+use crate::sidecar::activity::InFlightGuard;
 use crate::sidecar::models;
-use crate::sidecar::steps::body::{BodyMemory, BufferedBody};
-use crate::sidecar::steps::guard::CallerPolicy;
-use crate::sidecar::steps::limit::Ledger;
-use crate::sidecar::steps::relay::{Relay, RelayError, RelayedCall};
+use crate::sidecar::policy::Policy;
+use crate::sidecar::provider::Billing;
+use crate::sidecar::response::{ResponseBody, ResponseBodyKind};
+use crate::sidecar::state::SidecarState;
+use crate::sidecar::steps::body::BufferedBody;
+use crate::sidecar::steps::relay::RelayedCall;
 use crate::sidecar::steps::route::{Route, RouteTarget};
 use crate::sidecar::steps::scope::Permit;
 use crate::sidecar::steps::upstream;
-use crate::sidecar::steps::upstream::Upstream;
 use crate::sidecar::steps::{guard, limit, model, relay, route, scope, sign};
-
-/// What every request shares.
-#[derive(Debug)]
-pub struct SidecarState {
-    pub config: SidecarConfig,
-    pub policy: ArcSwap<Policy>,
-    pub secrets: Store,
-    pub ledger: Ledger,
-    pub audit: Audit,
-    pub metrics: Arc<Metrics>,
-    pub upstream: Upstream,
-    pub wall: CallerPolicy,
-    pub body_memory: BodyMemory,
-    /// For bodies that are kept until the provider answers.
-    pub retry_memory: Semaphore,
-    /// One list of models is cut down at a time.
-    pub list_turns: Semaphore,
-    /// What replies to this session named.
-    pub known_objects: KnownObjects,
-    /// How many requests may be refused at full speed, of all connections together.
-    pub refusal_rate: DefaultDirectRateLimiter,
-    pub draining: AtomicBool,
-}
 
 /// Where a request that may be served leads.
 #[expect(
@@ -108,7 +75,7 @@ async fn decide(
         provider: permit.provider(),
     }
     .hold(route.endpoint(), &facts, held.len());
-    let mut admission = limit::admit(&permit, hold)?;
+    let mut admission = limit::admit(&permit, &shared.ledger, hold)?;
     permit.thread()?;
     admission.owe();
     entry.admit(admission)?;
@@ -143,9 +110,6 @@ async fn decide(
         reply,
     ))
 }
-
-/// What bodies that are kept until the provider answers may hold together.
-pub const RETRY_MEMORY: usize = 16 << 20;
 
 /// Signs and sends. A key that the provider refuses is read again; if it has changed, the
 /// request, which the provider did not work on, goes out once more with the new one.
@@ -374,103 +338,4 @@ fn client_session(headers: &HeaderMap) -> Option<String> {
     ];
     let value = NAMES.iter().find_map(|n| headers.get(n))?.to_str().ok()?;
     (value.len() <= 128).then(|| value.to_owned())
-}
-
-/// While it lives, its connection is serving a request.
-#[derive(Debug)]
-pub struct InFlightGuard {
-    flag: Arc<Activity>,
-    shared: Arc<SidecarState>,
-}
-
-#[derive(Debug, Default)]
-pub struct Activity {
-    busy: AtomicBool,
-    /// Whoever waits for the request to be over.
-    waiting: Mutex<Option<Waker>>,
-}
-
-impl Activity {
-    pub fn is_busy(&self) -> bool {
-        self.busy.load(Ordering::Acquire)
-    }
-
-    /// Wakes this task when the request that is being served is over.
-    pub fn wake_after(&self, waker: &Waker) {
-        *lock(&self.waiting) = Some(waker.clone());
-    }
-}
-
-impl InFlightGuard {
-    pub fn new(flag: &Arc<Activity>, shared: &Arc<SidecarState>) -> Self {
-        flag.busy.store(true, Ordering::Release);
-        shared.metrics.in_flight.inc();
-        InFlightGuard {
-            flag: flag.clone(),
-            shared: shared.clone(),
-        }
-    }
-}
-
-impl Drop for InFlightGuard {
-    fn drop(&mut self) {
-        self.flag.busy.store(false, Ordering::Release);
-        self.shared.metrics.in_flight.dec();
-        if let Some(waker) = lock(&self.flag.waiting).take() {
-            waker.wake();
-        }
-    }
-}
-
-/// The body of what we answer.
-#[derive(Debug)]
-pub struct ResponseBody {
-    kind: ResponseBodyKind,
-    _busy: InFlightGuard,
-}
-
-#[derive(Debug)]
-enum ResponseBodyKind {
-    Own(Full<Bytes>),
-    /// A list of models. Its bytes hold their memory until the last of them is written.
-    List(Full<Bytes>),
-    Relay(Box<Relay>),
-}
-
-impl ResponseBody {
-    /// Whether the sidecar made this answer without asking a provider.
-    pub fn is_local(&self) -> bool {
-        matches!(self.kind, ResponseBodyKind::Own(_))
-    }
-}
-
-impl Body for ResponseBody {
-    type Data = Bytes;
-    type Error = RelayError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, RelayError>>> {
-        match &mut self.kind {
-            ResponseBodyKind::Own(body) | ResponseBodyKind::List(body) => Pin::new(body)
-                .poll_frame(cx)
-                .map_err(|never| match never {}),
-            ResponseBodyKind::Relay(body) => Pin::new(body).poll_frame(cx),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match &self.kind {
-            ResponseBodyKind::Own(body) | ResponseBodyKind::List(body) => body.is_end_stream(),
-            ResponseBodyKind::Relay(body) => body.is_end_stream(),
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match &self.kind {
-            ResponseBodyKind::Own(body) | ResponseBodyKind::List(body) => body.size_hint(),
-            ResponseBodyKind::Relay(body) => body.size_hint(),
-        }
-    }
 }

@@ -24,14 +24,14 @@ use super::config::{self, Fixed, Loaded, SidecarConfig};
 use super::connection::{self, Handle, Rank};
 use super::known_objects::KnownObjects;
 use super::metrics::Metrics;
-use super::proxy::{RETRY_MEMORY, SidecarState};
 use super::{admin, advice};
 use crate::base::settings;
 use crate::base::sync::lock;
 use crate::sidecar::credential::{SecretKind, Store};
+use crate::sidecar::ledger::limiter::Ledger;
+use crate::sidecar::state::{RETRY_MEMORY, SidecarState};
 use crate::sidecar::steps::body::{BodyMemory, GRACE};
 use crate::sidecar::steps::guard::CallerPolicy;
-use crate::sidecar::steps::limit::Ledger;
 use crate::sidecar::steps::upstream::Upstream;
 
 /// How often files are looked at: grants within 1 s, keys within 2 s, with room to spare.
@@ -103,7 +103,6 @@ impl Sidecar {
         let session = config.session_id.clone().or(session);
         let recovered = audit::recover(&config.audit).map_err(StartError::Unavailable)?;
         let ledger = Ledger::new(&recovered.state, session.as_deref());
-        let policy = policy.limited_by(&ledger);
         let upstream = Upstream::new(&config.timeouts, config.ca_file.as_deref())
             .map_err(|e| StartError::Config(vec![e]))?;
         let listeners = listen(config.listen).await?;
@@ -455,7 +454,6 @@ fn reload(shared: &SidecarState, path: &Path, last: &mut String, running: &Fixed
                     changed.join("`, `")
                 );
             }
-            let policy = policy.limited_by(&shared.ledger);
             tracing::info!(revision = %policy.revision, grants = policy.grants.len(), "configuration taken");
             shared.policy.store(Arc::new(policy));
             shared.metrics.reload(true);

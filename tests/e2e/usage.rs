@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::io::Read;
 
-use outrigger::sidecar::provider::registry::{self, Endpoint};
+use outrigger::sidecar::provider::{Endpoint, registry};
 use outrigger::sidecar::usage::{Framing, Meter, Report};
 use serde_json::{Value, json};
 

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::adapter::port::access::{PortResponse, json_answer};
-use crate::adapter::server::AdapterState;
+use crate::adapter::state::AdapterState;
 
 /// Live: nothing stands still that keeps events or inputs from being written, and the session is
 /// not over.

@@ -23,8 +23,8 @@ use crate::adapter::port::access::{
 };
 use crate::adapter::port::health;
 use crate::adapter::runtime::PermissionDecision;
-use crate::adapter::server::AdapterState;
 use crate::adapter::session::SessionCommand;
+use crate::adapter::state::AdapterState;
 use crate::base::token::random_hex;
 use crate::event::InputMode;
 

@@ -24,7 +24,7 @@ use crate::adapter::port::access::{
 use crate::adapter::port::input::InputRoute;
 use crate::adapter::port::{health, input};
 use crate::adapter::protocol::{EventView, StreamFormat, StreamQuery};
-use crate::adapter::server::AdapterState;
+use crate::adapter::state::AdapterState;
 use crate::base::sync::lock;
 use crate::base::token::Token;
 use crate::event::{self, Payload};

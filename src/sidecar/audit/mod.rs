@@ -25,9 +25,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-pub use self::recover::{Recovered, recover};
-pub use self::writer::AuditWriter;
-
 use self::notes::{NotePlace, Notes};
 use self::refused::Refused;
 use super::config::AuditConfig;
@@ -37,7 +34,11 @@ use super::refusal::{Code, Refusal};
 use crate::base::disk;
 use crate::base::sync::lock;
 use crate::base::token::hex_to_letters;
-use crate::sidecar::steps::limit::{Admission, Utilisation};
+use crate::sidecar::provider::Utilisation;
+use crate::sidecar::steps::limit::Admission;
+
+pub use self::recover::{Recovered, recover};
+pub use self::writer::AuditWriter;
 
 /// What may wait in memory; when it is full, connections are closed unserved.
 const MAX_WAITING: usize = 8 << 20;

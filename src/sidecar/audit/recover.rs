@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use super::chain::{self, ChainHead};
 use super::notes::{self, FoundNotes};
 use super::{AuditConfig, file};
-use crate::sidecar::ledger::LedgerState;
+use crate::sidecar::ledger::state::LedgerState;
 use crate::sidecar::record::Charge;
 
 /// What a new process begins with.

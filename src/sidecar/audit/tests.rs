@@ -2,8 +2,9 @@ use std::path::{Path, PathBuf};
 
 use super::verify::{Break, NotVerified, Verified};
 use super::*;
-use crate::sidecar::ledger::{LedgerState, grant_id};
-use crate::sidecar::steps::limit::{Ledger, Limits};
+use crate::sidecar::ledger::limiter::Ledger;
+use crate::sidecar::ledger::state::{LedgerState, grant_id};
+use crate::sidecar::policy::Limits;
 
 fn config(dir: &Path) -> AuditConfig {
     AuditConfig {
@@ -343,7 +344,7 @@ fn what_was_let_in_shares_no_record_and_leaves_no_note() {
     let (audit, writer) = open(&config).unwrap();
     let ledger = Ledger::new(&LedgerState::default(), Some("ses"));
     let limiter = ledger.limiter(
-        "ai.x",
+        &grant_id("ai.x"),
         &Limits {
             tokens_per_day: Some(1_000_000),
             ..Limits::default()
@@ -381,7 +382,7 @@ fn what_was_under_way_stands_as_unknown_and_is_charged_by_its_hold() {
     };
     let (audit, writer) = open(&config).unwrap();
     let ledger = Ledger::new(&LedgerState::default(), Some("ses"));
-    let limiter = ledger.limiter("ai.x", &limits);
+    let limiter = ledger.limiter(&grant_id("ai.x"), &limits);
     let admitted = |tokens| {
         let mut entry = audit.entry();
         entry.record.model_requested = Some("m".into());

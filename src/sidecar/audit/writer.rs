@@ -12,7 +12,7 @@ use super::file::{AuditFile, Watched};
 use super::notes::{NotePlace, Notes};
 use super::recover::Recovered;
 use super::{AuditConfig, AuditQueue, RecordMark};
-use crate::sidecar::ledger::LedgerState;
+use crate::sidecar::ledger::state::LedgerState;
 use crate::sidecar::metrics::Metrics;
 
 /// Records wait this long for company: one write and one sync for all of them. On a machine with

@@ -3,15 +3,17 @@
 //! Formats: `@anthropic-ai/sdk` 1.11 (resources, errors, streaming) and the LLM gateway
 //! contract of Claude Code's documentation.
 
-use super::registry::{
-    Auth, BASE, Billing, BodyRules, Endpoint, Feature, ModelPlace, NO_BODY, Provider, StreamBy,
-    Verb, never, nobody,
-};
-use crate::sidecar::refusal::{self, Client, Code, ErrorFormat, ErrorReply, RefusalText};
-use crate::sidecar::steps::limit::Utilisation;
-use crate::sidecar::usage::{Complete, Field, Format, RawUsage, ReplyUsage};
-use serde_json::json;
 use std::borrow::Cow;
+
+use serde_json::json;
+
+use crate::sidecar::provider::Utilisation;
+use crate::sidecar::provider::{
+    Auth, Billing, BodyRules, Endpoint, Feature, ModelPlace, Provider, StreamBy, Verb,
+};
+use crate::sidecar::provider::{BASE, NO_BODY, never, nobody};
+use crate::sidecar::refusal::{self, Client, Code, ErrorFormat, ErrorReply, RefusalText};
+use crate::sidecar::usage::{Complete, Field, Format, RawUsage, ReplyUsage};
 
 pub static PROVIDER: Provider = Provider {
     kind: "anthropic",

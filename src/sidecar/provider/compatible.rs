@@ -3,12 +3,11 @@
 //! `/groq`, `/groq/v1`, or as the provider's own does (`/groq/openai/v1`).
 
 use super::openai;
-use crate::sidecar::usage::{Complete, Format, RawUsage, ReplyUsage};
-
-use super::registry::{
-    Auth, BASE, Billing, BodyRules, Endpoint, Feature, NO_BODY, Provider, StreamBy, Verb, never,
-    no_notices,
+use crate::sidecar::provider::{
+    Auth, Billing, BodyRules, Endpoint, Feature, Provider, StreamBy, Verb,
 };
+use crate::sidecar::provider::{BASE, NO_BODY, never, no_notices};
+use crate::sidecar::usage::{Complete, Format, RawUsage, ReplyUsage};
 
 pub static GENERIC: Provider = BASE_PROVIDER;
 pub static GROQ: Provider = Provider {

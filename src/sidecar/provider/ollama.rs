@@ -3,14 +3,15 @@
 //! A model whose id ends in `cloud` leaves the machine: a pattern does not cover it, only a
 //! grant of all of Ollama or one that names it.
 
-use super::registry::{
-    Auth, BASE, Billing, BodyRules, Endpoint, ModelPlace, NO_BODY, Provider, StreamBy, Verb,
-    no_notices, nobody,
-};
+use serde_json::json;
+
 use super::{anthropic, openai};
+use crate::sidecar::provider::{
+    Auth, Billing, BodyRules, Endpoint, ModelPlace, Provider, StreamBy, Verb,
+};
+use crate::sidecar::provider::{BASE, NO_BODY, no_notices, nobody};
 use crate::sidecar::refusal::{ErrorFormat, ErrorReply, RefusalText};
 use crate::sidecar::usage::{Complete, Field, Format};
-use serde_json::json;
 
 pub static PROVIDER: Provider = Provider {
     kind: "ollama",

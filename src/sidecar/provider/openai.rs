@@ -2,13 +2,14 @@
 //!
 //! Formats: `openai` 6.49 (npm) and the sources of Codex for what it retries.
 
-use super::registry::{
-    Auth, BASE, Billing, BodyRules, Endpoint, Feature, ModelPlace, NO_BODY, Provider, StreamBy,
-    Verb, never, no_notices, nobody,
+use serde_json::json;
+
+use crate::sidecar::provider::{
+    Auth, Billing, BodyRules, Endpoint, Feature, ModelPlace, Provider, StreamBy, Verb,
 };
+use crate::sidecar::provider::{BASE, NO_BODY, never, no_notices, nobody};
 use crate::sidecar::refusal::{self, Client, Code, ErrorFormat, ErrorReply, RefusalText};
 use crate::sidecar::usage::{Complete, Field, Format, RawUsage, ReplyUsage};
-use serde_json::json;
 
 pub static PROVIDER: Provider = Provider {
     kind: "openai",

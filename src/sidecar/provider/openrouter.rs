@@ -1,12 +1,13 @@
 //! OpenRouter: Chat Completions with a choice of models.
 
-use super::registry::{
-    Auth, BASE, Billing, BodyRules, Endpoint, Feature, ModelPlace, NO_BODY, Provider, StreamBy,
-    ToolName, Verb, no_notices,
-};
-use super::{anthropic, openai};
-use crate::sidecar::refusal::{ErrorFormat, ErrorReply, RefusalText};
 use serde_json::json;
+
+use super::{anthropic, openai};
+use crate::sidecar::provider::{
+    Auth, Billing, BodyRules, Endpoint, Feature, ModelPlace, Provider, StreamBy, ToolName, Verb,
+};
+use crate::sidecar::provider::{BASE, NO_BODY, no_notices};
+use crate::sidecar::refusal::{ErrorFormat, ErrorReply, RefusalText};
 
 pub static PROVIDER: Provider = Provider {
     kind: "openrouter",

@@ -10,157 +10,20 @@
 //! - What was spent survives reloads (limiters are kept by the grant's text) and restarts (the
 //!   ledger).
 
-use std::collections::HashMap;
-use std::num::NonZeroU32;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use governor::clock::{Clock, DefaultClock};
-use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 
 use crate::base::sync::lock;
-use crate::sidecar::ledger::{Counts, DAY, LedgerState, grant_id};
+use crate::sidecar::ledger::limiter::{Hold, Ledger, Limiter, counted};
+use crate::sidecar::ledger::state::DAY;
+use crate::sidecar::policy::Limits;
+use crate::sidecar::provider::Utilisation;
 use crate::sidecar::record::Charge;
 use crate::sidecar::refusal::{Code, Refusal};
 use crate::sidecar::steps::scope::Permit;
-
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Limits {
-    pub requests_per_minute: Option<u32>,
-    /// Requests in flight, their streams included.
-    pub concurrent: Option<u32>,
-    /// Tokens of every kind in one UTC day.
-    pub tokens_per_day: Option<u64>,
-    pub usd_per_session: Option<f64>,
-}
-
-impl Limits {
-    pub fn has_budget(&self) -> bool {
-        self.tokens_per_day.is_some() || self.usd_per_session.is_some()
-    }
-}
-
-/// The limits of one grant, and what was spent of them.
-#[derive(Debug, Default)]
-pub struct Limiter {
-    id: Arc<str>,
-    limits: Limits,
-    rate: Option<DefaultDirectRateLimiter>,
-    spent: Arc<Spent>,
-}
-
-/// What outlives a change of the limits.
-#[derive(Debug, Default)]
-struct Spent {
-    active: AtomicU32,
-    budget: Mutex<Budget>,
-}
-
-#[derive(Debug, Default, Clone, Copy)]
-struct Budget {
-    spent: Counts,
-    /// What requests in flight hold, and how many of them hold something.
-    held: Hold,
-    holders: u32,
-}
-
-/// The most that a request can cost.
-#[derive(Debug, Default, Clone, Copy, PartialEq)]
-pub struct Hold {
-    pub tokens: u64,
-    /// In 10⁻⁹ USD, so that what is added and taken away again leaves nothing.
-    pub nano_usd: u64,
-}
-
-impl Hold {
-    pub fn new(tokens: u64, usd: f64) -> Hold {
-        Hold {
-            tokens,
-            nano_usd: (usd * 1e9).ceil() as u64,
-        }
-    }
-
-    pub fn usd(&self) -> f64 {
-        self.nano_usd as f64 / 1e9
-    }
-
-    fn is_empty(&self) -> bool {
-        self.tokens == 0 && self.nano_usd == 0
-    }
-}
-
-/// How much of a budget is used, for metrics.
-#[derive(Debug, Clone, Copy)]
-pub struct GrantUsage {
-    pub limits: Limits,
-    pub spent: Counts,
-    pub held: Hold,
-}
-
-/// Every limiter there has been, by its grant.
-#[derive(Debug, Default)]
-pub struct Ledger {
-    session: String,
-    /// What grants had spent before this process.
-    before: HashMap<Arc<str>, Counts>,
-    limiters: Mutex<HashMap<Arc<str>, Arc<Limiter>>>,
-}
-
-impl Ledger {
-    /// The counts of this session, as far as `state` remembers them. Without a session id of the
-    /// operator's, the one in the state goes on, or a new one begins.
-    pub fn new(state: &LedgerState, session: Option<&str>) -> Ledger {
-        let session = match session {
-            Some(s) => s.to_owned(),
-            None if !state.session_id.is_empty() => state.session_id.clone(),
-            None => format!("ses_{}", crate::base::token::random_hex()),
-        };
-        let mut state = state.clone();
-        state.enter(&session);
-        Ledger {
-            session,
-            before: state.grants.into_iter().collect(),
-            limiters: Mutex::default(),
-        }
-    }
-
-    pub fn session(&self) -> &str {
-        &self.session
-    }
-
-    /// The limiter of a grant, with the counts it had under earlier limits.
-    pub fn limiter(&self, grant: &str, limits: &Limits) -> Arc<Limiter> {
-        let id = grant_id(grant);
-        let mut all = lock(&self.limiters);
-        let known = all.get(&id);
-        if let Some(limiter) = known.filter(|l| l.limits == *limits) {
-            return limiter.clone();
-        }
-        let spent = known.map(|l| l.spent.clone()).unwrap_or_else(|| {
-            let spent = self.before.get(&id).copied().unwrap_or_default();
-            Arc::new(Spent {
-                active: AtomicU32::new(0),
-                budget: Mutex::new(Budget {
-                    spent,
-                    ..Budget::default()
-                }),
-            })
-        });
-        let rate = limits
-            .requests_per_minute
-            .and_then(NonZeroU32::new)
-            .map(|n| RateLimiter::direct(Quota::per_minute(n)));
-        let limiter = Arc::new(Limiter {
-            id: id.clone(),
-            limits: *limits,
-            rate,
-            spent,
-        });
-        all.insert(id, limiter.clone());
-        limiter
-    }
-}
 
 /// Proof that a request was let in; gives back its place when it is finished or dropped.
 #[derive(Debug)]
@@ -176,19 +39,16 @@ pub struct Admission {
 ///
 /// # Errors
 /// `busy`, `budget_exhausted`, `rate_limited`. Nothing is charged for a refused request.
-pub fn admit(permit: &Permit, held: Hold) -> Result<Admission, Refusal> {
+pub fn admit(permit: &Permit, ledger: &Ledger, held: Hold) -> Result<Admission, Refusal> {
     let mut admission = Admission {
         limiters: Vec::new(),
         held,
         owed: Hold::default(),
         charged: None,
     };
-    let grants: Vec<_> = permit
-        .grants()
-        .filter(|g| g.limits != Limits::default())
-        .collect();
-    for grant in &grants {
-        let limiter = &grant.limiter;
+    let limited = permit.grants().filter(|g| g.limits != Limits::default());
+    let limited: Vec<_> = limited.map(|g| (g, ledger.limiter_of(g))).collect();
+    for (grant, limiter) in &limited {
         limiter.hold(*grant, held)?;
         let active = limiter.spent.active.fetch_add(1, Ordering::AcqRel);
         admission.limiters.push(limiter.clone());
@@ -204,8 +64,8 @@ pub fn admit(permit: &Permit, held: Hold) -> Result<Admission, Refusal> {
             return Err(busy);
         }
     }
-    for grant in &grants {
-        if let (Some(rate), Some(most)) = (&grant.limiter.rate, grant.limits.requests_per_minute)
+    for (grant, limiter) in &limited {
+        if let (Some(rate), Some(most)) = (&limiter.rate, grant.limits.requests_per_minute)
             && let Err(not_yet) = rate.check()
         {
             let wait = not_yet
@@ -224,109 +84,6 @@ pub fn admit(permit: &Permit, held: Hold) -> Result<Admission, Refusal> {
         }
     }
     Ok(admission)
-}
-
-/// `1 request`, `2 requests`.
-fn counted(n: u32, what: &str) -> String {
-    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
-}
-
-/// An amount of money: as many decimals as it needs, two at least.
-fn money(usd: f64) -> String {
-    let text = format!("{usd:.6}");
-    let end = text.trim_end_matches('0').len().max(text.len() - 4);
-    text[..end].to_owned()
-}
-
-impl Limiter {
-    /// Holds back the most that a request can cost.
-    fn hold(&self, grant: &dyn std::fmt::Display, hold: Hold) -> Result<(), Refusal> {
-        if !self.limits.has_budget() {
-            return Ok(());
-        }
-        let mut budget = lock(&self.spent.budget);
-        let now = jiff::Timestamp::now().as_second();
-        budget.spent.roll(now);
-        let (spent, held) = (budget.spent, budget.held);
-        let alone = budget.holders == 0;
-        let mut fits = true;
-        if let Some(most) = self.limits.tokens_per_day {
-            if spent.tokens >= most {
-                let resets = (now / DAY + 1) * DAY;
-                let when = jiff::Timestamp::from_second(resets)
-                    .map(|t| t.to_string())
-                    .unwrap_or_default();
-                let mut d = Refusal::new(
-                    Code::BudgetExhausted,
-                    format!(
-                        "grant `{grant}` allows {most} tokens per day; {} are spent (resets {when})",
-                        spent.tokens
-                    ),
-                );
-                d.resets_at = Some(resets);
-                return Err(d.hint("ask an operator for more `tokensPerDay`, or go on tomorrow"));
-            }
-            fits &= spent
-                .tokens
-                .saturating_add(held.tokens)
-                .saturating_add(hold.tokens)
-                <= most;
-        }
-        if let Some(most) = self.limits.usd_per_session {
-            if spent.usd >= most {
-                let d = Refusal::new(
-                    Code::BudgetExhausted,
-                    format!(
-                        "grant `{grant}` allows {} USD per session; {} are spent",
-                        money(most),
-                        money(spent.usd)
-                    ),
-                );
-                return Err(
-                    d.hint("ask an operator for more `usdPerSession`, or start a new session")
-                );
-            }
-            fits &= spent.usd + held.usd() + hold.usd() <= most;
-        }
-        if !(fits || alone || hold.is_empty()) {
-            let mut d = Refusal::new(
-                Code::Busy,
-                format!(
-                    "the rest of the budget of grant `{grant}` is reserved for requests in progress"
-                ),
-            )
-            .hint("send it again when they are done");
-            d.retry_after = Some(Duration::from_secs(1));
-            return Err(d);
-        }
-        if !hold.is_empty() {
-            budget.holders += 1;
-            budget.held.tokens = budget.held.tokens.saturating_add(hold.tokens);
-            budget.held.nano_usd = budget.held.nano_usd.saturating_add(hold.nano_usd);
-        }
-        Ok(())
-    }
-
-    fn release(&self, hold: Hold) {
-        self.spent.active.fetch_sub(1, Ordering::AcqRel);
-        if !self.limits.has_budget() || hold.is_empty() {
-            return;
-        }
-        let mut budget = lock(&self.spent.budget);
-        budget.holders = budget.holders.saturating_sub(1);
-        budget.held.tokens = budget.held.tokens.saturating_sub(hold.tokens);
-        budget.held.nano_usd = budget.held.nano_usd.saturating_sub(hold.nano_usd);
-    }
-
-    pub fn usage(&self) -> GrantUsage {
-        let mut budget = lock(&self.spent.budget);
-        budget.spent.roll(jiff::Timestamp::now().as_second());
-        GrantUsage {
-            limits: self.limits,
-            spent: budget.spent,
-            held: budget.held,
-        }
-    }
 }
 
 impl Admission {
@@ -433,15 +190,6 @@ impl Admission {
     }
 }
 
-/// How far the tightest budget of a request is used.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Utilisation {
-    /// 0 to 1, beyond it when exceeded.
-    pub used: f64,
-    /// When it starts over, in seconds since 1970; `None`: with the next session.
-    pub resets_at: Option<i64>,
-}
-
 impl Drop for Admission {
     fn drop(&mut self) {
         self.settle();
@@ -451,9 +199,11 @@ impl Drop for Admission {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sidecar::ledger::limiter::money;
+    use crate::sidecar::ledger::state::{LedgerState, grant_id};
 
     fn limiter(limits: Limits) -> Arc<Limiter> {
-        Ledger::new(&LedgerState::default(), Some("s")).limiter("ai.x", &limits)
+        Ledger::new(&LedgerState::default(), Some("s")).limiter(&grant_id("ai.x"), &limits)
     }
 
     fn admission(limiter: &Arc<Limiter>, held: Hold) -> Result<Admission, Code> {
@@ -548,7 +298,7 @@ mod tests {
         };
         assert_eq!(
             ledger
-                .limiter("ai.x", &limits)
+                .limiter(&grant_id("ai.x"), &limits)
                 .hold(&"ai.x", Hold::default())
                 .unwrap_err()
                 .code,
@@ -561,7 +311,7 @@ mod tests {
         };
         assert!(
             ledger
-                .limiter("ai.x", &more)
+                .limiter(&grant_id("ai.x"), &more)
                 .hold(&"ai.x", Hold::default())
                 .unwrap_err()
                 .message
@@ -570,7 +320,7 @@ mod tests {
         let other = Ledger::new(&state, Some("another"));
         assert!(
             other
-                .limiter("ai.x", &more)
+                .limiter(&grant_id("ai.x"), &more)
                 .hold(&"ai.x", Hold::default())
                 .is_ok(),
             "dollars are per session, and one token is left"

@@ -24,10 +24,10 @@ use tokio::time::Sleep;
 use crate::sidecar::audit::AuditEntry;
 use crate::sidecar::billing;
 use crate::sidecar::billing::{Models, Prices, Settled};
-use crate::sidecar::proxy::SidecarState;
 use crate::sidecar::record::Tokens;
 use crate::sidecar::redact::Redactor;
 use crate::sidecar::refusal::{Code, Refusal};
+use crate::sidecar::state::SidecarState;
 use crate::sidecar::steps::route::Route;
 use crate::sidecar::steps::scope::Permit;
 use crate::sidecar::usage::{Framing, Meter, Report};
@@ -320,9 +320,7 @@ impl Relay {
     /// What goes into records and logs is an id, and not our key.
     fn redact(&self, report: &mut Report) {
         let fine = |s: &String| {
-            s.len() <= 128
-                && crate::sidecar::steps::model::is_id(s)
-                && !self.redactor.echoes(s.as_bytes())
+            s.len() <= 128 && crate::sidecar::id::is_id(s) && !self.redactor.echoes(s.as_bytes())
         };
         report.model = report.model.take().filter(fine);
         report.tier = report.tier.take().filter(fine);

@@ -11,12 +11,13 @@ use std::sync::Arc;
 use hyper::Method;
 use hyper::http::request::Parts;
 
-use crate::sidecar::config::{Policy, ProviderConfig};
+use crate::sidecar::id;
+use crate::sidecar::policy::{Policy, ProviderConfig};
 use crate::sidecar::provider::registry;
-use crate::sidecar::provider::registry::{Endpoint, PROVIDERS, Provider, Verb};
+use crate::sidecar::provider::registry::PROVIDERS;
+use crate::sidecar::provider::{Endpoint, Provider, Verb};
 use crate::sidecar::refusal::{Code, ErrorFormat, Refusal};
 use crate::sidecar::steps::guard::Guarded;
-use crate::sidecar::steps::model;
 
 #[derive(Debug)]
 pub enum RouteTarget {
@@ -135,7 +136,7 @@ pub fn resolve(policy: &Policy, parts: &Parts, _: &Guarded) -> Result<RouteTarge
     let Some((provider, endpoint, model)) = found else {
         return Err(unknown(policy, path));
     };
-    if let Some(m) = model.as_deref().filter(|m| !model::is_id(m)) {
+    if let Some(m) = model.as_deref().filter(|m| !id::is_id(m)) {
         return Err(Refusal::new(
             Code::BadRequest,
             format!("`{}` is not a model id", m.escape_debug()),
@@ -288,7 +289,7 @@ pub fn encode_segment(model: &str) -> String {
 }
 
 fn check_path(path: &str) -> Result<(), Refusal> {
-    let odd = path.bytes().find(|&b| !(model::is_id_byte(b) || b == b'%'));
+    let odd = path.bytes().find(|&b| !(id::is_id_byte(b) || b == b'%'));
     if let Some(b) = odd {
         return Err(Refusal::new(
             Code::BadRequest,
@@ -343,7 +344,7 @@ fn query(endpoint: &Endpoint, query: &str) -> Result<String, Refusal> {
         if !whole
             && !value
                 .bytes()
-                .all(|b| model::is_id_byte(b) || b"%=,".contains(&b))
+                .all(|b| id::is_id_byte(b) || b"%=,".contains(&b))
         {
             return refuse("holds a character that needs no place there");
         }

@@ -16,7 +16,7 @@ use hyper::header::{
 use hyper::{Method, Request, Uri};
 
 use crate::sidecar::credential::{Secret, Source, Store};
-use crate::sidecar::provider::registry::{Auth, Verb};
+use crate::sidecar::provider::{Auth, Verb};
 use crate::sidecar::refusal::{Code, Refusal};
 use crate::sidecar::steps::body::{BufferedBody, BufferedBodyStream};
 use crate::sidecar::steps::route;

@@ -49,7 +49,7 @@ pub(super) enum KeyRole {
     /// A value within a schema under a key that would name a model.
     ParameterModel,
     /// Needs a grant's `allow`, whatever the value.
-    Restricted(crate::sidecar::provider::registry::Feature),
+    Restricted(crate::sidecar::provider::Feature),
     Stream,
     /// How replies are made: their limits stand in it.
     Generation,

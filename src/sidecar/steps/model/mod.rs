@@ -12,7 +12,8 @@ mod keys;
 mod scanner;
 
 use crate::base::json::{JsonEvent, Parser};
-use crate::sidecar::provider::registry::{BodyRules, Feature, ModelPlace, StreamBy};
+use crate::sidecar::id::is_id;
+use crate::sidecar::provider::{BodyRules, Feature, ModelPlace, StreamBy};
 use crate::sidecar::refusal::{Code, Refusal};
 use crate::sidecar::steps::body::BufferedBody;
 use crate::sidecar::steps::model::scanner::ModelScanner;
@@ -20,6 +21,7 @@ use crate::sidecar::steps::route::Route;
 
 /// More models than this name nothing that a person meant.
 const MAX_MODELS: usize = 64;
+
 /// Keys and lists that are looked at, before a body is taken for an attack on our time: some
 /// hundred tools with their schemas have a few thousand.
 const MAX_VALUES: usize = 250_000;
@@ -114,19 +116,6 @@ impl RequestFacts {
             self.features.push(feature);
         }
     }
-}
-
-pub fn is_id_byte(b: u8) -> bool {
-    b.is_ascii_alphanumeric() || b"._:/@+-~".contains(&b)
-}
-
-/// The ids that providers use; nothing that could be read as a path, a list or a glob. `#` leads
-/// to a deployment of Fireworks.
-pub fn is_id(s: &str) -> bool {
-    (1..=256).contains(&s.len())
-        && s.bytes().all(|b| is_id_byte(b) || b == b'#')
-        && !s.contains("..")
-        && !s.contains("//")
 }
 
 /// Reads what the request asks for.
@@ -257,7 +246,7 @@ mod tests {
     }
 
     fn body_of(
-        provider: &'static crate::sidecar::provider::registry::Provider,
+        provider: &'static crate::sidecar::provider::Provider,
         endpoint: &str,
     ) -> &'static BodyRules {
         provider

@@ -5,7 +5,7 @@
 //! tells its size), and everything opaque (schemas, arguments, metadata: skipped).
 
 use crate::base::json::{Flow, JsonEvent, Text};
-use crate::sidecar::provider::registry::{BodyRules, Feature, StreamBy, ToolName};
+use crate::sidecar::provider::{BodyRules, Feature, StreamBy, ToolName};
 use crate::sidecar::steps::model::keys;
 use crate::sidecar::steps::model::keys::KeyRole;
 use crate::sidecar::steps::model::{MAX_MODELS, MAX_VALUES, RequestFacts};

@@ -19,20 +19,11 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use crate::sidecar::config::is_loopback;
+use crate::sidecar::policy::is_loopback;
 use crate::sidecar::steps::upstream::address::{is_link_local, is_special};
+use crate::sidecar::steps::upstream::error::ConnectError;
 use crate::sidecar::steps::upstream::resolve::Resolver;
 use crate::sidecar::steps::upstream::tls::Tls;
-
-#[derive(Debug)]
-pub(super) enum ConnectError {
-    Name(io::Error),
-    Connect(io::Error),
-    Timeout,
-    Tls(io::Error),
-    Private(IpAddr),
-    Address,
-}
 
 impl fmt::Display for ConnectError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -12,6 +12,7 @@
 
 mod address;
 mod connect;
+mod error;
 mod resolve;
 mod tls;
 
@@ -28,15 +29,15 @@ use hyper_util::client::legacy::{Client, Error as ClientError};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::sync::oneshot;
 
+use crate::base::sync::lock;
 use crate::sidecar::config::Timeouts;
+use crate::sidecar::refusal::{Code, Refusal};
 use crate::sidecar::steps::body::{BufferedBodyStream, READ_BUFFER};
-use crate::sidecar::steps::upstream::connect::{ConnectError, Connector};
+use crate::sidecar::steps::sign::SignedRequest;
+use crate::sidecar::steps::upstream::connect::Connector;
+use crate::sidecar::steps::upstream::error::ConnectError;
 use crate::sidecar::steps::upstream::resolve::Resolver;
 use crate::sidecar::steps::upstream::tls::{Tls, extra_roots};
-
-use crate::base::sync::lock;
-use crate::sidecar::refusal::{Code, Refusal};
-use crate::sidecar::steps::sign::SignedRequest;
 
 /// Interim responses (1xx) before the real one.
 const MAX_INTERIM: u32 = 16;

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use crate::base::sync::lock;
-use crate::sidecar::steps::upstream::connect::ConnectError;
+use crate::sidecar::steps::upstream::error::ConnectError;
 
 /// Names that can be looked up at the same time.
 const THREADS: usize = 8;

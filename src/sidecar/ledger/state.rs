@@ -13,8 +13,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::record::Charge;
 use crate::base::token::hex;
+use crate::sidecar::record::Charge;
 
 pub const DAY: i64 = 86_400;
 
