@@ -25,7 +25,7 @@ use super::session::{Ended, Parts, Rebuilt, Session, SessionCommand, SharedStatu
 use super::trouble::{Component, Troubles};
 use crate::adapter::port::access;
 use crate::adapter::port::access::PortGuard;
-use crate::adapter::port::stream::Tickets;
+use crate::adapter::port::tickets::Tickets;
 use crate::adapter::port::{input, stream};
 use crate::adapter::state::AdapterState;
 use crate::base::disk::is_full;

@@ -9,7 +9,7 @@ use crate::adapter::config::AccessPolicy;
 use crate::adapter::inbox::Inbox;
 use crate::adapter::journal::Journal;
 use crate::adapter::port::access::PortGuard;
-use crate::adapter::port::stream::Tickets;
+use crate::adapter::port::tickets::Tickets;
 use crate::adapter::runtime::Runtime;
 use crate::adapter::session::SessionCommand;
 use crate::adapter::session::SharedStatus;

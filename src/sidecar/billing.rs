@@ -12,7 +12,7 @@ use crate::catalogue::{self, Mode, Overrides, Price};
 use crate::sidecar::ledger::limiter::Hold;
 use crate::sidecar::policy::ProviderConfig;
 use crate::sidecar::provider::{Billing, Endpoint};
-use crate::sidecar::steps::model::RequestFacts;
+use crate::sidecar::steps::model::facts::RequestFacts;
 
 /// The context of a model that the catalogue does not know, in tokens.
 const CONTEXT: u64 = 1_000_000;

@@ -11,10 +11,8 @@ use aho_corasick::{AhoCorasick, Anchored, Input, MatchKind, StartKind};
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 use hyper::body::Bytes;
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, SecretString};
 use zeroize::Zeroizing;
-
-use crate::sidecar::credential::Secret;
 
 /// Below this, a key is too short to be told from ordinary text.
 const SHORTEST: usize = 8;
@@ -80,10 +78,10 @@ impl Matcher {
 }
 
 impl Patterns {
-    pub(super) fn new<'a>(secrets: impl Iterator<Item = &'a Secret>) -> Patterns {
+    pub(super) fn new<'a>(secrets: impl Iterator<Item = &'a SecretString>) -> Patterns {
         let (mut literal, mut plain, mut slashed) = (Vec::new(), Vec::new(), false);
         for secret in secrets {
-            let key = secret.text.expose_secret().as_bytes();
+            let key = secret.expose_secret().as_bytes();
             if key.len() < SHORTEST {
                 continue;
             }
@@ -378,7 +376,7 @@ mod tests {
     const KEY: &str = "sk-ant-api03-Canary_0123456789-abcdefXYZ";
 
     fn patterns(keys: &[&str]) -> Arc<Patterns> {
-        let secrets: Vec<Secret> = keys.iter().map(|k| Secret::from_text(k)).collect();
+        let secrets: Vec<SecretString> = keys.iter().map(|k| SecretString::from(*k)).collect();
         Arc::new(Patterns::new(secrets.iter()))
     }
 

@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use bytes::{Bytes, BytesMut};
 use memchr::memmem;
 
-use super::{Block, Journal, READ_BYTES, WakerSlot, segment, sums};
+use super::{Block, Journal, READ_BYTES, WakerSlot, segment};
 use crate::base::sync::lock;
 
 /// What a cursor finds.
@@ -103,7 +103,7 @@ impl Cursor {
                     return Ok(Some(StreamPart::Gap { from, to }));
                 }
                 NextBytes::Unchecked(segment, file, path, block) => {
-                    let good = sums::compare(&file, &path, &block)?;
+                    let good = segment::compare(&file, &path, &block)?;
                     self.journal.replace(segment, &block, good);
                 }
             }

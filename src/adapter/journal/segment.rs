@@ -304,3 +304,17 @@ impl<'a> LinesAt<'a> {
         !self.line.ends_with(b"\n")
     }
 }
+
+/// What is whole of a block.
+///
+/// # Errors
+/// The segment cannot be read.
+pub fn compare(file: &File, segment: &Path, block: &Block) -> io::Result<Vec<Block>> {
+    let sums = Sums::of_block(segment, block);
+    let json = |_: u64, json: &[u8]| {
+        Ok(!sums.is_empty() || serde_json::from_slice::<serde::de::IgnoredAny>(json).is_ok())
+    };
+    let found = scan(file, block.start..block.end, block.first - 1, &sums, json)
+        .map_err(io::Error::other)?;
+    Ok(found.blocks)
+}

@@ -7,16 +7,15 @@
 //! their form alone.
 
 use std::fs::{File, OpenOptions};
-use std::io;
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use super::segment::{self, Scanned};
 use super::{BLOCK_BYTES, Block};
 
 /// Bytes of a record before its checksums.
 const FIXED: usize = 28;
+
 /// No block has more frames; a record that says so is damaged.
 const MAX_FRAMES: usize = 1 << 20;
 
@@ -118,6 +117,18 @@ impl Iterator for SumRecords<'_> {
 pub struct Sums(Vec<SumRecord>);
 
 impl Sums {
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The checksums of one block, as far as there are any.
+    pub(super) fn of_block(segment: &Path, block: &Block) -> Sums {
+        let record = block
+            .unchecked
+            .and_then(|at| SumRecord::read_at(&path(segment), at));
+        Sums(record.into_iter().collect())
+    }
+
     pub fn of(segment: &Path) -> Sums {
         Sums::load(&path(segment))
     }
@@ -199,23 +210,6 @@ pub fn blocks(segment: &Path, part: Range<u64>, above: u64) -> Option<Vec<Block>
     (end == part.end && records.at == bytes.len()).then_some(blocks)
 }
 
-/// What is whole of a block.
-///
-/// # Errors
-/// The segment cannot be read.
-pub fn compare(file: &File, segment: &Path, block: &Block) -> io::Result<Vec<Block>> {
-    let record = block
-        .unchecked
-        .and_then(|at| SumRecord::read_at(&path(segment), at));
-    let sums = Sums(record.into_iter().collect());
-    let json = |_: u64, json: &[u8]| {
-        Ok(!sums.0.is_empty() || serde_json::from_slice::<serde::de::IgnoredAny>(json).is_ok())
-    };
-    let found = segment::scan(file, block.start..block.end, block.first - 1, &sums, json)
-        .map_err(io::Error::other)?;
-    Ok(found.blocks)
-}
-
 /// Writes the checksums of a segment, block by block.
 #[derive(Debug)]
 pub struct SumsWriter {
@@ -229,14 +223,14 @@ pub struct SumsWriter {
 
 impl SumsWriter {
     /// Begins the file anew, with what was found in the segment.
-    pub fn begin(segment: &Path, found: &Scanned) -> SumsWriter {
+    pub fn begin(segment: &Path, blocks: &[Block], sums: &[u32]) -> SumsWriter {
         let (mut out, mut at) = (Vec::new(), 0);
-        for block in &found.blocks {
+        for block in blocks {
             let count = (block.last - block.first + 1) as usize;
             SumRecord::write(
                 block.first,
                 block.start..block.end,
-                &found.sums[at..at + count],
+                &sums[at..at + count],
                 &mut out,
             );
             at += count;

@@ -120,15 +120,12 @@ impl JournalWriter {
                     newest.file.clone(),
                     Vec::new(),
                     scanned.end,
-                    SumsWriter::begin(&newest.path, &scanned),
+                    SumsWriter::begin(&newest.path, &scanned.blocks, &scanned.sums),
                 )
             }
             None => {
                 let new = segment::create(dir, next).map_err(|e| cannot("write", e))?;
-                let (file, sums) = (
-                    new.file.clone(),
-                    SumsWriter::begin(&new.path, &Scanned::default()),
-                );
+                let (file, sums) = (new.file.clone(), SumsWriter::begin(&new.path, &[], &[]));
                 found.segments.push_back(new);
                 (file, segment::head(&replay.rebuilt()), 0, sums)
             }
@@ -353,7 +350,7 @@ impl JournalWriter {
             .inspect_err(|_| segment::remove(&new))?;
         self.syncer.directory(&self.dir);
         self.sums.flush();
-        self.sums = SumsWriter::begin(&new.path, &Scanned::default());
+        self.sums = SumsWriter::begin(&new.path, &[], &[]);
         (self.file, self.len) = (new.file.clone(), head.len() as u64);
         self.life.shows(new.first, &self.syncer);
         let mut view = lock(&self.journal.view);
@@ -456,7 +453,7 @@ fn look_through(
                 found.last = Some(scanned);
             } else {
                 // What is known to be damaged now is not found again.
-                SumsWriter::begin(&segment.path, &scanned);
+                SumsWriter::begin(&segment.path, &scanned.blocks, &scanned.sums);
                 if let Err(e) = cut(&segment.file, scanned.end) {
                     tracing::warn!(error = %e, "the end of a damaged segment cannot be cut off");
                 }

@@ -5,3 +5,4 @@ pub mod health;
 pub mod input;
 pub mod openapi;
 pub mod stream;
+pub mod tickets;

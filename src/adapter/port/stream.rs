@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, LazyLock, Mutex};
+use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -22,20 +22,20 @@ use crate::adapter::port::access::{
     Access, PortResponse, RequestError, full, json_answer, not_allowed, preflight,
 };
 use crate::adapter::port::input::InputRoute;
+use crate::adapter::port::tickets::TICKET_TIME;
 use crate::adapter::port::{health, input};
 use crate::adapter::protocol::{EventView, StreamFormat, StreamQuery};
 use crate::adapter::state::AdapterState;
-use crate::base::sync::lock;
-use crate::base::token::Token;
 use crate::event::{self, Payload};
 
 /// So that nothing between here and a browser takes a quiet stream for a dead one.
 const HEARTBEAT: Duration = Duration::from_secs(15);
+
 /// Parts of the journal that one subscriber looks through before others are served.
 const PARTS_AT_ONCE: usize = 8;
+
 const MAX_SUBSCRIBERS: usize = 2048;
-const TICKET_TIME: Duration = Duration::from_secs(60);
-const MAX_TICKETS: usize = 1024;
+
 const ROUTES: [&str; 8] = [
     "/stream",
     "/health",
@@ -46,38 +46,12 @@ const ROUTES: [&str; 8] = [
     "/schema/events.json",
     "/",
 ];
+
 /// They are the same for everybody who asks.
 static OPENAPI: LazyLock<String> =
     LazyLock::new(|| crate::adapter::port::openapi::document().to_string());
+
 static SCHEMA: LazyLock<String> = LazyLock::new(|| event::schema().to_string());
-
-/// One-minute tickets, since `EventSource` sends no headers.
-#[derive(Debug, Default)]
-pub struct Tickets(Mutex<VecDeque<(String, Instant)>>);
-
-impl Tickets {
-    fn issue(&self) -> Result<String, getrandom::Error> {
-        let ticket = Token::draw()?;
-        let mut tickets = lock(&self.0);
-        while tickets.len() >= MAX_TICKETS
-            || tickets
-                .front()
-                .is_some_and(|(_, until)| *until < Instant::now())
-        {
-            tickets.pop_front();
-        }
-        tickets.push_back((ticket.clone(), Instant::now() + TICKET_TIME));
-        Ok(ticket)
-    }
-
-    /// Random and short-lived: which of them it is may show in the time that this takes.
-    fn admits(&self, presented: &str) -> bool {
-        let tickets = lock(&self.0);
-        tickets
-            .iter()
-            .any(|(ticket, until)| ticket == presented && *until >= Instant::now())
-    }
-}
 
 /// # Errors
 /// Why the request is refused.

@@ -359,7 +359,7 @@ impl Store {
                 .chain(e.replaced.iter().map(|(s, _)| s))
         });
         self.patterns
-            .store(Arc::new(Patterns::new(live.map(|s| &**s))));
+            .store(Arc::new(Patterns::new(live.map(|s| &s.text))));
     }
 }
 

@@ -175,14 +175,6 @@ fn is_telemetry(segments: &[&str]) -> bool {
     matches!(segments, ["v1", "metrics" | "logs" | "traces"])
 }
 
-/// Is this path one of telemetry, whose body is not JSON?
-pub fn takes_any_body(path: &str) -> bool {
-    let rest = ["/v1/metrics", "/v1/logs", "/v1/traces"]
-        .iter()
-        .find_map(|end| path.strip_suffix(end));
-    rest.is_some_and(|mount| !mount.trim_start_matches('/').contains('/'))
-}
-
 fn offers(config: Option<&Arc<ProviderConfig>>, endpoint: &Endpoint) -> bool {
     !endpoint.optional
         || config.is_some_and(|c| c.endpoints.iter().any(|name| name == endpoint.name))
@@ -274,18 +266,6 @@ fn decode_once(segment: &str) -> Option<String> {
         }
     }
     String::from_utf8(out).ok().filter(|s| !s.contains('%'))
-}
-
-/// Writes a model back as one path segment.
-pub fn encode_segment(model: &str) -> String {
-    let mut out = String::with_capacity(model.len());
-    for b in model.bytes() {
-        match b {
-            b if b.is_ascii_alphanumeric() || b"-._~:@".contains(&b) => out.push(b as char),
-            b => out.push_str(&format!("%{b:02X}")),
-        }
-    }
-    out
 }
 
 fn check_path(path: &str) -> Result<(), Refusal> {
@@ -429,6 +409,5 @@ mod tests {
         for bad in cases {
             assert_eq!(model_segment(bad, ":streamGenerateContent"), None, "{bad}");
         }
-        assert_eq!(encode_segment("a/b c:d@1"), "a%2Fb%20c:d@1");
     }
 }

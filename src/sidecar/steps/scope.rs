@@ -11,7 +11,7 @@ use crate::sidecar::policy::Grant;
 use crate::sidecar::policy::{Policy, ProviderConfig};
 use crate::sidecar::provider::Feature;
 use crate::sidecar::refusal::{Code, Refusal};
-use crate::sidecar::steps::model::RequestFacts;
+use crate::sidecar::steps::model::facts::RequestFacts;
 
 /// Proof that every model of a request is granted. Holds the policy it was decided on, so a
 /// reload in between changes nothing half-way.

@@ -14,12 +14,12 @@ use hyper::header::{
     ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue,
 };
 use hyper::{Method, Request, Uri};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::sidecar::credential::{Secret, Source, Store};
 use crate::sidecar::provider::{Auth, Verb};
 use crate::sidecar::refusal::{Code, Refusal};
 use crate::sidecar::steps::body::{BufferedBody, BufferedBodyStream};
-use crate::sidecar::steps::route;
 use crate::sidecar::steps::route::Route;
 use crate::sidecar::steps::scope::Permit;
 
@@ -157,7 +157,7 @@ fn target(route: &Route, permit: &Permit) -> Result<Uri, Refusal> {
     let upstream = route.endpoint().upstream;
     let path = match route.model() {
         Some(model) => {
-            let encoded = route::encode_segment(model);
+            let encoded = encode_segment(model);
             upstream
                 .replace("{model}", &encoded)
                 .replace("{id}", &encoded)
@@ -173,6 +173,21 @@ fn target(route: &Route, permit: &Permit) -> Result<Uri, Refusal> {
         .map_err(|e| {
             Refusal::new(Code::Internal, "the upstream address could not be built").cause(e)
         })
+}
+
+/// What stands as it is in one segment of a path: the unreserved characters of RFC 3986, and `:` and
+/// `@`, which need no encoding there.
+const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~')
+    .remove(b':')
+    .remove(b'@');
+
+/// A model as one segment of the upstream's path.
+fn encode_segment(model: &str) -> String {
+    utf8_percent_encode(model, SEGMENT).to_string()
 }
 
 #[cfg(test)]
@@ -220,5 +235,10 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn a_model_is_one_segment_of_the_path() {
+        assert_eq!(encode_segment("a/b c:d@1"), "a%2Fb%20c:d@1");
     }
 }

@@ -6,9 +6,10 @@
 
 use crate::base::json::{Flow, JsonEvent, Text};
 use crate::sidecar::provider::{BodyRules, Feature, StreamBy, ToolName};
+use crate::sidecar::steps::model::facts::RequestFacts;
+use crate::sidecar::steps::model::facts::{MAX_MODELS, MAX_VALUES};
 use crate::sidecar::steps::model::keys;
 use crate::sidecar::steps::model::keys::KeyRole;
-use crate::sidecar::steps::model::{MAX_MODELS, MAX_VALUES, RequestFacts};
 
 /// Keys of content whose values are content too.
 const CONTENT_PARTS: &[&str] = &[
