@@ -56,7 +56,7 @@ pub struct OpenTool {
 }
 
 /// A payload with the turn that it belongs to.
-pub type Admitted = (Payload, Option<String>);
+pub type TurnPayload = (Payload, Option<String>);
 
 pub fn turn_id(turn: u64) -> String {
     format!("turn_{turn}")
@@ -72,7 +72,7 @@ impl Lifecycle {
 
     /// Takes what a translator says at `now` (milliseconds since 1970); appends what the
     /// stream may say instead. Turns get their numbers and durations here.
-    pub fn admit(&mut self, now: i64, payload: Payload, out: &mut Vec<Admitted>) {
+    pub fn admit(&mut self, now: i64, payload: Payload, out: &mut Vec<TurnPayload>) {
         match payload {
             Payload::TurnStart(start) => {
                 self.end_turn(
@@ -190,7 +190,7 @@ impl Lifecycle {
         reason: TurnEndReason,
         usage: Usage,
         final_text: String,
-        out: &mut Vec<Admitted>,
+        out: &mut Vec<TurnPayload>,
     ) {
         for tool in std::mem::take(&mut self.tools) {
             let duration_ms = Some(elapsed(tool.since, now));
@@ -254,7 +254,7 @@ impl Lifecycle {
         }
     }
 
-    fn push(&self, payload: impl Into<Payload>, out: &mut Vec<Admitted>) {
+    fn push(&self, payload: impl Into<Payload>, out: &mut Vec<TurnPayload>) {
         out.push((payload.into(), self.turn.as_ref().map(|t| turn_id(t.turn))));
     }
 

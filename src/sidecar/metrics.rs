@@ -239,13 +239,8 @@ impl Metrics {
 
     /// A request is over; `provider` is the label of its provider, if it is a configured one, and
     /// `model` that of the grant's pattern for its model.
-    pub fn request(
-        &self,
-        record: &AuditRecord,
-        provider: Option<&'static str>,
-        model: Option<&'static str>,
-    ) {
-        let provider = provider.unwrap_or("none");
+    pub fn request(&self, record: &AuditRecord) {
+        let provider = record.labels.provider.unwrap_or("none");
         let status = match record.status.unwrap_or(0) / 100 {
             1 => "1xx",
             2 => "2xx",
@@ -257,7 +252,7 @@ impl Metrics {
         let labels = RequestLabels {
             provider,
             endpoint: record.endpoint.unwrap_or("none"),
-            model: model.unwrap_or("none"),
+            model: record.labels.model.unwrap_or("none"),
             code: code(record),
             status,
         };

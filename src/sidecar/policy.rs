@@ -13,6 +13,7 @@ use crate::base::settings::shown;
 use crate::sidecar::credential;
 use crate::sidecar::id;
 use crate::sidecar::provider::{Feature, Provider};
+use crate::sidecar::record::{AuditRecord, Describe};
 
 /// Everything that authorises a request. Immutable; replaced as a whole by each reload.
 #[derive(Debug)]
@@ -21,6 +22,12 @@ pub struct Policy {
     pub revision: Arc<str>,
     pub providers: BTreeMap<String, Arc<ProviderConfig>>,
     pub grants: Vec<Grant>,
+}
+
+impl Describe for Policy {
+    fn describe(&self, record: &mut AuditRecord) {
+        record.policy_revision = Some(self.revision.clone());
+    }
 }
 
 #[derive(Debug)]

@@ -10,7 +10,6 @@ use hyper::http::request::Parts;
 use hyper::{Request, Response};
 
 use super::audit::{self, AuditEntry};
-use super::billing::Prices;
 use super::models::Filtered;
 use super::record::AccessDecision;
 use super::redact::Redactor;
@@ -22,9 +21,10 @@ use crate::sidecar::provider::Billing;
 use crate::sidecar::response::{ResponseBody, ResponseBodyKind};
 use crate::sidecar::state::SidecarState;
 use crate::sidecar::steps::body::BufferedBody;
+use crate::sidecar::steps::limit::Admitted;
 use crate::sidecar::steps::relay::RelayedCall;
-use crate::sidecar::steps::route::{Route, RouteTarget};
-use crate::sidecar::steps::scope::Permit;
+use crate::sidecar::steps::route::RouteTarget;
+use crate::sidecar::steps::sign::BodyUse;
 use crate::sidecar::steps::upstream;
 use crate::sidecar::steps::{guard, limit, model, relay, route, scope, sign};
 
@@ -48,120 +48,101 @@ async fn decide(
     entry: &mut AuditEntry,
 ) -> Result<Outcome, Refusal> {
     audit_works(shared)?;
-    let guarded = guard::check(parts, &shared.wall)?;
-    let route = match route::resolve(policy, parts, &guarded)? {
-        RouteTarget::Probe(provider) => {
-            return Ok(entry.answered_here(provider, "probe", Outcome::Probe));
+    let guarded = guard::check(parts, &shared.callers)?;
+    let routed = match route::resolve(policy, parts, &guarded)? {
+        RouteTarget::Probe(mount) => {
+            return Ok(entry.answered_here(mount, "probe", Outcome::Probe));
         }
-        RouteTarget::Discard(provider) => {
-            return Ok(entry.answered_here(provider, "telemetry", Outcome::Discard));
+        RouteTarget::Discard(mount) => {
+            return Ok(entry.answered_here(mount, "telemetry", Outcome::Discard));
         }
-        RouteTarget::Call(route) => entry.routed(policy, route),
+        RouteTarget::Call(routed) => routed,
     };
-    let held = shared.body_memory.collect(body, &parts.headers).await?;
-    entry.body_read = true;
-    entry.record.bytes_in = held.len() as u64;
-    let facts = model::read(&route, &held).await?;
-    entry.record.model_requested = facts.main_model().map(str::to_owned);
-    entry.record.stream = facts.stream();
+    entry.note(&routed);
+    let body = shared.body_memory.collect(body, &parts.headers).await?;
+    entry.note(&body);
+    let read = model::read(routed, body).await?;
+    entry.note(&read);
     // The body may have taken its time: what is granted now counts.
-    let policy = &shared.policy.load_full();
-    entry.record.policy_revision = Some(policy.revision.clone());
-    let mut permit = scope::check(policy, route.provider(), &facts, &shared.known_objects)?;
-    entry.record.scope_matched = permit.scope_matched().map(str::to_owned);
-    entry.model_label = permit.model_label(facts.main_model());
-    let hold = Prices {
-        table: &shared.config.prices,
-        provider: permit.provider(),
-    }
-    .hold(route.endpoint(), &facts, held.len());
-    let mut admission = limit::admit(&permit, &shared.ledger, hold)?;
-    permit.thread()?;
-    admission.owe();
+    let policy = shared.policy.load_full();
+    entry.note(&*policy);
+    let permitted = scope::check(&policy, read, &shared.known_objects)?;
+    entry.note(&permitted);
+    let (mut admitted, admission) = limit::admit(permitted, &shared.ledger, &shared.config.prices)?;
     entry.admit(admission)?;
-    let reply = send(shared, &route, &permit, &parts.headers, held)
-        .await
-        .inspect_err(|d| entry.failed(d))?;
+    let reply = send(shared, &mut admitted, &parts.headers).await;
+    let reply = reply.inspect_err(|refusal| entry.failed(refusal))?;
     entry.record.status = Some(reply.status().as_u16());
-    if route.endpoint().billing == Billing::Models && reply.status().is_success() {
-        let filtered = models::filter(
-            &permit,
-            reply,
-            Redactor::new(shared.secrets.patterns()),
-            &shared.body_memory,
-            &shared.list_turns,
-        )
-        .await?;
-        entry.record.key_echoed = filtered.echoed;
-        shared.metrics.key_echoes.inc_by(filtered.echoed.into());
-        return Ok(Outcome::Models(filtered));
+    if lists_models(&admitted, &reply) {
+        return filter(shared, &admitted, reply, entry)
+            .await
+            .map(Outcome::Models);
     }
-    let notices = refusal::is_claude_code(&parts.headers);
-    let (max_output, whole_context) = (facts.cost().most_output(), facts.may_fill_context());
-    Ok(Outcome::Reply(
-        RelayedCall {
-            shared: shared.clone(),
-            route,
-            permit,
-            max_output,
-            whole_context,
-            notices,
-        },
-        reply,
-    ))
+    let call = RelayedCall::new(shared, admitted, &parts.headers);
+    Ok(Outcome::Reply(call, reply))
+}
+
+fn lists_models(admitted: &Admitted, reply: &Response<Incoming>) -> bool {
+    admitted.routed().endpoint().billing == Billing::Models && reply.status().is_success()
+}
+
+/// Cuts a list of models down to what is granted.
+async fn filter(
+    shared: &SidecarState,
+    admitted: &Admitted,
+    reply: Response<Incoming>,
+    entry: &mut AuditEntry,
+) -> Result<Filtered, Refusal> {
+    let redactor = Redactor::new(shared.secrets.patterns());
+    let (memory, turns) = (&shared.body_memory, &shared.list_turns);
+    let filtered = models::filter(admitted.permit(), reply, redactor, memory, turns).await?;
+    entry.record.key_echoed = filtered.echoed;
+    shared.metrics.key_echoes.inc_by(filtered.echoed.into());
+    Ok(filtered)
 }
 
 /// Signs and sends. A key that the provider refuses is read again; if it has changed, the
 /// request, which the provider did not work on, goes out once more with the new one.
 async fn send(
     shared: &SidecarState,
-    route: &Route,
-    permit: &Permit,
+    admitted: &mut Admitted,
     client: &HeaderMap,
-    body: BufferedBody,
 ) -> Result<Response<Incoming>, Refusal> {
-    let own = permit.provider().base.operator_defined;
     // Kept for a second try where that holds up nobody: the memory of bodies is needed while the
     // model thinks.
-    let room = shared.retry_memory.try_acquire_many(body.len() as u32);
-    let again = room.is_ok().then(|| body.clone());
-    let signed = sign::sign(route, permit, client, body, &shared.secrets)?;
+    let length = admitted.body().map_or(0, BufferedBody::len);
+    let room = shared.retry_memory.try_acquire_many(length as u32);
+    let body_use = if room.is_ok() {
+        BodyUse::MayRepeat
+    } else {
+        BodyUse::Last
+    };
+    let signed = sign::sign(admitted, body_use, client, &shared.secrets)?;
     let used = signed.secret().cloned();
-    let reply = shared.upstream.send(signed, own).await?;
-    let (Some(used), Some(source)) = (used, &permit.provider().secret) else {
+    let reply = shared.upstream.send(signed).await?;
+    let provider = admitted.permit().provider().clone();
+    let (Some(used), Some(source)) = (used, &provider.secret) else {
+        admitted.take_body();
         return Ok(reply);
     };
     if !upstream::refuses_key(reply.status()) {
+        admitted.take_body();
         return Ok(reply);
     }
     shared.secrets.reread(source).await;
-    if let Some(body) = again
-        && shared
-            .secrets
-            .get(source)
-            .is_ok_and(|now| !Arc::ptr_eq(&now, &used))
-    {
+    let now = shared.secrets.get(source);
+    if admitted.body().is_some() && now.is_ok_and(|now| !Arc::ptr_eq(&now, &used)) {
         drop(reply);
-        let reply = shared
-            .upstream
-            .send(
-                sign::sign(route, permit, client, body, &shared.secrets)?,
-                own,
-            )
-            .await?;
+        let signed = sign::sign(admitted, BodyUse::Last, client, &shared.secrets)?;
+        let reply = shared.upstream.send(signed).await?;
         if !upstream::refuses_key(reply.status()) {
             return Ok(reply);
         }
     }
     // The provider's own text may quote the key, and its 401 sends clients to log in.
-    Err(Refusal::new(
-        Code::UpstreamAuth,
-        format!(
-            "provider `{}` refused the workspace's key",
-            permit.provider().name
-        ),
-    )
-    .hint("ask an operator to renew the key; no restart is needed"))
+    let what = format!("provider `{}` refused the workspace's key", provider.name);
+    Err(Refusal::new(Code::UpstreamAuth, what)
+        .hint("ask an operator to renew the key; no restart is needed"))
 }
 
 fn audit_works(shared: &SidecarState) -> Result<(), Refusal> {
@@ -223,7 +204,7 @@ pub async fn serve(
         ),
         Err(refusal) => {
             // hyper closes a connection whose request body nobody took; the client is told.
-            let unread = has_body && !entry.body_read;
+            let unread = has_body && !entry.record.body_read;
             let mut response = refuse(entry, &refusal, shape(), client(), busy);
             if unread {
                 response
@@ -317,14 +298,6 @@ impl AuditEntry {
         if let Some(admission) = self.admission().filter(|_| !refusal.worked_on) {
             admission.owe_nothing();
         }
-    }
-
-    fn routed(&mut self, policy: &Policy, route: Route) -> Route {
-        self.label = policy.providers.get(route.provider()).map(|p| p.label);
-        self.record.provider = Some(route.provider().to_owned());
-        self.record.endpoint = Some(route.endpoint().name);
-        self.record.model_requested = route.model().map(str::to_owned);
-        route
     }
 }
 

@@ -50,6 +50,25 @@ pub struct AuditRecord {
     /// How many refused requests the record stands for; absent for one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub count: Option<u64>,
+    /// What metrics are labelled with; not written.
+    #[serde(skip)]
+    pub labels: Labels,
+    /// The whole body of the request was taken in; not written.
+    #[serde(skip)]
+    pub body_read: bool,
+}
+
+/// The configured names that metrics are labelled with.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Labels {
+    pub provider: Option<&'static str>,
+    /// The model pattern of the grant that covers the model.
+    pub model: Option<&'static str>,
+}
+
+/// A proof that a step made says what is written down of it.
+pub trait Describe {
+    fn describe(&self, record: &mut AuditRecord);
 }
 
 fn is_false(b: &bool) -> bool {
@@ -122,6 +141,8 @@ impl AuditRecord {
             key_echoed: false,
             charged: None,
             count: None,
+            labels: Labels::default(),
+            body_read: false,
         }
     }
 }

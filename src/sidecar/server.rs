@@ -118,7 +118,7 @@ impl Sidecar {
             )?;
         let secrets = Store::new(config.secrets_dir.clone());
         let shared = Arc::new(SidecarState {
-            wall: CallerPolicy::new(addr.port(), &config.hosts, config.token.take()),
+            callers: CallerPolicy::new(addr.port(), &config.hosts, config.token.take()),
             policy: ArcSwap::from_pointee(policy),
             secrets,
             ledger,

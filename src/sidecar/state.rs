@@ -28,7 +28,7 @@ pub struct SidecarState {
     pub audit: Audit,
     pub metrics: Arc<Metrics>,
     pub upstream: Upstream,
-    pub wall: CallerPolicy,
+    pub callers: CallerPolicy,
     pub body_memory: BodyMemory,
     /// For bodies that are kept until the provider answers.
     pub retry_memory: Semaphore,

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use outrigger::adapter::inbox::Input;
-use outrigger::adapter::lifecycle::{Admitted, Lifecycle};
+use outrigger::adapter::lifecycle::{Lifecycle, TurnPayload};
 use outrigger::adapter::runtime::{
     Action, CallReply, LaunchContext, Mcp, PermissionDecision, Permissions, Translator, registry,
 };
@@ -86,7 +86,7 @@ fn lines(name: &str, bytes: &[u8]) -> Vec<Line> {
 struct Player {
     translator: Box<dyn Translator>,
     lifecycle: Lifecycle,
-    out: Vec<Admitted>,
+    out: Vec<TurnPayload>,
     /// Its requests that nothing in the recording stands for yet: method and number.
     requests: Vec<(String, Value)>,
     /// The recording's numbers, and what they are here.
@@ -286,7 +286,7 @@ impl Player {
 }
 
 /// What the stream would say of a recording, and of the CLI's end at its end.
-fn translate(runtime: &str, name: &str, native: &[Line]) -> Vec<Admitted> {
+fn translate(runtime: &str, name: &str, native: &[Line]) -> Vec<TurnPayload> {
     let mut player = Player::new(runtime, name, native);
     let mut actions = Vec::new();
     for line in native {

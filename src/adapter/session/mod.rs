@@ -23,7 +23,6 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
 use self::cli::{CliExit, RunningCli, setting};
-pub use self::record::Rebuilt;
 use self::record::{raw_output, said_in_pieces, said_since};
 use super::config::AdapterConfig;
 use super::inbox::{Inbox, Input, MAX_DEATHS, Sent};
@@ -32,12 +31,14 @@ use super::process;
 use super::runtime::{Action, PermissionDecision, Permissions, Phase, Translator, effective_mode};
 use super::transport::{self, FromCli};
 use super::trouble::{Component, Troubles};
-use crate::adapter::lifecycle::{Admitted, Lifecycle};
+use crate::adapter::lifecycle::{Lifecycle, TurnPayload};
 use crate::base::sync::lock;
 use crate::event::{
     ErrorCode, ErrorEvent, InputMode, Payload, SessionEnd, SessionEndReason, TurnEndReason,
     TurnStart, Unparsed, Usage, Warning,
 };
+
+pub use self::record::Rebuilt;
 
 /// After this a CLI that was told to stop its turn is restarted.
 const INTERRUPT_TIME: Duration = Duration::from_secs(10);
@@ -116,7 +117,7 @@ pub struct Session {
     retry_at: Option<Instant>,
     /// Inputs whose `user.message` stands in the journal already.
     announced: Vec<String>,
-    admitted: Vec<Admitted>,
+    admitted: Vec<TurnPayload>,
     calls: JoinSet<()>,
     /// What is to be done, in order.
     actions: VecDeque<Action>,

@@ -29,7 +29,7 @@ use self::notes::{NotePlace, Notes};
 use self::refused::Refused;
 use super::config::AuditConfig;
 use super::metrics::Metrics;
-use super::record::{AccessDecision, AuditRecord, Charge};
+use super::record::{AccessDecision, AuditRecord, Charge, Describe};
 use super::refusal::{Code, Refusal};
 use crate::base::disk;
 use crate::base::sync::lock;
@@ -48,12 +48,6 @@ const MAX_WAITING: usize = 8 << 20;
 pub struct AuditEntry {
     log: Audit,
     started: Instant,
-    /// The configured provider that it is about, to label metrics with.
-    pub label: Option<&'static str>,
-    /// The grant and the model that metrics are labelled with.
-    pub model_label: Option<&'static str>,
-    /// The whole body of the request was taken in.
-    pub body_read: bool,
     pub record: AuditRecord,
     /// What is held back for it; given back on drop.
     admission: Option<Admission>,
@@ -69,6 +63,11 @@ impl AuditEntry {
 
     pub fn elapsed_ms(&self) -> f64 {
         millis(self.started)
+    }
+
+    /// Writes down what a step has found out.
+    pub fn note(&mut self, proof: &impl Describe) {
+        proof.describe(&mut self.record);
     }
 
     /// Notes that the request was let in. Must be called before anything of it goes upstream.
@@ -135,9 +134,7 @@ impl Drop for AuditEntry {
             self.record.code = Some("client_closed");
         }
         self.record.charged = self.admission.take().and_then(Admission::finish);
-        self.log
-            .metrics
-            .request(&self.record, self.label, self.model_label);
+        self.log.metrics.request(&self.record);
         let shared = &self.log.shared;
         if self.shared {
             shared.refused.add(&self.record, &self.log.metrics);
@@ -263,9 +260,6 @@ impl Audit {
         AuditEntry {
             log: self.clone(),
             started: Instant::now(),
-            label: None,
-            model_label: None,
-            body_read: false,
             record: AuditRecord::new(request_id(), self.session.clone()),
             admission: None,
             place: None,

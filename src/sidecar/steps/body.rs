@@ -25,6 +25,7 @@ use hyper::header::{CONTENT_ENCODING, CONTENT_LENGTH, HeaderMap};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use crate::base::sync::lock;
+use crate::sidecar::record::{AuditRecord, Describe};
 use crate::sidecar::refusal::{Code, Refusal};
 
 /// Largest body, compressed or decoded; Anthropic's own limit.
@@ -93,6 +94,13 @@ impl BufferedBody {
             pieces,
             _share: None,
         }
+    }
+}
+
+impl Describe for BufferedBody {
+    fn describe(&self, record: &mut AuditRecord) {
+        record.body_read = true;
+        record.bytes_in = self.len as u64;
     }
 }
 

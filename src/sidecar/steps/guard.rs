@@ -89,16 +89,16 @@ impl CallerPolicy {
 /// # Errors
 /// `host_denied`, `unauthorized`, `websocket_unsupported`, `unsupported_media_type`,
 /// `route_denied`.
-pub fn check(parts: &Parts, wall: &CallerPolicy) -> Result<Guarded, Refusal> {
+pub fn check(parts: &Parts, callers: &CallerPolicy) -> Result<Guarded, Refusal> {
     let headers = &parts.headers;
     let host = headers.get(HOST).map(|h| h.as_bytes()).unwrap_or_default();
-    if !wall.allows(host) {
+    if !callers.allows(host) {
         return Err(Refusal::new(
             Code::HostDenied,
             format!(
                 "host `{}` is not this proxy; allowed: `{}`",
                 host.escape_ascii(),
-                wall.hosts.join("`, `")
+                callers.hosts.join("`, `")
             ),
         ));
     }
@@ -117,7 +117,7 @@ pub fn check(parts: &Parts, wall: &CallerPolicy) -> Result<Guarded, Refusal> {
             "requests from web pages are not served (`sec-fetch-site`)",
         ));
     }
-    wall.authenticate(headers)?;
+    callers.authenticate(headers)?;
     if headers.contains_key(UPGRADE) {
         return Err(Refusal::new(
             Code::WebsocketUnsupported,

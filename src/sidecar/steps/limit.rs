@@ -17,13 +17,18 @@ use std::time::Duration;
 use governor::clock::{Clock, DefaultClock};
 
 use crate::base::sync::lock;
+use crate::catalogue::Overrides;
+use crate::sidecar::billing::Prices;
 use crate::sidecar::ledger::limiter::{Hold, Ledger, Limiter, counted};
 use crate::sidecar::ledger::state::DAY;
 use crate::sidecar::policy::Limits;
 use crate::sidecar::provider::Utilisation;
 use crate::sidecar::record::Charge;
 use crate::sidecar::refusal::{Code, Refusal};
-use crate::sidecar::steps::scope::Permit;
+use crate::sidecar::steps::body::BufferedBody;
+use crate::sidecar::steps::model::facts::RequestFacts;
+use crate::sidecar::steps::route::Routed;
+use crate::sidecar::steps::scope::{Permit, Permitted};
 
 /// Proof that a request was let in; gives back its place when it is finished or dropped.
 #[derive(Debug)]
@@ -35,11 +40,70 @@ pub struct Admission {
     charged: Option<Charge>,
 }
 
-/// Lets a request in, or says when to come back.
+/// Proof that a request was let in. Its place and what is held back for it are the [`Admission`],
+/// which belongs to the record of the request.
+#[derive(Debug)]
+pub struct Admitted {
+    routed: Routed,
+    permit: Permit,
+    facts: RequestFacts,
+    /// `None` once it was given to the request that is sent.
+    body: Option<BufferedBody>,
+}
+
+impl Admitted {
+    pub fn routed(&self) -> &Routed {
+        &self.routed
+    }
+
+    pub fn permit(&self) -> &Permit {
+        &self.permit
+    }
+
+    pub fn body(&self) -> Option<&BufferedBody> {
+        self.body.as_ref()
+    }
+
+    /// The body, which is not kept.
+    pub fn take_body(&mut self) -> Option<BufferedBody> {
+        self.body.take()
+    }
+
+    pub fn into_parts(self) -> (Routed, Permit, RequestFacts) {
+        (self.routed, self.permit, self.facts)
+    }
+}
+
+/// Lets a request in, or says when to come back. From then on it owes what was held back.
 ///
 /// # Errors
 /// `busy`, `budget_exhausted`, `rate_limited`. Nothing is charged for a refused request.
-pub fn admit(permit: &Permit, ledger: &Ledger, held: Hold) -> Result<Admission, Refusal> {
+pub fn admit(
+    mut permitted: Permitted,
+    ledger: &Ledger,
+    prices: &Overrides,
+) -> Result<(Admitted, Admission), Refusal> {
+    let read = permitted.read();
+    let prices = Prices {
+        table: prices,
+        provider: permitted.permit().provider(),
+    };
+    let hold = prices.hold(read.routed().endpoint(), read.facts(), read.body().len());
+    let mut admission = hold_back(permitted.permit(), ledger, hold)?;
+    permitted.thread()?;
+    admission.owe();
+    let (read, permit) = permitted.into_parts();
+    let (routed, body, facts) = read.into_parts();
+    let admitted = Admitted {
+        routed,
+        permit,
+        facts,
+        body: Some(body),
+    };
+    Ok((admitted, admission))
+}
+
+fn hold_back(permit: &Permit, ledger: &Ledger, held: Hold) -> Result<Admission, Refusal> {
     let mut admission = Admission {
         limiters: Vec::new(),
         held,

@@ -26,9 +26,11 @@ use crate::sidecar::billing;
 use crate::sidecar::billing::{Models, Prices, Settled};
 use crate::sidecar::record::Tokens;
 use crate::sidecar::redact::Redactor;
+use crate::sidecar::refusal;
 use crate::sidecar::refusal::{Code, Refusal};
 use crate::sidecar::state::SidecarState;
-use crate::sidecar::steps::route::Route;
+use crate::sidecar::steps::limit::Admitted;
+use crate::sidecar::steps::route::Routed;
 use crate::sidecar::steps::scope::Permit;
 use crate::sidecar::usage::{Framing, Meter, Report};
 
@@ -48,15 +50,30 @@ const INFLATE_SLICE: usize = 1024;
 /// What a relay needs to know of its request.
 #[derive(Debug)]
 pub struct RelayedCall {
-    pub shared: Arc<SidecarState>,
-    pub route: Route,
-    pub permit: Permit,
+    shared: Arc<SidecarState>,
+    routed: Routed,
+    permit: Permit,
     /// The most output tokens that the request allows.
-    pub max_output: Option<u64>,
+    max_output: Option<u64>,
     /// Part of its input is kept at the provider, or is not in its bytes.
-    pub whole_context: bool,
+    whole_context: bool,
     /// The client shows how far its budget is used.
-    pub notices: bool,
+    notices: bool,
+}
+
+impl RelayedCall {
+    /// `client`: the headers of the request.
+    pub fn new(shared: &Arc<SidecarState>, admitted: Admitted, client: &HeaderMap) -> RelayedCall {
+        let (routed, permit, facts) = admitted.into_parts();
+        RelayedCall {
+            shared: shared.clone(),
+            routed,
+            permit,
+            max_output: facts.cost().most_output(),
+            whole_context: facts.may_fill_context(),
+            notices: refusal::is_claude_code(client),
+        }
+    }
 }
 
 /// The client's response: the reply's head with only what is listed, and its body.
@@ -91,7 +108,7 @@ pub fn relay(
     let mut head = Response::new(());
     *head.status_mut() = parts.status;
     *head.headers_mut() = returned(&call, &parts, inflate.is_some(), &redactor, &entry);
-    let meter = meter(&call.route, &parts);
+    let meter = meter(&call.routed, &parts);
     let timeouts = call.shared.config.timeouts;
     let left = parts
         .headers
@@ -117,7 +134,7 @@ pub fn relay(
     Ok(head.map(|()| relay))
 }
 
-fn meter(route: &Route, parts: &Parts) -> Option<Meter> {
+fn meter(route: &Routed, parts: &Parts) -> Option<Meter> {
     let format = route.endpoint().usage?;
     let content_type = parts
         .headers
@@ -297,13 +314,13 @@ impl Relay {
         self.redact(&mut report);
         // Only a provider that makes the ids itself vouches for them; compaction repeats the
         // client's.
-        if self.call.route.endpoint().body.item_references
-            && self.call.route.endpoint().name == "responses"
+        if self.call.routed.endpoint().body.item_references
+            && self.call.routed.endpoint().name == "responses"
         {
             self.call
                 .shared
                 .known_objects
-                .remember(self.call.route.provider(), std::mem::take(&mut report.ids));
+                .remember(self.call.routed.provider(), std::mem::take(&mut report.ids));
         }
         settle(&self.call, &mut entry, self.status, report);
         if self.redactor.hits > 0 {
@@ -311,7 +328,7 @@ impl Relay {
             self.call.shared.metrics.key_echoes.inc();
             tracing::error!(
                 request_id = entry.id(),
-                provider = self.call.route.provider(),
+                provider = self.call.routed.provider(),
                 "the provider's reply held the workspace's key, which was overwritten"
             );
         }
@@ -342,7 +359,7 @@ fn settle(call: &RelayedCall, entry: &mut AuditEntry, status: StatusCode, report
     let record = &mut entry.record;
     record.model_reported = report.model;
     record.upstream_error = report.error.and_then(|e| e.kind);
-    let billed = call.route.endpoint().usage.is_some() && status.is_success();
+    let billed = call.routed.endpoint().usage.is_some() && status.is_success();
     let usage = report.usage.filter(|_| billed);
     let prices = Prices {
         table: &call.shared.config.prices,
@@ -387,7 +404,7 @@ fn settle(call: &RelayedCall, entry: &mut AuditEntry, status: StatusCode, report
             tier,
             complete: report.complete,
             stream: record.stream,
-            generates: call.route.endpoint().generates,
+            generates: call.routed.endpoint().generates,
             max_output: call.max_output,
             whole_context: call.whole_context,
             bytes_in: record.bytes_in,

@@ -16,6 +16,7 @@ use crate::sidecar::policy::{Policy, ProviderConfig};
 use crate::sidecar::provider::registry;
 use crate::sidecar::provider::registry::PROVIDERS;
 use crate::sidecar::provider::{Endpoint, Provider, Verb};
+use crate::sidecar::record::{AuditRecord, Describe};
 use crate::sidecar::refusal::{Code, ErrorFormat, Refusal};
 use crate::sidecar::steps::guard::Guarded;
 
@@ -25,19 +26,31 @@ pub enum RouteTarget {
     Probe(Option<String>),
     /// A client's own telemetry: taken and thrown away, since a refusal makes it complain.
     Discard(Option<String>),
-    Call(Route),
+    Call(Routed),
 }
 
-/// An endpoint that is offered, and what the request line said beyond it.
+/// Proof that a request leads to an endpoint that is offered: the endpoint, and what the request
+/// line said beyond it.
 #[derive(Debug)]
-pub struct Route {
+pub struct Routed {
     provider: String,
+    /// The provider's name in metrics.
+    label: Option<&'static str>,
     endpoint: &'static Endpoint,
     model: Option<String>,
     query: String,
 }
 
-impl Route {
+impl Describe for Routed {
+    fn describe(&self, record: &mut AuditRecord) {
+        record.labels.provider = self.label;
+        record.provider = Some(self.provider.clone());
+        record.endpoint = Some(self.endpoint.name);
+        record.model_requested = self.model.clone();
+    }
+}
+
+impl Routed {
     pub fn provider(&self) -> &str {
         &self.provider
     }
@@ -143,8 +156,10 @@ pub fn resolve(policy: &Policy, parts: &Parts, _: &Guarded) -> Result<RouteTarge
         ));
     }
     let query = query(endpoint, parts.uri.query().unwrap_or_default())?;
-    Ok(RouteTarget::Call(Route {
+    let label = policy.providers.get(&provider).map(|p| p.label);
+    Ok(RouteTarget::Call(Routed {
         provider,
+        label,
         endpoint,
         model,
         query,

@@ -10,10 +10,49 @@ use crate::sidecar::known_objects::KnownObjects;
 use crate::sidecar::policy::Grant;
 use crate::sidecar::policy::{Policy, ProviderConfig};
 use crate::sidecar::provider::Feature;
+use crate::sidecar::record::{AuditRecord, Describe};
 use crate::sidecar::refusal::{Code, Refusal};
+use crate::sidecar::steps::model::Read;
 use crate::sidecar::steps::model::facts::RequestFacts;
 
-/// Proof that every model of a request is granted. Holds the policy it was decided on, so a
+/// Proof that all that a request asks for is granted.
+#[derive(Debug)]
+pub struct Permitted {
+    read: Read,
+    permit: Permit,
+}
+
+impl Permitted {
+    pub fn read(&self) -> &Read {
+        &self.read
+    }
+
+    pub fn permit(&self) -> &Permit {
+        &self.permit
+    }
+
+    /// Refuses the request if its only fault is the thread. Asked after the budget, so that a
+    /// client which sends it again without a thread does so once.
+    ///
+    /// # Errors
+    /// `scope_denied`, in the form by which the client falls back.
+    pub fn thread(&mut self) -> Result<(), Refusal> {
+        self.permit.unthreaded.take().map_or(Ok(()), Err)
+    }
+
+    pub fn into_parts(self) -> (Read, Permit) {
+        (self.read, self.permit)
+    }
+}
+
+impl Describe for Permitted {
+    fn describe(&self, record: &mut AuditRecord) {
+        record.scope_matched = self.permit.scope_matched().map(str::to_owned);
+        record.labels.model = self.permit.model_label(self.read.facts().main_model());
+    }
+}
+
+/// By which grants a request is allowed. Holds the policy it was decided on, so a
 /// reload in between changes nothing half-way.
 #[derive(Debug)]
 pub struct Permit {
@@ -26,15 +65,6 @@ pub struct Permit {
 }
 
 impl Permit {
-    /// Refuses the request if its only fault is the thread. Asked after the budget, so that a
-    /// client which sends it again without a thread does so once.
-    ///
-    /// # Errors
-    /// `scope_denied`, in the form by which the client falls back.
-    pub fn thread(&mut self) -> Result<(), Refusal> {
-        self.unthreaded.take().map_or(Ok(()), Err)
-    }
-
     pub fn provider(&self) -> &Arc<ProviderConfig> {
         &self.provider
     }
@@ -74,7 +104,12 @@ impl Permit {
 ///
 /// # Errors
 /// `scope_denied`, naming what is granted and what would be needed.
-pub fn check(
+pub fn check(policy: &Arc<Policy>, read: Read, known: &KnownObjects) -> Result<Permitted, Refusal> {
+    let permit = decide(policy, read.routed().provider(), read.facts(), known)?;
+    Ok(Permitted { read, permit })
+}
+
+fn decide(
     policy: &Arc<Policy>,
     provider: &str,
     facts: &RequestFacts,

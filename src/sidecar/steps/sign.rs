@@ -19,26 +19,42 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use crate::sidecar::credential::{Secret, Source, Store};
 use crate::sidecar::provider::{Auth, Verb};
 use crate::sidecar::refusal::{Code, Refusal};
-use crate::sidecar::steps::body::{BufferedBody, BufferedBodyStream};
-use crate::sidecar::steps::route::Route;
+use crate::sidecar::steps::body::BufferedBodyStream;
+use crate::sidecar::steps::limit::Admitted;
+use crate::sidecar::steps::route::Routed;
 use crate::sidecar::steps::scope::Permit;
 
 /// A request that may leave. Only this file can make one.
 #[derive(Debug)]
-pub struct SignedRequest {
+pub struct Signed {
     request: Request<BufferedBodyStream>,
+    /// The operator wrote the provider's address, so it may lead into a private network.
+    may_dial_private: bool,
     secret: Option<Arc<Secret>>,
 }
 
-impl SignedRequest {
+impl Signed {
     pub fn into_request(self) -> Request<BufferedBodyStream> {
         self.request
+    }
+
+    pub fn may_dial_private(&self) -> bool {
+        self.may_dial_private
     }
 
     /// The key it was signed with.
     pub fn secret(&self) -> Option<&Arc<Secret>> {
         self.secret.as_ref()
     }
+}
+
+/// Whether a request may have to be signed once more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BodyUse {
+    /// The body is kept for that.
+    MayRepeat,
+    /// The body's memory is given back as it is sent.
+    Last,
 }
 
 /// Headers of a client that go to every provider: the library's account of itself, and what
@@ -65,12 +81,17 @@ const CREDENTIALS: &[&str] = &["auth", "cookie", "credential", "key", "secret", 
 /// # Errors
 /// `secret_missing`.
 pub fn sign(
-    route: &Route,
-    permit: &Permit,
+    admitted: &mut Admitted,
+    body: BodyUse,
     client: &HeaderMap,
-    body: BufferedBody,
     secrets: &Store,
-) -> Result<SignedRequest, Refusal> {
+) -> Result<Signed, Refusal> {
+    let body = match body {
+        BodyUse::MayRepeat => admitted.body().cloned(),
+        BodyUse::Last => admitted.take_body(),
+    };
+    let body = body.ok_or_else(|| Refusal::new(Code::Internal, "the body was sent already"))?;
+    let (route, permit) = (admitted.routed(), admitted.permit());
     let provider = permit.provider();
     let secret = match &provider.secret {
         None => None,
@@ -121,7 +142,11 @@ pub fn sign(
                 .ok_or_else(|| Refusal::new(Code::Internal, "the key cannot stand in a header"))?,
         );
     }
-    Ok(SignedRequest { request, secret })
+    Ok(Signed {
+        request,
+        may_dial_private: provider.base.operator_defined,
+        secret,
+    })
 }
 
 fn forwards(name: &HeaderName, own: &[&str]) -> bool {
@@ -152,7 +177,7 @@ fn scrub_all(headers: &mut HeaderMap, name: &'static str, scrub: fn(&str) -> Cow
     }
 }
 
-fn target(route: &Route, permit: &Permit) -> Result<Uri, Refusal> {
+fn target(route: &Routed, permit: &Permit) -> Result<Uri, Refusal> {
     let base = &permit.provider().base;
     let upstream = route.endpoint().upstream;
     let path = match route.model() {

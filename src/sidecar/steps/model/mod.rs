@@ -17,16 +17,59 @@ use self::facts::RequestFacts;
 use crate::base::json::{JsonEvent, Parser};
 use crate::sidecar::id::is_id;
 use crate::sidecar::provider::{BodyRules, Feature, ModelPlace, StreamBy};
+use crate::sidecar::record::{AuditRecord, Describe};
 use crate::sidecar::refusal::{Code, Refusal};
 use crate::sidecar::steps::body::BufferedBody;
 use crate::sidecar::steps::model::scanner::ModelScanner;
-use crate::sidecar::steps::route::Route;
+use crate::sidecar::steps::route::Routed;
+
+/// Proof that the whole body of a request was read, with all that it asks for.
+#[derive(Debug)]
+pub struct Read {
+    routed: Routed,
+    body: BufferedBody,
+    facts: RequestFacts,
+}
+
+impl Read {
+    pub fn routed(&self) -> &Routed {
+        &self.routed
+    }
+
+    pub fn body(&self) -> &BufferedBody {
+        &self.body
+    }
+
+    pub fn facts(&self) -> &RequestFacts {
+        &self.facts
+    }
+
+    pub fn into_parts(self) -> (Routed, BufferedBody, RequestFacts) {
+        (self.routed, self.body, self.facts)
+    }
+}
+
+impl Describe for Read {
+    fn describe(&self, record: &mut AuditRecord) {
+        record.model_requested = self.facts.main_model().map(str::to_owned);
+        record.stream = self.facts.stream();
+    }
+}
 
 /// Reads what the request asks for.
 ///
 /// # Errors
-/// `bad_request` where the body is no JSON object, or leaves a doubt about the model.
-pub async fn read(route: &Route, body: &BufferedBody) -> Result<RequestFacts, Refusal> {
+/// `bad_request` where the body is not a JSON object, or leaves a doubt about the model.
+pub async fn read(routed: Routed, body: BufferedBody) -> Result<Read, Refusal> {
+    let facts = facts_of(&routed, &body).await?;
+    Ok(Read {
+        routed,
+        body,
+        facts,
+    })
+}
+
+async fn facts_of(route: &Routed, body: &BufferedBody) -> Result<RequestFacts, Refusal> {
     let endpoint = route.endpoint();
     let mut facts = match endpoint.body.model {
         ModelPlace::NoBody => RequestFacts::default(),

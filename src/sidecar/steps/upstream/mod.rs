@@ -1,7 +1,7 @@
 //! Step 7 of a request: to the provider and back, once.
 //!
 //! Invariants:
-//! - Only a [`SignedRequest`] is sent, and it is sent once: a pooled connection that turns
+//! - Only a [`Signed`] is sent, and it is sent once: a pooled connection that turns
 //!   out dead before a byte of the request left it is replaced, nothing else is repeated.
 //! - Nothing is followed, upgraded or taken for a reply that is none.
 //! - A provider's public name that leads into a private network is not dialled: the pod's
@@ -33,7 +33,7 @@ use crate::base::sync::lock;
 use crate::sidecar::config::Timeouts;
 use crate::sidecar::refusal::{Code, Refusal};
 use crate::sidecar::steps::body::{BufferedBodyStream, READ_BUFFER};
-use crate::sidecar::steps::sign::SignedRequest;
+use crate::sidecar::steps::sign::Signed;
 use crate::sidecar::steps::upstream::connect::Connector;
 use crate::sidecar::steps::upstream::error::ConnectError;
 use crate::sidecar::steps::upstream::resolve::Resolver;
@@ -88,12 +88,8 @@ impl Upstream {
     ///
     /// # Errors
     /// `upstream_*`, with the cause for the log.
-    pub async fn send(
-        &self,
-        signed: SignedRequest,
-        own: bool,
-    ) -> Result<Response<Incoming>, Refusal> {
-        let client = if own {
+    pub async fn send(&self, signed: Signed) -> Result<Response<Incoming>, Refusal> {
+        let client = if signed.may_dial_private() {
             &self.operator_defined
         } else {
             &self.public
