@@ -113,21 +113,21 @@ fn functions(source: &Source) -> Vec<(String, usize)> {
             continue;
         }
         let end = format!("{indent}}}");
-        let body = source.lines[at..]
-            .iter()
-            .position(|l| *l == end || l.ends_with("{}"));
-        let ends = source.lines[at..]
-            .iter()
-            .position(|l| l.trim_end().ends_with(';'));
         // A declaration without a body ends with a semicolon before any brace opens.
-        let opens = source.lines[at..]
-            .iter()
-            .position(|l| l.trim_end().ends_with('{'));
-        if let (Some(ends), opens) = (ends, opens)
-            && opens.is_none_or(|opens| ends < opens)
-        {
+        let rest = &source.lines[at..];
+        let ends = rest.iter().position(|l| l.trim_end().ends_with(';'));
+        let opens = rest.iter().position(|l| l.trim_end().ends_with(['{', '}']));
+        let (Some(opens), ends) = (opens, ends.unwrap_or(usize::MAX)) else {
+            continue;
+        };
+        if ends < opens {
             continue;
         }
+        let body = if rest[opens].trim_end().ends_with('}') {
+            Some(opens)
+        } else {
+            rest.iter().position(|l| *l == end)
+        };
         found.push((name.to_owned(), body.unwrap_or(0) + 1));
     }
     found

@@ -326,7 +326,7 @@ impl Session {
             tokio::select! {
                 biased;
                 () = until(self.wake_at) => self.on_time(running).await,
-                from_cli = running.from_cli.recv() => if let Some(from_cli) = from_cli { self.from_cli(running, from_cli).await },
+                from_cli = running.from_cli.recv() => if let Some(from_cli) = from_cli { self.handle_output(running, from_cli).await },
                 status = running.process.ended() => return Err(too_early(status)),
             }
             if let Some(why) = running.broken.take() {
@@ -351,7 +351,7 @@ impl Session {
                         raw_output(&mut self.raw, "stdout", line);
                         address = address.take().or_else(|| announced(&String::from_utf8_lossy(line)));
                     }),
-                    Some(from_cli) => self.from_cli(running, from_cli).await,
+                    Some(from_cli) => self.handle_output(running, from_cli).await,
                     None => {}
                 },
                 status = running.process.ended() => return Err(too_early(status)),
@@ -511,7 +511,7 @@ impl Session {
                 break;
             }
             if !matches!(from_cli, FromCli::EventsOver(_)) {
-                self.from_cli(running, from_cli).await;
+                self.handle_output(running, from_cli).await;
             }
             if status.is_none() {
                 break;
@@ -526,7 +526,7 @@ impl Session {
             (running.stderr.lines.are_open(), FromCli::Stderr),
         ] {
             if open {
-                self.from_cli(running, kind(Bytes::from_static(b"\n")))
+                self.handle_output(running, kind(Bytes::from_static(b"\n")))
                     .await;
             }
         }

@@ -346,7 +346,7 @@ impl Session {
                 },
                 () = until(wake) => self.on_time(&mut running).await,
                 synced = noted(&mut self.handing) => self.noted_as_sent(&mut running, synced).await,
-                from_cli = running.from_cli.recv() => if let Some(from_cli) = from_cli { self.from_cli(&mut running, from_cli).await },
+                from_cli = running.from_cli.recv() => if let Some(from_cli) = from_cli { self.handle_output(&mut running, from_cli).await },
                 () = self.inbox.changed.notified() => self.active = Instant::now(),
                 status = running.process.ended() => {
                     let why = format!("{} ended unexpectedly ({})", self.config.runtime.name, describe(status));
@@ -357,7 +357,7 @@ impl Session {
     }
 
     /// One piece of what the CLI says: through the translator, and onto the stream at once.
-    async fn from_cli(&mut self, running: &mut RunningCli, from_cli: FromCli) {
+    async fn handle_output(&mut self, running: &mut RunningCli, from_cli: FromCli) {
         let mut actions = Vec::new();
         match from_cli {
             FromCli::Events(bytes) => {

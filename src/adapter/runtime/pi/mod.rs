@@ -6,26 +6,25 @@
 //!   be is known only when `auto_retry_start` follows.
 //! - It has neither permissions nor tool servers.
 
+mod launch;
+
+mod tools;
+
 use std::collections::{HashMap, HashSet};
-use std::io;
-use std::path::Path;
 use std::time::Duration;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
+use self::launch::launch;
 use super::{
-    Action, COMPACTED, Capabilities, LaunchContext, LaunchPlan, PermissionDecision, Phase, Runtime,
-    Translator, Transport, model_of_platform, parsed, sent_at, text, text_of, timed_id,
-    write_private_file,
+    Action, COMPACTED, Capabilities, PermissionDecision, Phase, Runtime, Translator,
+    model_of_platform, parsed, sent_at, text, text_of, timed_id,
 };
 use crate::adapter::inbox::Input;
 use crate::adapter::runtime::error_code;
 use crate::adapter::runtime::in_flight::InFlight;
 use crate::adapter::runtime::items::{ItemKind, OpenItems};
-use crate::event::{
-    ChangeKind, ErrorEvent, FileChange, Retry, ToolOutput, ToolResult, ToolUse, TurnEnd,
-    TurnEndReason, Unparsed, Usage, Warning,
-};
+use crate::event::{ErrorEvent, Retry, TurnEnd, TurnEndReason, Unparsed, Usage, Warning};
 
 pub static RUNTIME: Runtime = Runtime {
     id: "pi",
@@ -58,90 +57,12 @@ pub static RUNTIME: Runtime = Runtime {
 
 /// By then what came too late for one run has begun the next.
 const STRANDED_TIME: Duration = Duration::from_secs(2);
+
 /// By then a run has begun for what was accepted, or none will: a command of an extension.
 const RUN_TIME: Duration = Duration::from_secs(20);
+
 /// How long after a run that failed it may still say that it tries again.
 const RETRY_TIME: Duration = Duration::from_millis(300);
-
-fn launch(setting: &LaunchContext) -> io::Result<LaunchPlan> {
-    let text = |s: &str| s.to_owned();
-    let home = setting.home.join("pi");
-    let sessions = home.join("sessions");
-    std::fs::create_dir_all(&sessions)?;
-    let paths = [
-        ("anthropic", "anthropic"),
-        ("openai", "openai/v1"),
-        ("google", "google/v1beta"),
-    ];
-    let providers: Map<String, Value> = paths
-        .iter()
-        .map(|(name, path)| {
-            (
-                (*name).to_owned(),
-                json!({ "baseUrl": format!("{}/{path}", setting.sidecar) }),
-            )
-        })
-        .collect();
-    write_private_file(
-        &home.join("models.json"),
-        &json!({ "providers": providers }).to_string(),
-    )?;
-    let (provider, model) = setting.model.split_once('/').unwrap_or_default();
-    let mut args = [
-        "--mode",
-        "rpc",
-        "--provider",
-        provider,
-        "--model",
-        model,
-        "--session-dir",
-    ]
-    .map(text)
-    .to_vec();
-    args.push(sessions.display().to_string());
-    let session = setting.resume.clone().map(|id| {
-        let there = has_session(&sessions, &id);
-        (id, there)
-    });
-    if let Some((id, true)) = &session {
-        args.extend([text("--session"), id.clone()]);
-    }
-    let env = [
-        ("PI_CODING_AGENT_DIR", home.display().to_string()),
-        ("PI_OFFLINE", text("1")),
-        ("PI_TELEMETRY", text("0")),
-        ("ANTHROPIC_API_KEY", setting.key.clone()),
-        ("OPENAI_API_KEY", setting.key.clone()),
-        ("GEMINI_API_KEY", setting.key.clone()),
-    ];
-    let mut warnings = Vec::new();
-    if !setting.mcp.is_empty() {
-        warnings
-            .push("`project.mcpServers`: pi has no tool servers; it runs without them".to_owned());
-    }
-    if setting.subagents {
-        warnings.push("`session.subagents`: pi has none".to_owned());
-    }
-    Ok(LaunchPlan {
-        args,
-        env: env
-            .into_iter()
-            .map(|(name, value)| (text(name), value))
-            .collect(),
-        wiring: Transport::Lines { version_flag: true },
-        warnings,
-        session,
-    })
-}
-
-/// A session's file is written with its first answer.
-fn has_session(sessions: &Path, id: &str) -> bool {
-    std::fs::read_dir(sessions)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .any(|file| file.file_name().to_string_lossy().contains(id))
-}
 
 #[derive(Debug, Default)]
 struct PiTurn {
@@ -435,88 +356,6 @@ impl Pi {
                 cost_usd: usage["cost"]["total"].as_f64(),
             });
         }
-    }
-
-    fn tool_use(&mut self, m: &Value, out: &mut Vec<Action>) {
-        let (id, native_name) = (
-            text(m, "/toolCallId").to_owned(),
-            text(m, "/toolName").to_owned(),
-        );
-        if self.used.insert(id.clone()) {
-            self.begin_turn(out);
-            self.tools.insert(id.clone(), String::new());
-            let name = if native_name == "find" {
-                "glob".to_owned()
-            } else {
-                native_name.clone()
-            };
-            out.push(
-                ToolUse {
-                    tool_use_id: id,
-                    name,
-                    native_name,
-                    input: m["args"].clone(),
-                    parent_tool_use_id: None,
-                }
-                .into(),
-            );
-        }
-    }
-
-    /// All of the output, each time.
-    fn tool_output(&mut self, m: &Value, out: &mut Vec<Action>) {
-        let Some(seen) = self.tools.get_mut(text(m, "/toolCallId")) else {
-            return;
-        };
-        let now = text_of(&m["partialResult"]["content"]);
-        // A long one becomes a window of its end: what it has then is told with the result.
-        if let Some(news) = now.strip_prefix(seen.as_str()).filter(|n| !n.is_empty()) {
-            out.push(
-                ToolOutput {
-                    tool_use_id: text(m, "/toolCallId").into(),
-                    text: news.into(),
-                    parent_tool_use_id: None,
-                }
-                .into(),
-            );
-            *seen = now;
-        }
-    }
-
-    fn tool_result(&mut self, m: &Value, out: &mut Vec<Action>) {
-        self.tool_use(m, out);
-        let (id, name) = (text(m, "/toolCallId").to_owned(), text(m, "/toolName"));
-        if self.tools.remove(&id).is_none() {
-            return;
-        }
-        let (output, is_error) = (text_of(&m["result"]["content"]), m["isError"] == true);
-        let exit_code = match output.rsplit_once("Command exited with code ") {
-            _ if name != "bash" => None,
-            Some((_, code)) if is_error => code.trim().parse().ok(),
-            _ => (!is_error).then_some(0),
-        };
-        let path = m["args"]["path"]
-            .as_str()
-            .filter(|_| matches!(name, "edit" | "write") && !is_error);
-        let change = path.map(|path| FileChange {
-            path: path.to_owned(),
-            kind: ChangeKind::Modify,
-            diff: m["result"]["details"]["diff"].as_str().map(str::to_owned),
-            tool_use_id: Some(id.clone()),
-            parent_tool_use_id: None,
-        });
-        out.push(
-            ToolResult {
-                tool_use_id: id,
-                output,
-                is_error,
-                exit_code,
-                duration_ms: None,
-                parent_tool_use_id: None,
-            }
-            .into(),
-        );
-        out.extend(change.map(Action::from));
     }
 
     fn run_over(&mut self, out: &mut Vec<Action>) {

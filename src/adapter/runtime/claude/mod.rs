@@ -12,26 +12,28 @@
 //!   are right after a cut. A process that resumes a session counts on from the sums in its
 //!   transcript (`cost-state`), which are written when a process ends in good order.
 
+mod launch;
+mod tools;
+
+mod result;
+
 use std::collections::HashMap;
-use std::io;
-use std::path::Path;
 use std::time::Duration;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
+use self::launch::{launch, uuid};
+use self::result::{named, saved_sums};
+use self::tools::ClaudeTool;
 use super::{
     Action, COMPACTED, CallPurpose, CallReply, Capabilities, DENIED, FilePattern, LaunchContext,
-    LaunchPlan, Mcp, PermissionDecision, Permissions, Phase, Runtime, Translator, Transport, hex,
-    model_of_platform, newest_first, parsed, permission_options, plan, text, text_of,
-    write_private_file,
+    PermissionDecision, Phase, Runtime, Translator, hex, model_of_platform, parsed, text,
 };
 use crate::adapter::inbox::Input;
-use crate::adapter::runtime::error_code;
 use crate::adapter::runtime::in_flight::InFlight;
 use crate::adapter::runtime::items::{ItemKind, OpenItems};
 use crate::event::{
-    ChangeKind, ErrorCode, ErrorEvent, FileChange, PermissionRequest, PermissionResolved, Retry,
-    ToolResult, ToolUse, TurnEnd, TurnEndReason, Unparsed, Usage, Warning,
+    ErrorCode, PermissionResolved, Retry, TurnEnd, TurnEndReason, Unparsed, Usage, Warning,
 };
 
 pub static RUNTIME: Runtime = Runtime {
@@ -65,185 +67,6 @@ pub static RUNTIME: Runtime = Runtime {
 
 /// By then the next turn has begun, if there is one.
 const ECHO_TIME: Duration = Duration::from_secs(2);
-
-/// Variables that would lead it past the sidecar.
-const DETOURS: [&str; 7] = [
-    "CLAUDE_CODE_USE_BEDROCK",
-    "CLAUDE_CODE_USE_VERTEX",
-    "CLAUDE_CODE_USE_FOUNDRY",
-    "CLAUDE_CODE_USE_ANTHROPIC_AWS",
-    "CLAUDE_CODE_USE_MANTLE",
-    "CLAUDE_CODE_USE_GATEWAY",
-    "ANTHROPIC_UNIX_SOCKET",
-];
-
-fn launch(setting: &LaunchContext) -> io::Result<LaunchPlan> {
-    let text = |s: &str| s.to_owned();
-    let (_, model) = setting.model.split_once('/').unwrap_or_default();
-    let provider = [
-        (
-            "ANTHROPIC_BASE_URL",
-            format!("{}/anthropic", setting.sidecar),
-        ),
-        ("ANTHROPIC_AUTH_TOKEN", setting.key.clone()),
-    ];
-    // A project's settings may set variables too; these come after them.
-    let mut settled: Map<String, Value> = provider
-        .iter()
-        .map(|(name, value)| ((*name).to_owned(), value.clone().into()))
-        .collect();
-    settled.extend(DETOURS.map(|name| (name.to_owned(), "".into())));
-    let mut settings = json!({ "skipWebFetchPreflight": true, "env": settled });
-    if asks_for_each_command(setting) {
-        // By itself it runs what it takes for read-only.
-        settings["permissions"] = json!({ "ask": ["Bash"] });
-    }
-    let home = setting.home.join("claude");
-    let [settings_file, mcp_file] =
-        ["outrigger-settings.json", "outrigger-mcp.json"].map(|name| home.join(name));
-    write_private_file(&settings_file, &settings.to_string())?;
-    write_private_file(&mcp_file, &mcp(setting).to_string())?;
-    let env = [
-        ("CLAUDE_CONFIG_DIR", home.display().to_string()),
-        // Nothing is looked up, reported or updated outside.
-        ("CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC", text("1")),
-        ("DISABLE_AUTOUPDATER", text("1")),
-        // Ten would take three minutes to say that a provider is gone.
-        ("CLAUDE_CODE_MAX_RETRIES", text("3")),
-        ("CLAUDE_CODE_EMIT_SESSION_STATE_EVENTS", text("1")),
-        // The container is the sandbox; without this it refuses to skip permissions as root.
-        ("IS_SANDBOX", text("1")),
-        // Subagents and helpers would go to models that nobody granted.
-        ("ANTHROPIC_DEFAULT_HAIKU_MODEL", text(model)),
-        ("CLAUDE_CODE_SUBAGENT_MODEL", text(model)),
-    ];
-    let (session, mut warnings) = (session(setting), Vec::new());
-    let mut args: Vec<String> = [
-        "-p",
-        "--input-format",
-        "stream-json",
-        "--output-format",
-        "stream-json",
-        "--verbose",
-        "--include-partial-messages",
-    ]
-    .map(text)
-    .to_vec();
-    args.extend(["--replay-user-messages", "--model", model, "--settings"].map(text));
-    args.push(settings_file.display().to_string());
-    args.extend([
-        text(if session.1 {
-            "--resume"
-        } else {
-            "--session-id"
-        }),
-        session.0.clone(),
-    ]);
-    args.extend([
-        text("--strict-mcp-config"),
-        text("--mcp-config"),
-        mcp_file.display().to_string(),
-    ]);
-    if setting.permissions == Permissions::Allow {
-        args.push(text("--dangerously-skip-permissions"));
-    } else {
-        args.extend(
-            [
-                "--permission-mode",
-                "default",
-                "--permission-prompt-tool",
-                "stdio",
-            ]
-            .map(text),
-        );
-        // Hooks and key helpers of a project run without being asked for: its settings are not
-        // read where tools are, and with them goes all that it says.
-        args.extend([text("--setting-sources"), String::new()]);
-        warnings.push(
-            "with permissions, Claude Code reads neither `CLAUDE.md` nor `.claude/` of the project: what stands there could run without asking".to_owned(),
-        );
-        if !setting.allowed_tools.is_empty() {
-            args.extend([text("--allowedTools"), setting.allowed_tools.join(",")]);
-        }
-    }
-    // Its questions cannot be answered over this protocol.
-    let denied = if setting.subagents {
-        "AskUserQuestion"
-    } else {
-        "AskUserQuestion,Task,Agent"
-    };
-    args.extend([text("--disallowedTools"), text(denied)]);
-    Ok(LaunchPlan {
-        args,
-        env: env
-            .into_iter()
-            .chain(provider)
-            .map(|(name, value)| (text(name), value))
-            .collect(),
-        wiring: Transport::Lines { version_flag: true },
-        warnings,
-        session: Some(session),
-    })
-}
-
-/// Its rules to ask stand above those to allow: with commands that may run, they cannot be used.
-fn asks_for_each_command(setting: &LaunchContext) -> bool {
-    setting.permissions != Permissions::Allow && !setting.allows_commands()
-}
-
-/// The session's id, and whether it is there to be resumed: it is not before its first turn.
-fn session(setting: &LaunchContext) -> (String, bool) {
-    match &setting.resume {
-        Some(id) => (
-            id.clone(),
-            has_transcript(&setting.home.join("claude/projects"), id),
-        ),
-        None => (uuid(&setting.random), false),
-    }
-}
-
-fn has_transcript(projects: &Path, id: &str) -> bool {
-    let name = format!("{id}.jsonl");
-    std::fs::read_dir(projects)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .any(|project| project.path().join(&name).is_file())
-}
-
-/// A version 4 UUID of the first hexadecimal digits.
-fn uuid(hex: &str) -> String {
-    format!(
-        "{}-{}-4{}-8{}-{}",
-        &hex[..8],
-        &hex[8..12],
-        &hex[13..16],
-        &hex[17..20],
-        &hex[20..32]
-    )
-}
-
-fn mcp(setting: &LaunchContext) -> Value {
-    let server = |server: &Mcp| match server {
-        Mcp::Local { command, env } => {
-            json!({ "type": "stdio", "command": command.first(), "args": command.get(1..), "env": env })
-        }
-        Mcp::Remote { url, headers } => json!({ "type": "http", "url": url, "headers": headers }),
-    };
-    let servers: Map<String, Value> = setting
-        .mcp
-        .iter()
-        .map(|(name, s)| (name.clone(), server(s)))
-        .collect();
-    json!({ "mcpServers": servers })
-}
-
-#[derive(Debug)]
-struct ClaudeTool {
-    name: String,
-    input: Value,
-    parent: Option<String>,
-}
 
 #[derive(Debug, Default)]
 struct ClaudeTurn {
@@ -501,37 +324,6 @@ impl Claude {
         }
     }
 
-    fn tool_use(&mut self, block: &Value, parent: Option<&str>, out: &mut Vec<Action>) {
-        self.begin_turn(out);
-        let (id, native_name) = (
-            text(block, "/id").to_owned(),
-            text(block, "/name").to_owned(),
-        );
-        let input = block["input"].clone();
-        if native_name == "TodoWrite" {
-            out.push(plan(&input["todos"]));
-        }
-        let parent = parent.map(str::to_owned);
-        self.tools.insert(
-            id.clone(),
-            ClaudeTool {
-                name: native_name.clone(),
-                input: input.clone(),
-                parent: parent.clone(),
-            },
-        );
-        out.push(
-            ToolUse {
-                tool_use_id: id,
-                name: canonical(&native_name),
-                native_name,
-                input,
-                parent_tool_use_id: parent,
-            }
-            .into(),
-        );
-    }
-
     fn user(&mut self, m: &Value, parent: Option<&str>, out: &mut Vec<Action>) -> bool {
         let content = &m["message"]["content"];
         if m["isReplay"] == true {
@@ -583,124 +375,6 @@ impl Claude {
         }
     }
 
-    fn tool_result(&mut self, block: &Value, details: &Value, out: &mut Vec<Action>) {
-        let id = text(block, "/tool_use_id");
-        let Some(tool) = self.tools.remove(id) else {
-            return;
-        };
-        if let (Some(turn), None) = (&mut self.turn, &tool.parent) {
-            turn.tools_said = true;
-        }
-        let output = text_of(&block["content"]);
-        let is_error = block["is_error"] == true;
-        let exit_code = (tool.name == "Bash")
-            .then(|| {
-                if is_error {
-                    output
-                        .strip_prefix("Exit code ")?
-                        .lines()
-                        .next()?
-                        .trim()
-                        .parse()
-                        .ok()
-                } else {
-                    Some(0)
-                }
-            })
-            .flatten();
-        let change = (!is_error)
-            .then(|| file_change(id, &tool, details))
-            .flatten();
-        out.push(
-            ToolResult {
-                tool_use_id: id.to_owned(),
-                output,
-                is_error,
-                exit_code,
-                duration_ms: None,
-                parent_tool_use_id: tool.parent,
-            }
-            .into(),
-        );
-        out.extend(change.map(Action::from));
-    }
-
-    fn result(&mut self, m: &Value, out: &mut Vec<Action>) {
-        let status = m["api_error_status"].as_u64().map(|s| s as u16);
-        let errors = m["errors"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .filter_map(Value::as_str)
-            .collect::<Vec<_>>()
-            .join("\n");
-        // One without its beginning: the one-shot mode prints nothing else.
-        self.begin_turn(out);
-        let Some(turn) = self.turn.take() else { return };
-        let aborted = turn.aborted || text(m, "/terminal_reason").starts_with("aborted");
-        let limit = m["subtype"] == "error_max_turns";
-        let refused = turn.refused
-            || m["stop_reason"] == "refusal"
-            || turn.stop_reason.as_deref() == Some("refusal");
-        let failed = m["is_error"] == true && !aborted && !limit && !refused;
-        if failed {
-            let (word, said) = turn.failed.unwrap_or_default();
-            let message = [said.as_str(), text(m, "/result"), &errors, &word]
-                .into_iter()
-                .find(|s| !s.is_empty())
-                .unwrap_or("the turn failed")
-                .to_owned();
-            let mut error =
-                ErrorEvent::new(named(&word, status, &message), error_code::words(&message));
-            error.http_status = status;
-            error.native = Some(
-                json!({ "error": word, "result": m["result"], "api_error_status": m["api_error_status"], "errors": m["errors"] }),
-            );
-            out.push(error.into());
-        }
-        self.items.cut(out);
-        let reason = match m["stop_reason"].as_str().or(turn.stop_reason.as_deref()) {
-            _ if aborted => TurnEndReason::Interrupted,
-            _ if limit => TurnEndReason::MaxSteps,
-            _ if failed => TurnEndReason::Error,
-            _ if refused => TurnEndReason::Refusal,
-            Some("max_tokens" | "model_context_window_exceeded") => TurnEndReason::MaxTokens,
-            _ => TurnEndReason::EndTurn,
-        };
-        let usage = self.spent(m);
-        let final_text = if turn.final_text.is_empty() && !failed {
-            text(m, "/result").to_owned()
-        } else {
-            turn.final_text
-        };
-        self.tools.clear();
-        self.asked.clear();
-        self.streaming = None;
-        out.push(
-            TurnEnd {
-                turn: 0,
-                reason,
-                usage,
-                duration_ms: 0,
-                final_text,
-            }
-            .into(),
-        );
-        if self.in_flight.is_begun() {
-            // Its echo is missing: it may have come while the CLI began a turn by itself, and
-            // then the next is its own.
-            out.push(Action::Wake(ECHO_TIME));
-        }
-    }
-
-    /// What the turn used: how the sums have grown, subagents and repeated requests included.
-    fn spent(&mut self, m: &Value) -> Usage {
-        let sums = sums(&m["total_cost_usd"], &m["modelUsage"]);
-        let spent = sums.since(&self.counted);
-        self.counted = self.counted.at_least(&sums);
-        spent
-    }
-
     fn find_transcript(&self, tag: CallPurpose, out: &mut Vec<Action>) {
         out.push(Action::ReadFile {
             tag,
@@ -709,47 +383,6 @@ impl Claude {
                 suffix: format!("{}.jsonl", self.session),
             },
         });
-    }
-
-    fn permission_asked(&mut self, m: &Value, out: &mut Vec<Action>) {
-        let (request_id, request) = (text(m, "/request_id").to_owned(), &m["request"]);
-        let input = request["input"].clone();
-        let id = text(request, "/tool_use_id").to_owned();
-        let parent = self.tools.get(&id).and_then(|t| t.parent.clone());
-        self.asked.insert(
-            request_id.clone(),
-            (input.clone(), request["permission_suggestions"].clone()),
-        );
-        out.push(
-            PermissionRequest {
-                request_id,
-                tool_use_id: Some(id).filter(|id| !id.is_empty()),
-                name: canonical(text(request, "/tool_name")),
-                input,
-                options: permission_options(),
-                parent_tool_use_id: parent,
-            }
-            .into(),
-        );
-    }
-
-    fn control_response(&mut self, response: &Value, out: &mut Vec<Action>) {
-        let (id, failed) = (
-            text(response, "/request_id"),
-            response["subtype"] == "error",
-        );
-        if failed && (id == "open" || id.starts_with("interrupt-")) {
-            out.push(Action::Broken(format!(
-                "Claude Code refused to `{id}`: {}",
-                text(response, "/error")
-            )));
-        } else if id == "open" && !self.ready {
-            self.ready = true;
-            out.push(Action::Ready {
-                native_session_id: self.session.clone(),
-                resumed: self.resumed,
-            });
-        }
     }
 }
 
@@ -914,114 +547,8 @@ fn initialize(out: &mut Vec<Action>) {
     out.push(Action::Send(json!({ "type": "control_request", "request_id": "open", "request": { "subtype": "initialize" } })));
 }
 
-/// Adds up what each model used, and takes the cost as the CLI counts it.
-fn sums(cost_usd: &Value, models: &Value) -> Usage {
-    let mut sums = Usage {
-        cost_usd: cost_usd.as_f64(),
-        ..Usage::default()
-    };
-    for model in models.as_object().into_iter().flat_map(Map::values) {
-        sums.add(&Usage {
-            input: model["inputTokens"].as_u64(),
-            cache_read: model["cacheReadInputTokens"].as_u64(),
-            cache_write: model["cacheCreationInputTokens"].as_u64(),
-            output: model["outputTokens"].as_u64(),
-            reasoning: model["thinkingTokens"].as_u64(),
-            cost_usd: None,
-        });
-    }
-    sums
-}
-
-/// The sums that a resumed session begins with. The CLI writes them into its transcript when it
-/// ends in good order, and a later process counts on from the last of them.
-fn saved_sums(transcript: &[u8]) -> Usage {
-    let saved = newest_first(transcript, b"\"cost-state\"")
-        .find(|entry| entry["type"] == "cost-state")
-        .unwrap_or_default();
-    sums(&saved["totalCostUSD"], &saved["modelUsage"])
-}
-
 fn item(message: &str, block: u64) -> String {
     format!("{message}:{block}")
-}
-
-/// What failed: by its status where there is one, else by the CLI's word for it.
-fn named(word: &str, status: Option<u16>, message: &str) -> ErrorCode {
-    match (error_code::code(status, message), word) {
-        (ErrorCode::Internal, "rate_limit") => ErrorCode::RateLimited,
-        (ErrorCode::Internal, "overloaded" | "server_error") => ErrorCode::ProviderDown,
-        (ErrorCode::Internal, "authentication_failed") => ErrorCode::Auth,
-        (ErrorCode::Internal, "billing_error") => ErrorCode::Billing,
-        (ErrorCode::Internal, "model_not_found") => ErrorCode::ModelUnavailable,
-        (code, _) => code,
-    }
-}
-
-fn file_change(id: &str, tool: &ClaudeTool, details: &Value) -> Option<FileChange> {
-    if !matches!(
-        tool.name.as_str(),
-        "Write" | "Edit" | "MultiEdit" | "NotebookEdit"
-    ) {
-        return None;
-    }
-    let path = details["filePath"]
-        .as_str()
-        .or(tool.input["file_path"].as_str())?
-        .to_owned();
-    let kind = if details["type"] == "create" {
-        ChangeKind::Add
-    } else {
-        ChangeKind::Modify
-    };
-    let hunk = |hunk: &Value| {
-        let n = |key: &str| hunk[key].as_u64().unwrap_or(0);
-        let lines = hunk["lines"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .filter_map(Value::as_str)
-            .map(|l| format!("{l}\n"))
-            .collect::<String>();
-        format!(
-            "@@ -{},{} +{},{} @@\n{lines}",
-            n("oldStart"),
-            n("oldLines"),
-            n("newStart"),
-            n("newLines")
-        )
-    };
-    let diff: String = details["structuredPatch"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .map(hunk)
-        .collect();
-    let diff = Some(diff).filter(|d| !d.is_empty());
-    Some(FileChange {
-        path,
-        kind,
-        diff,
-        tool_use_id: Some(id.to_owned()),
-        parent_tool_use_id: tool.parent.clone(),
-    })
-}
-
-/// A tool's name as every runtime has it.
-fn canonical(native: &str) -> String {
-    match native {
-        "Bash" => "bash",
-        "Read" => "read",
-        "Write" => "write",
-        "Edit" | "MultiEdit" | "NotebookEdit" => "edit",
-        "Glob" => "glob",
-        "Grep" => "grep",
-        "WebFetch" => "web_fetch",
-        "WebSearch" => "web_search",
-        "Task" | "Agent" => "task",
-        other => other,
-    }
-    .to_owned()
 }
 
 #[cfg(test)]

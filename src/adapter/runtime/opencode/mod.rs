@@ -1,0 +1,748 @@
+//! opencode, through `opencode serve`: its event bus in, its session API out.
+//!
+//! Format: the legacy surface of opencode 1.18 (`GET /event`, `POST /session/:id/prompt_async`),
+//! as recorded in `tests/fixtures/native/opencode/`. What makes it odd, each with a recording:
+//! - A turn has no id. It is everything from `busy` to `idle`, and an answer's `parentID` says
+//!   whose it is; an input that came too late for one turn is answered in the next.
+//! - `idle` comes twice after an abort or an error, the first before the last updates. Such a
+//!   turn ends with the second, any other when all of its messages are complete.
+//! - A running tool's output is sent whole with every update, later a window of its last 30 KB.
+//! - A retry orphans what was being written: it never gets an end.
+//! - Subagents are sessions of their own on the same bus, with an idle of their own.
+
+mod launch;
+mod parts;
+mod requests;
+
+mod turn;
+
+use std::borrow::Cow;
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+
+use self::launch::launch;
+use self::parts::{Delta, OpencodeTool};
+use self::requests::Early;
+use self::turn::{Message, OpencodeTurn};
+use super::{
+    Action, COMPACTED, CallPurpose, CallReply, Capabilities, DENIED, LaunchContext,
+    PermissionDecision, Phase, Runtime, RuntimeCall, Translator, model_of_platform, parsed, plan,
+    text,
+};
+use crate::adapter::inbox::Input;
+use crate::adapter::runtime::items::OpenItems;
+use crate::event::{Unparsed, Warning};
+
+pub static RUNTIME: Runtime = Runtime {
+    id: "opencode",
+    name: "opencode",
+    program: "opencode",
+    package: "opencode-ai",
+    verified: "1.18.33",
+    verified_from: "1.18.33",
+    protocols: &["1."],
+    default_model: "anthropic/claude-sonnet-5-5",
+    model_in_env: model_of_platform,
+    providers: &[
+        "anthropic",
+        "openai",
+        "google",
+        "openrouter",
+        "groq",
+        "mistral",
+        "xai",
+        "deepseek",
+        "togetherai",
+        "fireworks-ai",
+        "cerebras",
+        "ollama",
+    ],
+    capabilities: Capabilities {
+        steer: true,
+        interrupt: true,
+        resume: true,
+        permissions: true,
+        questions: true,
+        mcp: true,
+        images: true,
+        deltas: true,
+        reasoning: true,
+        tool_output: true,
+        retries: true,
+        cost: true,
+    },
+    launch,
+    translator: |setting| Box::new(Opencode::new(setting)),
+};
+
+/// By then opencode has begun to answer what it has.
+const ANSWER_TIME: Duration = Duration::from_secs(15);
+
+/// By then what it was given stands in its history, or never will.
+const STORE_TIME: Duration = Duration::from_secs(20);
+
+/// By then the call has come that a request was made for.
+const CALL_TIME: Duration = Duration::from_millis(500);
+
+#[derive(Default)]
+pub struct Opencode {
+    session_id: String,
+    mcp: Vec<String>,
+    session: Option<String>,
+    /// Sessions of subagents, with the tool call that each serves.
+    children: HashMap<String, Option<String>>,
+    /// Inputs handed over, by their message's id.
+    sent: HashMap<String, Input>,
+    /// User messages whose text has been said, or is known.
+    users: HashSet<String>,
+    /// Inputs that no turn has started for: message's id, input's id.
+    waiting: Vec<(String, String)>,
+    messages: HashMap<String, Message>,
+    items: OpenItems,
+    tools: HashMap<String, OpencodeTool>,
+    /// Messages of turns that were stopped: what still comes of them belongs to no other turn.
+    ended: HashSet<String>,
+    /// Parts that are finished: what comes of them later is known already.
+    done: HashSet<String>,
+    tool_ids: HashSet<String>,
+    turn: Option<OpencodeTurn>,
+    said_error: Option<String>,
+    /// Who decided what, until the CLI says that it has heard.
+    decided: HashMap<String, (String, String)>,
+    /// Requests that wait: whether it is a question, and whether it was answered.
+    asked: HashMap<String, (bool, bool)>,
+    /// Requests for calls that were not told of yet.
+    early: Vec<Early>,
+    first: bool,
+}
+
+#[derive(Deserialize)]
+struct MessageHead<'a> {
+    #[serde(borrow, default)]
+    id: Option<Cow<'a, str>>,
+    #[serde(borrow, rename = "type", default)]
+    kind: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    properties: Option<&'a RawValue>,
+    /// `/global/event` wraps what `/event` sends.
+    #[serde(borrow, default)]
+    payload: Option<&'a RawValue>,
+    /// A line of `opencode run --format json`.
+    #[serde(default)]
+    part: Option<Value>,
+    #[serde(default)]
+    error: Option<Value>,
+}
+
+/// Events that say nothing that another does not say better.
+const SILENT: [&str; 21] = [
+    "server.connected",
+    "server.heartbeat",
+    "session.updated",
+    "session.diff",
+    "session.idle",
+    "plugin.added",
+    "catalog.updated",
+    "reference.updated",
+    "integration.updated",
+    "file.watcher.updated",
+    "file.edited",
+    "lsp.updated",
+    "lsp.client.diagnostics",
+    "vcs.branch.updated",
+    "project.updated",
+    "mcp.tools.changed",
+    "command.executed",
+    "message.removed",
+    "message.part.removed",
+    "session.deleted",
+    // On the global bus: what another event has said, for replicas.
+    "sync",
+];
+
+impl Opencode {
+    pub fn new(setting: &LaunchContext) -> Self {
+        let mut mcp: Vec<String> = setting.mcp.keys().cloned().collect();
+        mcp.sort_by_key(|name| std::cmp::Reverse(name.len()));
+        Opencode {
+            session_id: setting.session_id.clone(),
+            mcp,
+            first: true,
+            ..Opencode::default()
+        }
+    }
+
+    /// `None`: not of this session. `Some(parent)`: ours, or a subagent's of that tool call.
+    fn whose(&mut self, session: &str) -> Option<Option<String>> {
+        match &self.session {
+            Some(own) if own == session => Some(None),
+            Some(_) => self.children.get(session).cloned(),
+            // A recording that begins within a session.
+            None => {
+                self.session = Some(session.to_owned());
+                Some(None)
+            }
+        }
+    }
+
+    fn event(&mut self, id: &str, kind: &str, p: &Value, out: &mut Vec<Action>) -> bool {
+        let session = text(p, "/sessionID");
+        if kind == "session.created" {
+            self.session_created(p);
+            return true;
+        }
+        let Some(parent) = (if session.is_empty() {
+            Some(None)
+        } else {
+            self.whose(session)
+        }) else {
+            return true;
+        };
+        match kind {
+            "message.updated" => self.message(&p["info"], parent.as_ref(), out),
+            "message.part.updated" => return self.part(&p["part"], parent, out),
+            "session.status" => self.status(id, &p["status"], parent, out),
+            "session.error" => self.error(&p["error"], parent, out),
+            "permission.asked" => self.asked_for(
+                Early {
+                    asked: p.clone(),
+                    parent,
+                    question: false,
+                },
+                out,
+            ),
+            "permission.replied" => self.permission_replied(p, out),
+            "question.asked" => self.asked_for(
+                Early {
+                    asked: p.clone(),
+                    parent,
+                    question: true,
+                },
+                out,
+            ),
+            "question.replied" | "question.rejected" => self.question_over(p, out),
+            "todo.updated" if parent.is_none() => out.push(plan(&p["todos"])),
+            "todo.updated" => {}
+            "session.compacted" => out.push(
+                Warning {
+                    message: COMPACTED.into(),
+                }
+                .into(),
+            ),
+            _ => return false,
+        }
+        true
+    }
+
+    fn session_created(&mut self, p: &Value) {
+        let info = &p["info"];
+        let (session, parent) = (text(info, "/id"), text(info, "/parentID"));
+        if session.is_empty() {
+            return;
+        }
+        if parent.is_empty() {
+            self.session.get_or_insert_with(|| session.to_owned());
+        } else if self.whose(parent).is_some() {
+            // Its task has begun and has no session yet.
+            let task = self
+                .tools
+                .values_mut()
+                .find(|t| t.name == "task" && t.child.is_none());
+            let tool = task.map(|t| {
+                t.child = Some(session.to_owned());
+                t.id.clone()
+            });
+            self.children.insert(session.to_owned(), tool);
+        }
+    }
+
+    fn post(&self, tag: CallPurpose, path: &str, body: Value) -> Action {
+        Action::Call(RuntimeCall {
+            tag,
+            method: "POST",
+            path: path.to_owned(),
+            body: Some(body),
+        })
+    }
+
+    fn look(&self, tag: CallPurpose, native_id: &str) -> Action {
+        let path = format!(
+            "/session/{}/message/{native_id}",
+            self.session.as_deref().unwrap_or_default()
+        );
+        Action::Call(RuntimeCall {
+            tag,
+            method: "GET",
+            path,
+            body: None,
+        })
+    }
+
+    fn create(&self) -> Action {
+        // With a title of ours, the model is not asked for one.
+        self.post(
+            CallPurpose::Open,
+            "/session",
+            json!({ "title": format!("session {}", self.session_id) }),
+        )
+    }
+
+    fn sent_as(&self, input_id: &str) -> Option<String> {
+        self.sent
+            .iter()
+            .find(|(_, input)| input.input_id == input_id)
+            .map(|(id, _)| id.clone())
+    }
+}
+
+impl Translator for Opencode {
+    fn open(&mut self, native_session_id: Option<&str>, _resumed: bool, out: &mut Vec<Action>) {
+        self.session = native_session_id.map(str::to_owned);
+        self.first = native_session_id.is_none();
+        out.push(match native_session_id {
+            Some(id) => Action::Call(RuntimeCall {
+                tag: CallPurpose::Resume,
+                method: "GET",
+                path: format!("/session/{id}"),
+                body: None,
+            }),
+            None => self.create(),
+        });
+    }
+
+    fn read(&mut self, native: &[u8], out: &mut Vec<Action>) {
+        let known = match serde_json::from_slice::<MessageHead<'_>>(native) {
+            Ok(MessageHead {
+                payload: Some(inner),
+                ..
+            }) => return self.read(inner.get().as_bytes(), out),
+            Ok(MessageHead {
+                kind: Some(kind),
+                part: Some(part),
+                ..
+            }) => self.run_line(&kind, &part, out),
+            Ok(MessageHead {
+                kind: Some(kind),
+                error: Some(error),
+                ..
+            }) if kind == "error" => {
+                self.begin_turn(out);
+                self.error(&error, None, out);
+                true
+            }
+            Ok(MessageHead {
+                kind: Some(kind),
+                properties: Some(properties),
+                ..
+            }) if kind == "message.part.delta" => {
+                let text = properties.get();
+                match serde_json::from_str::<Delta<'_>>(text) {
+                    Ok(delta) => self.delta(&delta, out),
+                    Err(_) => serde_json::from_str::<Delta<'_>>(&replace_lone_surrogates(text))
+                        .is_ok_and(|delta| self.delta(&delta, out)),
+                }
+            }
+            Ok(MessageHead {
+                kind: Some(kind), ..
+            }) if SILENT.contains(&kind.as_ref()) => true,
+            Ok(MessageHead {
+                id,
+                kind: Some(kind),
+                properties: Some(properties),
+                ..
+            }) => {
+                let text = properties.get();
+                let properties = serde_json::from_str::<Value>(text)
+                    .or_else(|_| serde_json::from_str(&replace_lone_surrogates(text)));
+                properties
+                    .is_ok_and(|p| self.event(id.as_deref().unwrap_or_default(), &kind, &p, out))
+            }
+            _ => false,
+        };
+        if !known {
+            out.push(
+                Unparsed {
+                    native: parsed(native),
+                }
+                .into(),
+            );
+        }
+    }
+
+    fn reply(&mut self, tag: CallPurpose, reply: CallReply, out: &mut Vec<Action>) {
+        let (status, body) = match &reply {
+            CallReply::Answer { status, body } => (*status, body.as_slice()),
+            CallReply::Lost(_) => (0, &b""[..]),
+        };
+        let said = || String::from_utf8_lossy(&body[..body.len().min(500)]).into_owned();
+        let after_restart = matches!(tag, CallPurpose::Look(_));
+        match tag {
+            CallPurpose::Open | CallPurpose::Resume if status == 200 => {
+                let id = serde_json::from_slice::<Value>(body)
+                    .ok()
+                    .and_then(|v| v["id"].as_str().map(str::to_owned));
+                match id {
+                    Some(id) => {
+                        self.session = Some(id.clone());
+                        out.push(Action::Ready {
+                            native_session_id: id,
+                            resumed: tag == CallPurpose::Resume,
+                        });
+                    }
+                    None => out.push(Action::Broken(format!(
+                        "opencode answered a session without an id: {}",
+                        said()
+                    ))),
+                }
+            }
+            CallPurpose::Resume if status == 404 => {
+                out.push(Warning { message: "opencode no longer has this session; a new one is begun, without its history".into() }.into());
+                self.session = None;
+                out.push(self.create());
+            }
+            CallPurpose::Open | CallPurpose::Resume => out.push(Action::Broken(format!(
+                "opencode gave no session: status {status} {}",
+                said()
+            ))),
+            CallPurpose::Deliver(input_id) => match (&reply, self.sent_as(&input_id)) {
+                (_, None)
+                | (
+                    CallReply::Answer {
+                        status: 200..300, ..
+                    },
+                    _,
+                ) => {}
+                (
+                    CallReply::Answer {
+                        status: 400..500, ..
+                    },
+                    Some(native),
+                ) => {
+                    self.sent.remove(&native);
+                    out.push(Action::Refused {
+                        input_id,
+                        why: format!("opencode refused it with status {status}: {}", said()),
+                    });
+                }
+                // Whether it arrived is not known, and is asked when opencode is up again.
+                (CallReply::Answer { .. }, _) => out.push(Action::Broken(format!(
+                    "opencode failed to take an input: status {status} {}",
+                    said()
+                ))),
+                (CallReply::Lost(why), _) => out.push(Action::Broken(format!(
+                    "opencode did not say whether it took an input: {why}"
+                ))),
+            },
+            CallPurpose::Look(input_id) | CallPurpose::Check(input_id) => match (
+                status,
+                self.sent_as(&input_id),
+            ) {
+                (_, None) => {}
+                (200, Some(native)) => {
+                    if let Some(input) = self.sent.remove(&native) {
+                        self.arrived(&native, &input, out);
+                        if after_restart {
+                            self.unanswered(out);
+                        }
+                    }
+                }
+                (404, Some(native)) => {
+                    self.sent.remove(&native);
+                    out.push(match after_restart {
+                        true => Action::Undelivered { input_id },
+                        false => Action::Refused {
+                            input_id,
+                            why: "opencode took it and did not store it".into(),
+                        },
+                    });
+                }
+                _ => out.push(Action::Broken(format!(
+                    "opencode does not say whether it has message `{input_id}`: status {status} {}",
+                    said()
+                ))),
+            },
+            CallPurpose::Interrupt if status == 200 => {}
+            CallPurpose::Interrupt => out.push(Action::Broken(format!(
+                "opencode cannot be interrupted: status {status} {}",
+                said()
+            ))),
+            CallPurpose::Output(_) => {}
+            CallPurpose::Answer(_) if status == 200 => {}
+            CallPurpose::Answer(request) => {
+                // It still waits.
+                self.asked
+                    .entry(request.clone())
+                    .and_modify(|asked| asked.1 = false);
+                self.decided.remove(&request);
+                out.push(
+                    Warning {
+                        message: format!(
+                            "opencode did not take the answer to `{request}`: status {status} {}",
+                            said()
+                        ),
+                    }
+                    .into(),
+                )
+            }
+        }
+    }
+
+    /// As opencode makes them: it orders messages by their ids, which begin with the time.
+    fn native_id(&self, now: i64, random: [u8; 14]) -> String {
+        const LETTERS: &[u8; 62] =
+            b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+        let tail: String = random
+            .iter()
+            .map(|b| char::from(LETTERS[usize::from(*b) % 62]))
+            .collect();
+        format!(
+            "msg_{:012x}{tail}",
+            ((now as u64) << 12 | 1) & 0xffff_ffff_ffff
+        )
+    }
+
+    fn deliver(&mut self, input: &Input, native_id: &str, out: &mut Vec<Action>) {
+        let mut parts = vec![json!({ "type": "text", "text": input.text })];
+        for (i, a) in input.attachments.iter().enumerate() {
+            parts.push(json!({ "type": "file", "mime": a.media_type, "filename": format!("attachment-{}", i + 1), "url": format!("data:{};base64,{}", a.media_type, a.data) }));
+        }
+        self.sent.insert(native_id.to_owned(), input.clone());
+        let path = format!(
+            "/session/{}/prompt_async",
+            self.session.as_deref().unwrap_or_default()
+        );
+        out.push(self.post(
+            CallPurpose::Deliver(input.input_id.clone()),
+            &path,
+            json!({ "messageID": native_id, "parts": parts }),
+        ));
+        out.push(Action::Wake(STORE_TIME));
+    }
+
+    fn look_for(&mut self, input: &Input, native_id: &str, told: bool, out: &mut Vec<Action>) {
+        if told {
+            // That was said when it stood in opencode's history.
+            self.users.insert(native_id.to_owned());
+            return out.push(Action::Delivered {
+                input_id: input.input_id.clone(),
+            });
+        }
+        self.sent.insert(native_id.to_owned(), input.clone());
+        out.push(self.look(CallPurpose::Look(input.input_id.clone()), native_id));
+    }
+
+    fn interrupt(&mut self, out: &mut Vec<Action>) {
+        if let Some(turn) = &mut self.turn {
+            // While it waits to retry, opencode says nothing of an abort.
+            turn.aborted = true;
+            let path = format!(
+                "/session/{}/abort",
+                self.session.as_deref().unwrap_or_default()
+            );
+            out.push(self.post(CallPurpose::Interrupt, &path, json!({})));
+        }
+    }
+
+    fn answer(
+        &mut self,
+        request_id: &str,
+        decision: &PermissionDecision,
+        by: &str,
+        out: &mut Vec<Action>,
+    ) -> bool {
+        let about_question = matches!(
+            decision,
+            PermissionDecision::Answers(_) | PermissionDecision::RejectQuestion
+        );
+        match self.asked.get_mut(request_id) {
+            Some((is_question, answered)) if *is_question == about_question && !*answered => {
+                *answered = true
+            }
+            _ => return false,
+        }
+        let permission = |reply: &str, message: Option<&str>| {
+            (
+                format!("/permission/{request_id}/reply"),
+                json!({ "reply": reply, "message": message }),
+            )
+        };
+        let (path, body) = match decision {
+            PermissionDecision::Allow => permission("once", None),
+            PermissionDecision::AllowAlways => permission("always", None),
+            // Without a message opencode would end the turn.
+            PermissionDecision::Deny { message } => {
+                permission("reject", Some(message.as_deref().unwrap_or(DENIED)))
+            }
+            PermissionDecision::Answers(answers) => (
+                format!("/question/{request_id}/reply"),
+                json!({ "answers": answers }),
+            ),
+            PermissionDecision::RejectQuestion => {
+                (format!("/question/{request_id}/reject"), json!({}))
+            }
+        };
+        if !about_question {
+            self.decided.insert(
+                request_id.to_owned(),
+                (decision.name().to_owned(), by.to_owned()),
+            );
+        }
+        out.push(self.post(CallPurpose::Answer(request_id.to_owned()), &path, body));
+        true
+    }
+
+    fn wake(&mut self, out: &mut Vec<Action>) {
+        self.tell_early(out);
+        if self.turn.as_ref().is_some_and(|t| t.draining) {
+            self.end_turn(out);
+        } else if self.turn.is_none() && !self.waiting.is_empty() {
+            self.unanswered(out);
+        }
+        out.extend(
+            self.sent.iter().map(|(native, input)| {
+                self.look(CallPurpose::Check(input.input_id.clone()), native)
+            }),
+        );
+    }
+
+    fn close(&mut self, out: &mut Vec<Action>) {
+        self.orphan(None, out);
+        if let Some(turn) = &mut self.turn {
+            // Its last word was said: what is missing is only the word that it is idle.
+            let finished =
+                self.tools.is_empty() && matches!(turn.finish.as_deref(), Some("stop" | "length"));
+            turn.error |= !turn.draining && !turn.aborted && !finished;
+        }
+        self.end_turn(out);
+        if !self.waiting.is_empty() {
+            self.unanswered(out);
+        }
+        // Inputs that were handed over are looked for when it is up again.
+        *self = Opencode {
+            session_id: std::mem::take(&mut self.session_id),
+            mcp: std::mem::take(&mut self.mcp),
+            users: std::mem::take(&mut self.users),
+            tool_ids: std::mem::take(&mut self.tool_ids),
+            ..Opencode::default()
+        };
+    }
+
+    fn phase(&self) -> Phase {
+        match &self.turn {
+            Some(turn) if turn.draining || turn.stopped() => Phase::Settling,
+            None if self.waiting.is_empty() => Phase::Idle,
+            _ => Phase::Busy,
+        }
+    }
+}
+
+/// From the time within an event's id to `next`; both count milliseconds since 1970, the id
+/// only their lower 36 bits.
+fn milliseconds_after(id: &str, next: u64) -> Option<u64> {
+    const BITS: u64 = (1 << 36) - 1;
+    let said = u64::from_str_radix(id.strip_prefix("evt_")?.get(..12)?, 16).ok()? >> 12;
+    let after = (next & BITS).wrapping_sub(said) & BITS;
+    // Further away than a day: the time has passed.
+    Some(if after > 86_400_000 { 0 } else { after })
+}
+
+/// JSON in which every half of a surrogate pair that stands alone is U+FFFD: JavaScript cuts
+/// texts between the two, and writes what no Unicode text can hold.
+fn replace_lone_surrogates(json: &str) -> String {
+    let unit = |at: usize| {
+        json.get(at..at + 6)
+            .and_then(|e| e.strip_prefix("\\u"))
+            .and_then(|hex| u16::from_str_radix(hex, 16).ok())
+    };
+    let (mut out, mut at) = (String::with_capacity(json.len()), 0);
+    while let Some(found) = json[at..].find('\\') {
+        let escape = at + found;
+        out.push_str(&json[at..escape]);
+        let whole = match (unit(escape), unit(escape + 6)) {
+            (Some(0xd800..=0xdbff), Some(0xdc00..=0xdfff)) => 12,
+            (Some(0xd800..=0xdfff), _) => {
+                out.push('\u{fffd}');
+                at = escape + 6;
+                continue;
+            }
+            (Some(_), _) => 6,
+            // A backslash and the character that it escapes.
+            (None, _) => 1 + json[escape + 1..].chars().next().map_or(0, char::len_utf8),
+        };
+        out.push_str(&json[escape..escape + whole]);
+        at = escape + whole;
+    }
+    out.push_str(&json[at..]);
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::adapter::runtime::opencode::parts::appended_since;
+    use crate::adapter::runtime::opencode::parts::counts;
+
+    #[test]
+    fn reasoning_is_in_the_output_whatever_the_provider_says() {
+        let beside = json!({ "total": 128, "input": 100, "output": 15, "reasoning": 13, "cache": { "read": 0, "write": 0 } });
+        let within = json!({ "total": 128, "input": 100, "output": 28, "reasoning": 13, "cache": { "read": 0, "write": 0 } });
+        assert_eq!(
+            (counts(&beside).output, counts(&within).output),
+            (Some(28), Some(28))
+        );
+    }
+
+    #[test]
+    fn only_what_is_new_of_an_output_is_told() {
+        assert_eq!(appended_since("", "a\n"), "a\n");
+        assert_eq!(appended_since("a\n", "a\nb\n"), "b\n");
+        assert_eq!(appended_since("a\nb\n", "a\nb\n"), "");
+        let line = |i: usize| format!("line {i} abcdefghijklmnop\n");
+        let first: String = (1..500).map(line).collect();
+        let window: String = (300..700).map(line).collect();
+        let windowed = format!("...\n\n{window}");
+        assert_eq!(
+            appended_since(&first, &windowed),
+            (500..700).map(line).collect::<String>()
+        );
+        let later = format!("...\n\n{}", (650..900).map(line).collect::<String>());
+        assert_eq!(
+            appended_since(&windowed, &later),
+            (700..900).map(line).collect::<String>()
+        );
+        // Nothing in common: all of it.
+        assert_eq!(appended_since("x", "...\n\nyy"), "yy");
+        assert_eq!(appended_since("é", "éà"), "à");
+    }
+
+    #[test]
+    fn halves_of_surrogate_pairs_are_replaced_and_nothing_else() {
+        let cases = [
+            (r#""a\ud83e\udd80b""#, "a\u{1F980}b"),
+            (r#""\udd80 x""#, "\u{fffd} x"),
+            (r#""x \ud83e""#, "x \u{fffd}"),
+            (r#""\ud83e\ud83e\udd80""#, "\u{fffd}\u{1F980}"),
+            (r#""\\ud83e \" \u00e9 é""#, "\\ud83e \" é é"),
+        ];
+        for (json, text) in cases {
+            assert_eq!(
+                serde_json::from_str::<String>(&replace_lone_surrogates(json)).unwrap(),
+                text,
+                "{json}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_wait_is_counted_from_the_time_in_the_id() {
+        assert_eq!(
+            milliseconds_after("evt_1fc515d14001smm12J7lh8fiao", 1_795_234_555_197),
+            Some(2089)
+        );
+        assert_eq!(milliseconds_after("evt_zz", 1), None);
+    }
+}
