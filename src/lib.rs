@@ -6,17 +6,39 @@
 //! | X | Y |
 //! |---|---|
 //! | the way of a request through the sidecar | `sidecar/proxy.rs` |
-//! | a step of it (guard, route, body, model, scope, limit, sign, upstream, relay) | `sidecar/<step>.rs` or `sidecar/<step>/` |
-//! | which keys of a request decide | `sidecar/model/keys.rs` |
-//! | what a request can cost and what it did cost | `sidecar/billing.rs`, `sidecar/ledger.rs` |
-//! | what is written down of a request, and the chain of records | `sidecar/record.rs`, `sidecar/audit/` |
-//! | a provider | `sidecar/provider/<provider>.rs`, listed in `registry.rs` |
-//! | what operators configure | `sidecar/config.rs`, `config/sidecar.yaml` |
-//! | the session behind the adapter, the way of an event and of an input | `adapter/session.rs` |
-//! | a runtime (a CLI) | `adapter/runtime/<runtime>.rs`, listed in `registry.rs` |
-//! | what UIs are sent | `event.rs`, `adapter/view.rs` |
-//! | the routes of `:3100` and `:8788` | `adapter/stream_api.rs`, `adapter/input_api.rs` |
-//! | what a CLI was given, is writing, and means by an error | `adapter/handed.rs`, `adapter/draft.rs`, `adapter/cause.rs` |
+//! | a step of it | `sidecar/steps/<step>.rs` or `sidecar/steps/<step>/` |
+//! | host, origin, method and content type of a request | `sidecar/steps/guard.rs` |
+//! | which endpoint a path leads to | `sidecar/steps/route.rs` |
+//! | the limits of a body, its memory, gzip and zstd | `sidecar/steps/body/` |
+//! | which keys of a request decide | `sidecar/steps/model/keys.rs` |
+//! | scopes, grants and model globs | `sidecar/policy.rs`, `sidecar/steps/scope.rs` |
+//! | rates, concurrency and budgets | `sidecar/steps/limit.rs`, `sidecar/ledger/limiter.rs` |
+//! | headers to the provider, and its key | `sidecar/steps/sign.rs` |
+//! | DNS, private addresses, TLS | `sidecar/steps/upstream/` |
+//! | the bytes of a reply | `sidecar/steps/relay/` |
+//! | where a key comes from | `sidecar/credential/` |
+//! | a key in a reply | `sidecar/redact.rs` |
+//! | what a request can cost and what it did cost | `sidecar/billing.rs`, `sidecar/usage/` |
+//! | what grants have spent, on disk | `sidecar/ledger/state.rs` |
+//! | what is written down about a request, and the chain of records | `sidecar/record.rs`, `sidecar/audit/` |
+//! | error codes, and how clients are told | `sidecar/refusal.rs` |
+//! | lists of models cut down to what is granted | `sidecar/models.rs` |
+//! | metrics, health and the operators' port | `sidecar/metrics.rs`, `sidecar/admin.rs` |
+//! | a provider | `sidecar/provider/<provider>.rs`, listed in `sidecar/provider/registry.rs` |
+//! | what operators configure | `sidecar/config/`, `config/sidecar.yaml` |
+//! | the session behind the adapter, the way of an event and of an input | `adapter/session/mod.rs` |
+//! | when a CLI is started, stopped and started again | `adapter/session/cli.rs` |
+//! | the environment of the CLI | `adapter/environment.rs` |
+//! | the rules of every stream | `adapter/lifecycle.rs` |
+//! | the events on disk | `adapter/journal/` |
+//! | inputs that wait | `adapter/inbox/` |
+//! | a runtime (a CLI) | `adapter/runtime/<runtime>/`, listed in `adapter/runtime/registry.rs` |
+//! | what translators share | `adapter/runtime/native.rs`, `adapter/runtime/in_flight.rs`, `adapter/runtime/items.rs`, `adapter/runtime/error_code.rs` |
+//! | the routes of `:3100` and `:8788` | `adapter/port/stream.rs`, `adapter/port/input.rs` |
+//! | who may use the ports | `adapter/port/access.rs`, `adapter/port/tickets.rs` |
+//! | other shapes of the stream | `adapter/protocol/` |
+//! | the page at `:3100` | `adapter/console/` |
+//! | what UIs are sent | `event.rs` |
 //! | what models cost | `catalogue/` |
 //! | the embedded scripted provider | `rehearsal/` |
 //! | a command | `cli.rs`, `command/<command>.rs` |

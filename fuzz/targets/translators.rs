@@ -7,9 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use libfuzzer_sys::fuzz_target;
 use outrigger::adapter::inbox::Input;
 use outrigger::adapter::lifecycle::Lifecycle;
-use outrigger::adapter::runtime::{
-    Action, CallPurpose, CallReply, LaunchContext, Permissions, registry,
-};
+use outrigger::adapter::runtime::action::{Action, CallPurpose, CallReply};
+use outrigger::adapter::runtime::{LaunchContext, Permissions, registry};
 use outrigger::event::Payload;
 
 fuzz_target!(|data: &[u8]| {

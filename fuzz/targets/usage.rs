@@ -3,7 +3,7 @@
 #![no_main]
 use libfuzzer_sys::fuzz_target;
 use outrigger::sidecar::provider::registry::PROVIDERS;
-use outrigger::sidecar::usage::{Framing, Meter};
+use outrigger::sidecar::usage::meter::{Framing, Meter};
 
 fuzz_target!(|data: &[u8]| {
     let Some((&at, data)) = data.split_first() else {

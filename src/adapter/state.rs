@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize};
 
 use tokio::sync::{Semaphore, mpsc, watch};
 
-use crate::adapter::config::AccessPolicy;
+use crate::adapter::config::ports::AccessPolicy;
 use crate::adapter::inbox::Inbox;
 use crate::adapter::journal::Journal;
 use crate::adapter::port::access::PortGuard;

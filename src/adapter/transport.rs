@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
-use super::runtime::{CallPurpose, CallReply, FilePattern, RuntimeCall};
+use crate::adapter::runtime::action::{CallPurpose, CallReply, FilePattern, RuntimeCall};
 use crate::base::token::hex;
 
 /// Longest line that is kept whole.

@@ -14,8 +14,11 @@
 
 use std::fmt;
 
+use crate::base::utf8::Utf8;
+
 /// Nesting limit; the same as `serde_json`'s, far beyond any provider's schema.
 pub const MAX_DEPTH: usize = 128;
+
 /// Longest string reported whole; a longer one is reported with `truncated`.
 pub const MAX_TEXT: usize = 512;
 
@@ -603,49 +606,6 @@ fn plain_run(s: &[u8]) -> usize {
         .iter()
         .position(|&b| matches!(b, b'"' | b'\\' | 0..=0x1f))
         .unwrap_or(s.len() - i)
-}
-
-/// UTF-8 validation of a text that arrives in pieces.
-#[derive(Debug, Default)]
-struct Utf8 {
-    /// The beginning of a character that the last piece cut.
-    cut: [u8; 4],
-    len: usize,
-}
-
-impl Utf8 {
-    fn is_whole(&self) -> bool {
-        self.len == 0
-    }
-
-    /// Err: the offset in `piece` at (or just after) which it breaks.
-    fn feed(&mut self, mut piece: &[u8]) -> Result<(), usize> {
-        let mut taken = 0;
-        while self.len > 0 {
-            let Some((&b, rest)) = piece.split_first() else {
-                return Ok(());
-            };
-            self.cut[self.len] = b;
-            self.len += 1;
-            taken += 1;
-            piece = rest;
-            match std::str::from_utf8(&self.cut[..self.len]) {
-                Ok(_) => self.len = 0,
-                Err(e) if e.error_len().is_some() || self.len == 4 => return Err(taken),
-                Err(_) => {}
-            }
-        }
-        match std::str::from_utf8(piece) {
-            Ok(_) => Ok(()),
-            Err(e) if e.error_len().is_none() => {
-                let tail = &piece[e.valid_up_to()..];
-                self.cut[..tail.len()].copy_from_slice(tail);
-                self.len = tail.len();
-                Ok(())
-            }
-            Err(e) => Err(taken + e.valid_up_to()),
-        }
-    }
 }
 
 #[cfg(test)]

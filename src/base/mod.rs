@@ -10,3 +10,4 @@ pub mod settings;
 pub mod sse;
 pub mod sync;
 pub mod token;
+mod utf8;

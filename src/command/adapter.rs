@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use super::{Exit, Signals, broken, fail, place, print};
 use crate::adapter::config::{self, AdapterConfig, Flags};
+use crate::adapter::environment;
 use crate::adapter::process;
 use crate::adapter::server::RunningAdapter;
 use crate::adapter::session::Ended;
@@ -13,6 +14,7 @@ use crate::cli;
 use crate::event::{SessionEndReason, TurnEndReason};
 
 pub(super) const DEFAULT: &str = "/etc/outrigger/adapter.yaml";
+
 /// Where the sidecar's keys are mounted, unless it is told otherwise.
 const SECRETS: &str = "/run/secrets/outrigger";
 
@@ -103,7 +105,7 @@ fn flags(args: &cli::AdapterArgs) -> Flags {
 pub(super) fn keys_within_reach(allowed: &[String]) -> Vec<String> {
     let mut found: Vec<String> = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value)))
-        .filter(|(name, value)| process::holds_a_key(name) && !allowed.contains(name) && !value.to_str().is_some_and(process::is_placeholder))
+        .filter(|(name, value)| environment::holds_a_key(name) && !allowed.contains(name) && !value.to_str().is_some_and(environment::is_placeholder))
         .map(|(name, _)| format!("the variable `{name}` holds a key that the agent could read\nhint: give keys to the sidecar's container only; a CLI that wants one takes `outrigger`"))
         .collect();
     if std::fs::read_dir(SECRETS).is_ok() {

@@ -12,10 +12,10 @@ use rustix::fs::OFlags;
 
 use super::adapter::{DEFAULT, keys_within_reach};
 use super::{Exit, Signals, broken, fail, place};
+use crate::adapter::assembly::Assembled;
 use crate::adapter::config::{self, AdapterConfig, Flags};
 use crate::adapter::journal::StreamPart;
 use crate::adapter::process;
-use crate::adapter::server::Assembled;
 use crate::adapter::session::{Ended, SessionCommand};
 use crate::adapter::transport::LineSplitter;
 use crate::base::token::random_hex;

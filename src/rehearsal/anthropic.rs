@@ -2,9 +2,9 @@
 
 use serde_json::{Value, json};
 
-use super::script::{Finish, ScriptedReply};
 use super::{Api, Ask, Tool, Wanted, pieces, schema_at, sse, text_of, tokens};
 use crate::base::token::{hex_to_letters, random_hex};
+use crate::rehearsal::reply::{Finish, ScriptedReply};
 
 pub(super) const API: Api = Api {
     header: Some("anthropic-version"),

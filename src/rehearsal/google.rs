@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 
-use super::script::{Finish, ScriptedReply};
 use super::{Api, Ask, Tool, Wanted, pieces, schema_at, sse, text_of, tokens};
+use crate::rehearsal::reply::{Finish, ScriptedReply};
 
 pub(super) const API: Api = Api {
     header: None,

@@ -8,10 +8,13 @@ mod anthropic;
 mod example;
 mod google;
 mod openai;
+pub mod reply;
+mod scene;
 mod script;
 mod server;
 
-pub use script::{Script, Step};
+pub use reply::Step;
+pub use script::Script;
 pub use server::Rehearsal;
 
 use serde_json::Value;
@@ -57,9 +60,9 @@ struct Api {
     route: fn(method: &str, path: &str) -> Option<Wanted>,
     read: fn(path: &str, body: &Value) -> Ask,
     /// A whole reply.
-    reply: fn(&Ask, &script::ScriptedReply, kind: &str) -> Value,
+    reply: fn(&Ask, &reply::ScriptedReply, kind: &str) -> Value,
     /// The events of a streamed reply.
-    events: fn(&Ask, &script::ScriptedReply, kind: &str) -> Vec<String>,
+    events: fn(&Ask, &reply::ScriptedReply, kind: &str) -> Vec<String>,
     error: fn(status: u16, message: &str) -> Value,
     /// The list of models.
     models: fn(&[&str]) -> Value,

@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 
-use super::script::{Finish, ScriptedReply};
 use super::{Api, Ask, Tool, Wanted, pieces, schema_at, sse, text_of, tokens};
+use crate::rehearsal::reply::{Finish, ScriptedReply};
 
 pub(super) const API: Api = Api {
     header: None,
@@ -184,7 +184,7 @@ fn finish_reason(reply: &ScriptedReply) -> &'static str {
 }
 
 fn tool_calls(reply: &ScriptedReply) -> Vec<Value> {
-    let call = |(i, c): (usize, &super::script::ScriptedCall)| json!({ "index": i, "id": id("call"), "type": "function", "function": { "name": c.name, "arguments": c.input.to_string() } });
+    let call = |(i, c): (usize, &crate::rehearsal::reply::ScriptedCall)| json!({ "index": i, "id": id("call"), "type": "function", "function": { "name": c.name, "arguments": c.input.to_string() } });
     reply.calls.iter().enumerate().map(call).collect()
 }
 

@@ -23,9 +23,10 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Sleep;
 
-use super::script::{Script, ScriptedReply, Step};
 use super::{APIS, Api, Ask, MODELS, Wanted, tokens};
 use crate::base::sync::lock;
+use crate::rehearsal::reply::{ScriptedReply, Step};
+use crate::rehearsal::script::Script;
 
 const MAX_BODY: usize = 64 << 20;
 

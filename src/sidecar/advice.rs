@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 
 use crate::sidecar::config::SidecarConfig;
-use crate::sidecar::credential::Source;
+use crate::sidecar::credential::secret::Source;
 use crate::sidecar::policy::Grant;
 use crate::sidecar::policy::Policy;
 
@@ -66,7 +66,8 @@ fn of_grant(grant: &Grant) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use crate::sidecar::config::{Loaded, parse};
+    use crate::sidecar::config::Loaded;
+    use crate::sidecar::config::read::parse;
 
     #[test]
     fn what_is_hardly_meant_is_told() {

@@ -22,6 +22,7 @@ pub mod proxy;
 pub mod record;
 pub mod redact;
 pub mod refusal;
+pub mod reload;
 pub mod response;
 pub mod server;
 pub mod state;

@@ -20,7 +20,7 @@ use crate::sidecar::policy::Policy;
 use crate::sidecar::provider::Billing;
 use crate::sidecar::response::{ResponseBody, ResponseBodyKind};
 use crate::sidecar::state::SidecarState;
-use crate::sidecar::steps::body::BufferedBody;
+use crate::sidecar::steps::body::buffered::BufferedBody;
 use crate::sidecar::steps::limit::Admitted;
 use crate::sidecar::steps::relay::RelayedCall;
 use crate::sidecar::steps::route::RouteTarget;

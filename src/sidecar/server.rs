@@ -20,28 +20,23 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use super::audit::{self, Audit, AuditWriter};
-use super::config::{self, Fixed, Loaded, SidecarConfig};
+use super::config::{self, Loaded, SidecarConfig};
 use super::connection::{self, Handle, Rank};
 use super::known_objects::KnownObjects;
 use super::metrics::Metrics;
 use super::{admin, advice};
-use crate::base::settings;
 use crate::base::sync::lock;
 use crate::sidecar::credential::{SecretKind, Store};
 use crate::sidecar::ledger::limiter::Ledger;
+use crate::sidecar::reload::{FOLLOWERS_END, SLOW, follow, refresh};
 use crate::sidecar::state::{RETRY_MEMORY, SidecarState};
 use crate::sidecar::steps::body::{BodyMemory, GRACE};
 use crate::sidecar::steps::guard::CallerPolicy;
 use crate::sidecar::steps::upstream::Upstream;
 
-/// How often files are looked at: grants within 1 s, keys within 2 s, with room to spare.
-const LOOK: Duration = Duration::from_millis(250);
-/// How long the threads that follow files get to end.
-const FOLLOWERS_END: Duration = Duration::from_millis(500);
 /// Refused requests per second, of all connections together, that are answered at full speed.
 const REFUSALS: NonZeroU32 = NonZeroU32::new(500).unwrap();
-/// A body that takes longer makes room for a new connection before an idle one does.
-const SLOW: Duration = Duration::from_secs(1);
+
 /// Probes and scrapes; nobody else has business on the admin port.
 const ADMIN_CONNECTIONS: usize = 64;
 
@@ -380,94 +375,4 @@ async fn serve_admin(
         }));
     }
     connections.shutdown().await;
-}
-
-/// Follows the configuration, the keys in files, and the keys that programs print, each on a
-/// thread of its own: a file system or a program that hangs stops none of the others.
-fn follow(
-    path: &Path,
-    shared: &Arc<SidecarState>,
-    on: &Arc<AtomicBool>,
-    running: Fixed,
-) -> std::io::Result<Vec<JoinHandle<()>>> {
-    let mut last = settings::read(path).unwrap_or_default();
-    let (path, files, on_files) = (path.to_path_buf(), shared.clone(), on.clone());
-    let grants = std::thread::Builder::new()
-        .name("follow".into())
-        .spawn(move || {
-            while on_files.load(Ordering::Acquire) {
-                std::thread::sleep(LOOK);
-                reload(&files, &path, &mut last, &running);
-            }
-        })?;
-    let keys = shared.clone();
-    let keys = std::thread::Builder::new()
-        .name("keys".into())
-        .spawn(move || {
-            while !keys.secrets.is_stopping() {
-                keys.secrets.wait(LOOK);
-                refresh(&keys, SecretKind::Files);
-            }
-        })?;
-    let commands = shared.clone();
-    let commands = std::thread::Builder::new()
-        .name("credentials".into())
-        .spawn(move || {
-            while !commands.secrets.is_stopping() {
-                refresh(&commands, SecretKind::Commands);
-                std::thread::sleep(LOOK);
-            }
-        })?;
-    Ok(vec![grants, keys, commands])
-}
-
-/// Takes a changed configuration, or keeps the last good one and says so.
-fn reload(shared: &SidecarState, path: &Path, last: &mut String, running: &Fixed) {
-    let now = match settings::read(path) {
-        Ok(now) => now,
-        Err(e) => {
-            if shared.metrics.policy_ok.get() != 0 {
-                shared.metrics.reload(false);
-                tracing::error!(file = %path.display(), error = %e, "the configuration cannot be read; the last good one serves");
-            }
-            last.clear();
-            return;
-        }
-    };
-    if now == *last {
-        return;
-    }
-    match config::parse(&now) {
-        Ok(Loaded { config, policy }) => {
-            for what in advice::on(&config, &policy) {
-                tracing::warn!("{what}");
-            }
-            let changed: Vec<&str> = config
-                .fixed()
-                .into_iter()
-                .filter(|setting| !running.contains(setting))
-                .map(|(key, _)| key)
-                .collect();
-            if !changed.is_empty() {
-                tracing::warn!(
-                    "`{}`: changed, and used after a restart",
-                    changed.join("`, `")
-                );
-            }
-            tracing::info!(revision = %policy.revision, grants = policy.grants.len(), "configuration taken");
-            shared.policy.store(Arc::new(policy));
-            shared.metrics.reload(true);
-        }
-        Err(problems) => {
-            shared.metrics.reload(false);
-            tracing::error!(file = %path.display(), "the configuration is broken; the last good one serves:\n{}", problems.join("\n"));
-        }
-    }
-    *last = now;
-}
-
-fn refresh(shared: &SidecarState, kind: SecretKind) {
-    let policy = shared.policy.load_full();
-    let sources = policy.providers.values().filter_map(|p| p.secret.as_ref());
-    shared.secrets.refresh(sources, kind);
 }

@@ -9,9 +9,8 @@ use std::time::Duration;
 
 use outrigger::adapter::inbox::Input;
 use outrigger::adapter::lifecycle::{Lifecycle, TurnPayload};
-use outrigger::adapter::runtime::{
-    Action, CallReply, LaunchContext, Mcp, PermissionDecision, Permissions, Translator, registry,
-};
+use outrigger::adapter::runtime::action::{Action, CallReply, PermissionDecision};
+use outrigger::adapter::runtime::{LaunchContext, Mcp, Permissions, Translator, registry};
 use outrigger::event::{InputSource, Payload};
 use serde_json::Value;
 

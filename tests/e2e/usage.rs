@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::io::Read;
 
 use outrigger::sidecar::provider::{Endpoint, registry};
-use outrigger::sidecar::usage::{Framing, Meter, Report};
+use outrigger::sidecar::usage::Report;
+use outrigger::sidecar::usage::meter::{Framing, Meter};
 use serde_json::{Value, json};
 
 use crate::kit::*;

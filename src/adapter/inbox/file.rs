@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Attachment, Input, Sent};
+use crate::adapter::inbox::{Attachment, Input};
 use crate::base::token::hex;
 
 /// Longest line that is read: an input of an earlier version, whose attachments stand in it.
@@ -252,4 +252,12 @@ impl Payloads {
 fn sync_dir(path: &Path) -> io::Result<()> {
     path.parent()
         .map_or(Ok(()), |dir| File::open(dir)?.sync_all())
+}
+
+/// An input that was handed over, or was about to be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sent {
+    pub input_id: String,
+    /// Its name in the CLI.
+    pub native_id: String,
 }

@@ -10,7 +10,8 @@
 
 mod file;
 
-use std::collections::{HashMap, VecDeque};
+pub mod queue;
+
 use std::io;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard};
@@ -18,19 +19,26 @@ use std::sync::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
-use self::file::{InboxRecord, Log, Payloads, ReadLog};
+use self::file::{InboxRecord, Log, Payloads};
 use super::trouble::{Component, Troubles};
+use crate::adapter::inbox::queue::{OpenInput, Queue, Undecided};
 use crate::base::sync::lock;
 use crate::event::{InputMode, InputSource};
 
+pub use self::file::Sent;
+
 /// Inputs that may wait.
 pub const CAPACITY: usize = 256;
+
 /// What their texts and attachments may have together.
 pub const CAPACITY_BYTES: u64 = 64 << 20;
+
 /// Ids of delivered inputs that are remembered across a restart.
 const REMEMBERED: usize = 16_384;
+
 /// A log that is this long, and four times as long as it need be, is rewritten.
 const COMPACT_BYTES: u64 = 1 << 20;
+
 /// An input during which the CLI ended so often is given up.
 pub const MAX_DEATHS: u32 = 3;
 
@@ -76,61 +84,6 @@ pub struct Attachment {
     pub media_type: String,
     /// Base64.
     pub data: String,
-}
-
-/// An input that was handed over, or was about to be.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Sent {
-    pub input_id: String,
-    /// Its name in the CLI.
-    pub native_id: String,
-}
-
-/// One that is not over, as a restart looks for it in the journal.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Undecided {
-    pub input_id: String,
-    /// Its `user.message` is not before this number.
-    pub since: u64,
-    /// It was handed over once, or was about to be.
-    pub was_sent: bool,
-}
-
-/// An input that is not over.
-#[derive(Debug, Clone)]
-struct OpenInput {
-    input: Input,
-    /// It is with the CLI, or on its way there.
-    sent: Option<Sent>,
-    /// Its `user.message` has a number above this: the journal's last when it was accepted.
-    since: u64,
-    /// It was sent once.
-    was_sent: bool,
-    /// How often the CLI ended while it had it.
-    deaths: u32,
-}
-
-impl OpenInput {
-    fn new(input: Input, since: u64) -> OpenInput {
-        OpenInput {
-            input,
-            sent: None,
-            since,
-            was_sent: false,
-            deaths: 0,
-        }
-    }
-}
-
-#[derive(Debug)]
-struct Queue {
-    log: Log,
-    open: VecDeque<OpenInput>,
-    /// Every id that was seen, with its answer.
-    positions: HashMap<String, u64>,
-    order: VecDeque<String>,
-    /// The session is ending: nobody would deliver what comes now.
-    closed: bool,
 }
 
 #[derive(Debug)]
@@ -495,126 +448,6 @@ pub struct OpenedInbox {
     pub fresh: bool,
     /// Lines of it that could not be read.
     pub damaged: usize,
-}
-
-impl Queue {
-    fn rebuild(log: Log, found: ReadLog) -> Queue {
-        let mut queue = Queue {
-            log,
-            open: VecDeque::new(),
-            positions: HashMap::new(),
-            order: VecDeque::new(),
-            closed: false,
-        };
-        found.records.iter().for_each(|record| queue.apply(record));
-        queue
-    }
-
-    fn apply(&mut self, record: &InboxRecord) {
-        match record {
-            InboxRecord::Accepted {
-                input,
-                position,
-                sequence,
-            } => {
-                if !self.positions.contains_key(&input.input_id) {
-                    self.remember(&input.input_id, *position);
-                    self.open
-                        .push_back(OpenInput::new(input.clone(), *sequence));
-                }
-            }
-            InboxRecord::Sent(sent) => {
-                if let Some(open) = self.find(&sent.input_id) {
-                    (open.sent, open.was_sent) = (Some(sent.clone()), true);
-                }
-            }
-            InboxRecord::Unsent(id) => {
-                if let Some(open) = self.find(id) {
-                    (open.sent, open.was_sent) = (None, true);
-                }
-            }
-            InboxRecord::Died(id, deaths) => {
-                if let Some(open) = self.find(id) {
-                    open.deaths = *deaths;
-                }
-            }
-            InboxRecord::Over(id, position) => {
-                self.open.retain(|o| o.input.input_id != *id);
-                self.remember(id, *position);
-            }
-            InboxRecord::Void(id) => {
-                self.open.retain(|o| o.input.input_id != *id);
-                self.order.retain(|known| known != id);
-                self.positions.remove(id);
-            }
-        }
-    }
-
-    fn remember(&mut self, id: &str, position: u64) {
-        if self.positions.insert(id.to_owned(), position).is_none() {
-            self.order.push_back(id.to_owned());
-        }
-        while self.order.len() > REMEMBERED {
-            if let Some(old) = self.order.pop_front() {
-                self.positions.remove(&old);
-            }
-        }
-    }
-
-    /// The position that an input would have; or the answer to one that cannot be taken.
-    fn has_room(&self, input: &Input) -> Result<u64, Result<Accepted, InboxError>> {
-        if let Some(&position) = self.positions.get(&input.input_id) {
-            return Err(Ok(Accepted {
-                position,
-                duplicate: true,
-            }));
-        }
-        let bytes = |i: &Input| i.text.len() as u64 + i.attachment_bytes;
-        match () {
-            () if self.closed => Err(Err(InboxError::Closed)),
-            () if self.open.len() >= CAPACITY => Err(Err(InboxError::Full)),
-            () if self.open.iter().map(|o| bytes(&o.input)).sum::<u64>() + bytes(input)
-                > CAPACITY_BYTES =>
-            {
-                Err(Err(InboxError::TooLarge))
-            }
-            () => Ok(self.open.len() as u64 + 1),
-        }
-    }
-
-    fn find(&mut self, id: &str) -> Option<&mut OpenInput> {
-        self.open.iter_mut().find(|o| o.input.input_id == id)
-    }
-
-    fn waiting(&self) -> impl Iterator<Item = &OpenInput> {
-        self.open.iter().filter(|o| o.sent.is_none())
-    }
-
-    /// What a log need hold to be the same as this one.
-    fn records(&self) -> Vec<InboxRecord> {
-        let position = |id: &str| self.positions.get(id).copied().unwrap_or(1);
-        let is_open = |id: &&String| self.open.iter().any(|o| o.input.input_id == **id);
-        let mut records: Vec<InboxRecord> = self
-            .order
-            .iter()
-            .filter(|id| !is_open(id))
-            .map(|id| InboxRecord::Over(id.clone(), position(id)))
-            .collect();
-        for open in &self.open {
-            let id = &open.input.input_id;
-            records.push(InboxRecord::Accepted {
-                input: open.input.clone(),
-                position: position(id),
-                sequence: open.since,
-            });
-            match &open.sent {
-                Some(sent) => records.push(InboxRecord::Sent(sent.clone())),
-                None => records.extend(open.was_sent.then(|| InboxRecord::Unsent(id.clone()))),
-            }
-            records.extend((open.deaths > 0).then(|| InboxRecord::Died(id.clone(), open.deaths)));
-        }
-        records
-    }
 }
 
 #[cfg(test)]

@@ -31,9 +31,11 @@ use std::task::Waker;
 use bytes::Bytes;
 use tokio::sync::Notify;
 
-pub use self::cursor::{Cursor, StreamPart};
-pub use self::writer::{JournalWriter, OpenedJournal};
 use crate::base::sync::lock;
+
+pub use self::cursor::{Cursor, StreamPart};
+pub use self::writer::JournalWriter;
+pub use self::writer::OpenedJournal;
 
 /// How much of the newest frames is kept in memory: what live subscribers read.
 const RECENT_BYTES: usize = 2 << 20;

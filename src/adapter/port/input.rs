@@ -7,42 +7,28 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD as BASE64;
-use http_body_util::{BodyExt, Limited};
 use hyper::body::{Body, Bytes, Incoming};
-use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use hyper::{Method, Request};
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::sync::oneshot;
 
-use crate::adapter::inbox::{Attachment, InboxError, Input, TakenBack};
+use crate::adapter::inbox::TakenBack;
 use crate::adapter::port::access::{
     Access, PortResponse, RequestError, json_answer, not_allowed, preflight,
 };
+use crate::adapter::port::answer::MAX_ANSWER;
+use crate::adapter::port::answer::{permission, question};
+use crate::adapter::port::body::MAX_BODY;
+use crate::adapter::port::body::body;
+use crate::adapter::port::body::object;
 use crate::adapter::port::health;
-use crate::adapter::runtime::PermissionDecision;
+use crate::adapter::port::inject::{inject, optional_text};
+use crate::adapter::runtime::action::PermissionDecision;
 use crate::adapter::session::SessionCommand;
 use crate::adapter::state::AdapterState;
-use crate::base::token::random_hex;
-use crate::event::InputMode;
 
-const MAX_TEXT: usize = 64 << 10;
-/// All images of one input, as base64.
-const MAX_ATTACHMENTS: usize = 8 << 20;
-/// The largest body: text and images, with what JSON adds to them.
-const MAX_BODY: usize = MAX_ATTACHMENTS + 8 * MAX_TEXT;
-/// The body of any other route.
-const MAX_ANSWER: usize = 128 << 10;
 /// How long the session may take to look at an answer.
 const ANSWER_TIME: Duration = Duration::from_secs(10);
-/// How much of a refused body is read away, and for how long.
-const DRAIN_BYTES: usize = 64 << 20;
-const DRAIN_TIME: Duration = Duration::from_secs(5);
-const BODY_TIME: Duration = Duration::from_secs(30);
-const MAX_ID: usize = 256;
-const MEDIA: [&str; 4] = ["image/png", "image/jpeg", "image/gif", "image/webp"];
 
 /// What stands behind one of the routes of inputs and answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -202,32 +188,6 @@ async fn body_for_session(
     }
 }
 
-/// Reads the body while few others are being read. Slow ones of strangers must not keep an answer
-/// or a stop from being heard: those have places of their own.
-async fn read_body(
-    shared: &AdapterState,
-    request: Request<Incoming>,
-    target: &InputRoute,
-) -> Result<Bytes, RequestError> {
-    let (places, max) = if *target == InputRoute::Inject {
-        (&shared.bodies, MAX_BODY)
-    } else {
-        (&shared.small_bodies, MAX_ANSWER)
-    };
-    // One that is empty needs no place.
-    if request.body().is_end_stream() {
-        return body(request, max).await;
-    }
-    let Ok(_held) = places.try_acquire() else {
-        return Err(RequestError::new(
-            503,
-            "busy",
-            "too many requests are being read",
-        ));
-    };
-    body(request, max).await
-}
-
 async fn decide(
     shared: &AdapterState,
     request_id: String,
@@ -303,320 +263,28 @@ async fn send_command(
     Ok(json_answer(202, &json!({ "accepted": true })))
 }
 
-/// The body, which is JSON by its type, up to `max` bytes.
-async fn body(request: Request<Incoming>, max: usize) -> Result<Bytes, RequestError> {
-    let too_large = || RequestError::new(413, "body_too_large", format!("more than {max} bytes"));
-    let announced = request
-        .headers()
-        .get(CONTENT_LENGTH)
-        .and_then(|v| v.to_str().ok())
-        .and_then(|v| v.parse::<usize>().ok());
-    let refused = check_type(&request)
-        .err()
-        .or_else(|| announced.is_some_and(|n| n > max).then(too_large));
-    let mut body = request.into_body();
-    if let Some(refused) = refused {
-        // Read away, so that the client gets to its answer.
-        let _ = tokio::time::timeout(DRAIN_TIME, drain(&mut body)).await;
-        return Err(refused);
-    }
-    match tokio::time::timeout(BODY_TIME, Limited::new(&mut body, max).collect()).await {
-        Ok(Ok(whole)) => Ok(whole.to_bytes()),
-        Ok(Err(e)) if e.is::<http_body_util::LengthLimitError>() => {
-            let _ = tokio::time::timeout(DRAIN_TIME, drain(&mut body)).await;
-            Err(too_large())
-        }
-        Ok(Err(e)) => Err(RequestError::new(
-            400,
-            "bad_request",
-            format!("the body could not be read: {e}"),
-        )),
-        Err(_) => Err(RequestError::new(
-            408,
-            "body_timeout",
-            "the body took too long",
-        )),
-    }
-}
-
-async fn drain(body: &mut Incoming) {
-    let mut left = DRAIN_BYTES;
-    while let Some(Ok(frame)) = body.frame().await {
-        left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
-        if left == 0 {
-            return;
-        }
-    }
-}
-
-/// The body's JSON; an empty one is an empty object.
-fn object(bytes: &[u8]) -> Result<Value, RequestError> {
-    if bytes.is_empty() {
-        return Ok(json!({}));
-    }
-    match serde_json::from_slice::<Value>(bytes) {
-        Ok(value @ Value::Object(_)) => Ok(value),
-        Ok(_) => Err(RequestError::new(
-            400,
-            "bad_request",
-            "the body is not a JSON object",
-        )),
-        Err(e) => Err(RequestError::new(
-            400,
-            "bad_request",
-            format!("the body is not JSON: {e}"),
-        )),
-    }
-}
-
-/// A page may send other types without asking first. Nothing at all needs no type.
-pub fn check_type(request: &Request<Incoming>) -> Result<(), RequestError> {
-    let value = request
-        .headers()
-        .get(CONTENT_TYPE)
-        .map(|v| v.as_bytes())
-        .unwrap_or_default();
-    let kind = value
-        .split(|b| *b == b';')
-        .next()
-        .unwrap_or_default()
-        .trim_ascii();
-    if kind.eq_ignore_ascii_case(b"application/json")
-        || value.is_empty() && request.body().is_end_stream()
-    {
-        return Ok(());
-    }
-    Err(RequestError::new(
-        415,
-        "unsupported_media_type",
-        format!(
-            "content-type `{}` is not `application/json`",
-            value.escape_ascii()
-        ),
-    ))
-}
-
-/// What `POST /inject` takes; x1's further fields are taken and mean nothing here.
-#[derive(Debug, Deserialize)]
-struct Inject {
-    #[serde(default)]
-    text: Option<String>,
-    #[serde(default)]
-    input_id: Option<String>,
-    #[serde(default)]
-    event_id: Option<String>,
-    #[serde(default)]
-    request_id: Option<String>,
-    #[serde(default)]
-    mode: Option<InputMode>,
-    #[serde(default)]
-    sender_id: Option<String>,
-    #[serde(default)]
-    attachments: Vec<Inline>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Inline {
-    r#type: String,
-    media_type: String,
-    data: String,
-}
-
-async fn inject(
-    shared: &Arc<AdapterState>,
-    body: &[u8],
-    key: Option<String>,
-) -> Result<PortResponse, RequestError> {
-    // By way of a map: a struct could be read from a list of its fields, too.
-    let inject: Inject = serde_json::from_slice(body)
-        .and_then(|body: serde_json::Map<String, Value>| serde_json::from_value(body.into()))
-        .map_err(|e| {
-            RequestError::new(400, "bad_request", format!("not an input: {e}"))
-                .hint("`{\"text\": \"…\", \"mode\"?: \"auto\"|\"queue\"|\"steer\"|\"interrupt\"}`")
-        })?;
-    let input = checked(inject, key)?;
-    if !input.attachments.is_empty() && !shared.runtime.capabilities.images {
-        return Err(RequestError::new(
-            400,
-            "unsupported",
-            format!("{} takes no images", shared.runtime.name),
-        ));
-    }
-    let (input_id, keeper) = (input.input_id.clone(), shared.clone());
-    let accepted =
-        tokio::task::spawn_blocking(move || keeper.inbox.accept(input, keeper.journal.head()))
-            .await
-            .map_err(|e| RequestError::new(500, "internal", e.to_string()))?;
-    match accepted {
-        Ok(a) => Ok(json_answer(
-            202,
-            &json!({ "input_id": input_id, "position": a.position, "duplicate": a.duplicate }),
-        )),
-        Err(e @ (InboxError::Full | InboxError::TooLarge)) => {
-            Err(RequestError::new(429, "inbox_full", e.to_string()))
-        }
-        Err(e @ InboxError::Closed) => Err(RequestError::new(409, "session_ended", e.to_string())),
-        Err(e @ InboxError::Io(_)) => {
-            Err(RequestError::new(503, "inbox_unavailable", e.to_string()))
-        }
-    }
-}
-
-fn checked(inject: Inject, key: Option<String>) -> Result<Input, RequestError> {
-    let bad = |what: String| RequestError::new(400, "bad_request", what);
-    let text = match inject.text {
-        Some(text) if !text.trim().is_empty() => text,
-        _ => return Err(bad("`text` is missing or empty".into())),
+/// Reads the body while few others are being read. Slow ones of strangers must not keep an answer
+/// or a stop from being heard: those have places of their own.
+pub(crate) async fn read_body(
+    shared: &AdapterState,
+    request: Request<Incoming>,
+    target: &InputRoute,
+) -> Result<Bytes, RequestError> {
+    let (places, max) = if *target == InputRoute::Inject {
+        (&shared.bodies, MAX_BODY)
+    } else {
+        (&shared.small_bodies, MAX_ANSWER)
     };
-    if text.len() > MAX_TEXT {
+    // One that is empty needs no place.
+    if request.body().is_end_stream() {
+        return body(request, max).await;
+    }
+    let Ok(_held) = places.try_acquire() else {
         return Err(RequestError::new(
-            413,
-            "body_too_large",
-            format!(
-                "`text` has {} bytes; at most {MAX_TEXT} are taken",
-                text.len()
-            ),
+            503,
+            "busy",
+            "too many requests are being read",
         ));
-    }
-    // No terminal reads it, but what does may: nothing that is not text.
-    if let Some(c) = text
-        .chars()
-        .find(|c| c.is_control() && !matches!(c, '\n' | '\r' | '\t'))
-    {
-        return Err(bad(format!(
-            "`text` holds the control character U+{:04X}",
-            u32::from(c)
-        )));
-    }
-    let input_id = match inject
-        .input_id
-        .or(inject.event_id)
-        .or(inject.request_id)
-        .or(key)
-    {
-        Some(id)
-            if (1..=MAX_ID).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic()) =>
-        {
-            id
-        }
-        Some(id) => {
-            return Err(bad(format!(
-                "`input_id` is `{}`; allowed: 1 to {MAX_ID} visible ASCII characters",
-                id.escape_default()
-            )));
-        }
-        None => format!("in_{}", random_hex()),
     };
-    if inject.sender_id.as_ref().is_some_and(|s| s.len() > MAX_ID) {
-        return Err(bad(format!("`sender_id` is longer than {MAX_ID} bytes")));
-    }
-    if let Some(a) = inject
-        .attachments
-        .iter()
-        .find(|a| a.r#type != "image" || !MEDIA.contains(&a.media_type.as_str()))
-    {
-        return Err(bad(format!(
-            "an attachment is a `{}` of `{}`; allowed: `image` of `{}`",
-            a.r#type,
-            a.media_type,
-            MEDIA.join("`, `")
-        )));
-    }
-    if inject
-        .attachments
-        .iter()
-        .map(|a| a.data.len())
-        .sum::<usize>()
-        > MAX_ATTACHMENTS
-    {
-        return Err(RequestError::new(
-            413,
-            "body_too_large",
-            format!("the attachments have more than {MAX_ATTACHMENTS} bytes"),
-        ));
-    }
-    if inject
-        .attachments
-        .iter()
-        .any(|a| a.data.is_empty() || BASE64.decode(&a.data).is_err())
-    {
-        return Err(bad("an attachment's `data` is not base64".into()));
-    }
-    let attachments = inject
-        .attachments
-        .into_iter()
-        .map(|a| Attachment {
-            media_type: a.media_type,
-            data: a.data,
-        })
-        .collect();
-    Ok(Input {
-        mode: inject.mode.unwrap_or_default(),
-        sender_id: inject.sender_id,
-        attachments,
-        ..Input::new(input_id, text)
-    })
-}
-
-fn permission(body: &Value) -> Result<PermissionDecision, RequestError> {
-    let message = optional_text(body, "message")?;
-    match body["decision"].as_str() {
-        Some("allow") => Ok(PermissionDecision::Allow),
-        Some("allow_always") => Ok(PermissionDecision::AllowAlways),
-        Some("deny") => Ok(PermissionDecision::Deny { message }),
-        _ => Err(RequestError::new(
-            400,
-            "bad_request",
-            format!(
-                "`decision` is `{}`; allowed: `allow`, `allow_always`, `deny`",
-                body["decision"]
-            ),
-        )),
-    }
-}
-
-/// One answer, one a question, or none.
-fn question(body: &Value) -> Result<PermissionDecision, RequestError> {
-    let texts = |v: &Value| {
-        v.as_array().and_then(|all| {
-            all.iter()
-                .map(|t| t.as_str().map(str::to_owned))
-                .collect::<Option<Vec<_>>>()
-        })
-    };
-    match (&body["answer"], &body["answers"], &body["reject"]) {
-        (Value::String(answer), Value::Null, _) => {
-            Ok(PermissionDecision::Answers(vec![vec![answer.clone()]]))
-        }
-        (Value::Null, answers @ Value::Array(all), _) => {
-            let each = texts(answers)
-                .map(|flat| flat.into_iter().map(|t| vec![t]).collect())
-                .or_else(|| all.iter().map(texts).collect());
-            each.map(PermissionDecision::Answers).ok_or_else(|| {
-                RequestError::new(
-                    400,
-                    "bad_request",
-                    "`answers` is not a list of texts, or of lists of texts",
-                )
-            })
-        }
-        (Value::Null, Value::Null, Value::Bool(true)) => Ok(PermissionDecision::RejectQuestion),
-        _ => Err(RequestError::new(
-            400,
-            "bad_request",
-            "one of `answer` (a text), `answers` (one a question) and `reject: true` is needed",
-        )),
-    }
-}
-
-fn optional_text(body: &Value, name: &str) -> Result<Option<String>, RequestError> {
-    match &body[name] {
-        Value::Null => Ok(None),
-        Value::String(text) => Ok(Some(text.clone())),
-        other => Err(RequestError::new(
-            400,
-            "bad_request",
-            format!("`{name}` is `{other}`, not a text"),
-        )),
-    }
+    body(request, max).await
 }

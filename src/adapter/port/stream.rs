@@ -2,39 +2,26 @@
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
-use std::convert::Infallible;
-use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock};
-use std::task::{Context, Poll};
-use std::time::Duration;
 
 use http_body_util::BodyExt;
-use hyper::body::{Body, Bytes, Frame, Incoming};
+use hyper::body::{Bytes, Incoming};
 use hyper::header::HeaderValue;
 use hyper::{Method, Request, Response, StatusCode};
 use serde_json::json;
-use tokio::task::JoinHandle;
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
-use crate::adapter::journal::{Cursor, StreamPart};
 use crate::adapter::port::access::{
     Access, PortResponse, RequestError, full, json_answer, not_allowed, preflight,
 };
+use crate::adapter::port::body::check_type;
 use crate::adapter::port::input::InputRoute;
+use crate::adapter::port::subscription::{HEARTBEAT, Looking, SubscriberSlot, Subscription};
 use crate::adapter::port::tickets::TICKET_TIME;
 use crate::adapter::port::{health, input};
 use crate::adapter::protocol::{EventView, StreamFormat, StreamQuery};
 use crate::adapter::state::AdapterState;
 use crate::event::{self, Payload};
-
-/// So that nothing between here and a browser takes a quiet stream for a dead one.
-const HEARTBEAT: Duration = Duration::from_secs(15);
-
-/// Parts of the journal that one subscriber looks through before others are served.
-const PARTS_AT_ONCE: usize = 8;
-
-const MAX_SUBSCRIBERS: usize = 2048;
 
 const ROUTES: [&str; 8] = [
     "/stream",
@@ -80,7 +67,7 @@ pub async fn route(
         if *request.method() != Method::POST {
             return Ok(not_allowed("POST"));
         }
-        input::check_type(&request)?;
+        check_type(&request)?;
         let ticket = shared
             .tickets
             .issue()
@@ -300,116 +287,6 @@ fn console() -> PortResponse {
         .headers_mut()
         .insert("x-frame-options", HeaderValue::from_static("DENY"));
     answer
-}
-
-/// A subscriber that is counted.
-#[derive(Debug)]
-struct SubscriberSlot(Arc<AtomicUsize>);
-
-impl SubscriberSlot {
-    fn take(count: &Arc<AtomicUsize>) -> Result<SubscriberSlot, RequestError> {
-        if count.fetch_add(1, Ordering::AcqRel) >= MAX_SUBSCRIBERS {
-            count.fetch_sub(1, Ordering::AcqRel);
-            return Err(RequestError::new(
-                503,
-                "busy",
-                format!("{MAX_SUBSCRIBERS} subscribers are here already"),
-            ));
-        }
-        Ok(SubscriberSlot(count.clone()))
-    }
-}
-
-impl Drop for SubscriberSlot {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
-/// What a subscriber is sent: the journal from its place on, and a heartbeat.
-struct Subscription {
-    cursor: Cursor,
-    view: Looking,
-    heartbeat: Interval,
-    queue: VecDeque<Bytes>,
-    complete: bool,
-    _slot: SubscriberSlot,
-}
-
-/// Who looks at what a view does not pass on as it is.
-enum Looking {
-    Here(Box<EventView>),
-    /// A thread that nobody is served by.
-    Apart(JoinHandle<(Box<EventView>, VecDeque<Bytes>)>),
-    /// That thread failed.
-    Nobody,
-}
-
-impl Subscription {
-    /// Goes on with what was looked at elsewhere. False: it is not done.
-    fn is_here(&mut self, cx: &mut Context<'_>) -> bool {
-        let Looking::Apart(looking) = &mut self.view else {
-            return true;
-        };
-        match Pin::new(looking).poll(cx) {
-            Poll::Pending => return false,
-            Poll::Ready(Ok((view, queue))) => {
-                (self.view, self.queue) = (Looking::Here(view), queue)
-            }
-            Poll::Ready(Err(_)) => (self.view, self.complete) = (Looking::Nobody, true),
-        }
-        true
-    }
-
-    fn feed(&mut self, part: StreamPart) {
-        let Looking::Here(view) = &mut self.view else {
-            return;
-        };
-        if !view.takes_its_time(&part) {
-            return view.feed(part, &mut self.queue);
-        }
-        if let Looking::Here(mut view) = std::mem::replace(&mut self.view, Looking::Nobody) {
-            self.view = Looking::Apart(tokio::task::spawn_blocking(move || {
-                let mut queue = VecDeque::new();
-                view.feed(part, &mut queue);
-                (view, queue)
-            }));
-        }
-    }
-}
-
-impl Body for Subscription {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        let this = &mut *self;
-        for _ in 0..PARTS_AT_ONCE {
-            if !this.is_here(cx) {
-                return Poll::Pending;
-            }
-            if let Some(bytes) = this.queue.pop_front() {
-                return Poll::Ready(Some(Ok(Frame::data(bytes))));
-            }
-            if this.complete {
-                return Poll::Ready(None);
-            }
-            match this.cursor.poll_next(cx) {
-                Poll::Ready(Some(part)) => this.feed(part),
-                Poll::Ready(None) => this.complete = true,
-                Poll::Pending if this.heartbeat.poll_tick(cx).is_ready() => {
-                    this.queue.push_back(Bytes::from_static(b": heartbeat\n\n"))
-                }
-                Poll::Pending => return Poll::Pending,
-            }
-        }
-        // A filter that passes little: the others have their turn, too.
-        cx.waker().wake_by_ref();
-        Poll::Pending
-    }
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 
 use crate::adapter::inbox::Input;
-use crate::adapter::runtime::Action;
+use crate::adapter::runtime::action::Action;
 use crate::event::{
     ErrorCode, ErrorEvent, InputMode, InputSource, TurnEnd, TurnEndReason, TurnStart, Usage,
     UserMessage,

@@ -3,7 +3,7 @@
 
 use indexmap::IndexMap;
 
-use crate::adapter::runtime::Action;
+use crate::adapter::runtime::action::Action;
 use crate::event::{AssistantDelta, AssistantMessage, Reasoning, ReasoningDelta};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -5,28 +5,30 @@
 //! out; everything that holds for every runtime (turns that end, step limits, restarts) is
 //! done there and not here.
 
+pub mod capabilities;
 pub mod claude;
 pub mod codex;
 pub mod error_code;
 pub mod gemini;
 pub mod in_flight;
 pub mod items;
+pub mod native;
 pub mod opencode;
 pub mod pi;
 pub mod registry;
 
+pub mod action;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use serde::Serialize;
-use serde_json::Value;
-
+use self::action::{Action, CallPurpose, CallReply, PermissionDecision};
+use self::capabilities::Capabilities;
 use crate::adapter::inbox::Input;
 use crate::base::settings::shown;
 use crate::base::token::hex;
-use crate::event::{InputMode, Payload, PlanItem, PlanUpdate, UserMessage};
+use crate::event::UserMessage;
 
 /// Reads one variable of the environment.
 pub type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
@@ -138,65 +140,6 @@ impl Runtime {
     }
 }
 
-/// What a runtime can do. Public: `GET /capabilities`.
-#[derive(Debug, Clone, Copy, Serialize)]
-#[allow(clippy::struct_excessive_bools)]
-pub struct Capabilities {
-    /// An input reaches a running turn without output being lost.
-    pub steer: bool,
-    pub interrupt: bool,
-    pub resume: bool,
-    /// Tools can wait for a decision.
-    pub permissions: bool,
-    pub questions: bool,
-    pub mcp: bool,
-    pub images: bool,
-    pub deltas: bool,
-    pub reasoning: bool,
-    /// Output of a tool while it runs.
-    pub tool_output: bool,
-    /// Retries that the CLI makes are told.
-    pub retries: bool,
-    pub cost: bool,
-}
-
-/// How much of a session a runtime can be given. Public: `outrigger runtimes`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-pub enum Tier {
-    /// One task, to its end.
-    Batch,
-    /// Inputs while it runs, interrupts, and a session that survives a restart.
-    Interactive,
-    /// And tools that wait for a decision, and tool servers.
-    #[serde(rename = "Full-Agent")]
-    FullAgent,
-}
-
-impl Capabilities {
-    pub fn tier(&self) -> Tier {
-        match (
-            self.interrupt && self.resume && self.deltas,
-            self.permissions && self.mcp,
-        ) {
-            (true, true) => Tier::FullAgent,
-            (true, false) => Tier::Interactive,
-            (false, _) => Tier::Batch,
-        }
-    }
-
-    /// The names of those it has.
-    pub fn names(&self) -> Vec<String> {
-        match serde_json::to_value(self) {
-            Ok(Value::Object(map)) => map
-                .into_iter()
-                .filter(|(_, v)| *v == Value::Bool(true))
-                .map(|(k, _)| k)
-                .collect(),
-            _ => Vec::new(),
-        }
-    }
-}
-
 /// Whether tools may run without being asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Permissions {
@@ -295,39 +238,6 @@ pub enum Transport {
     },
 }
 
-/// What the session is to do.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Action {
-    /// Say it on the stream.
-    Event(Payload),
-    /// Ask the CLI something; the answer comes to [`Translator::reply`].
-    Call(RuntimeCall),
-    /// Tell the CLI something, on a line. What it answers is read like all that it says.
-    Send(Value),
-    /// Read what the CLI wrote down; it comes to [`Translator::reply`], as an HTTP answer would:
-    /// 200, or 404.
-    ReadFile { tag: CallPurpose, file: FilePattern },
-    /// The CLI tells its version.
-    Version(String),
-    /// The CLI has a session; inputs may come.
-    Ready {
-        native_session_id: String,
-        resumed: bool,
-    },
-    /// This input is in the CLI's own history now. Said once an input.
-    Delivered { input_id: String },
-    /// The CLI does not have this input: hand it over (again).
-    Undelivered { input_id: String },
-    /// The CLI cannot take this input, ever.
-    Refused { input_id: String, why: String },
-    /// The model wants to go on with what its tools said: it will be asked once more.
-    Step,
-    /// Come back after so long, even if nothing else happens.
-    Wake(Duration),
-    /// The CLI cannot go on; it must be started again.
-    Broken(String),
-}
-
 impl Input {
     /// What is said when the CLI has it.
     pub fn message(&self) -> UserMessage {
@@ -338,79 +248,6 @@ impl Input {
             source: self.source,
             mode: self.mode,
             attachments: self.attachments.len() as u32,
-        }
-    }
-}
-
-impl<P: Into<Payload>> From<P> for Action {
-    fn from(payload: P) -> Action {
-        Action::Event(payload.into())
-    }
-}
-
-/// A file that a CLI keeps: the largest below `dir` (at most two directories deep) whose name
-/// ends so. Of a long one, the end.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FilePattern {
-    pub dir: PathBuf,
-    pub suffix: String,
-}
-
-#[derive(Debug, Clone, PartialEq)]
-pub struct RuntimeCall {
-    /// What the translator knows the answer by.
-    pub tag: CallPurpose,
-    pub method: &'static str,
-    pub path: String,
-    pub body: Option<Value>,
-}
-
-/// Why a call was made.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum CallPurpose {
-    Open,
-    Resume,
-    /// Whether an input that was handed over before a restart arrived.
-    Look(String),
-    /// Whether one that was handed over since did.
-    Check(String),
-    Deliver(String),
-    Interrupt,
-    Answer(String),
-    /// What a tool said, which the CLI itself does not tell.
-    Output(String),
-}
-
-/// The answer to a call.
-#[derive(Debug, Clone)]
-pub enum CallReply {
-    Answer {
-        status: u16,
-        body: Vec<u8>,
-    },
-    /// None came.
-    Lost(String),
-}
-
-/// A user's answer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum PermissionDecision {
-    Allow,
-    AllowAlways,
-    Deny { message: Option<String> },
-    Answers(Vec<Vec<String>>),
-    RejectQuestion,
-}
-
-impl PermissionDecision {
-    /// As the stream has it; only permissions' are there.
-    pub fn name(&self) -> &'static str {
-        match self {
-            PermissionDecision::Allow => "allow",
-            PermissionDecision::AllowAlways => "allow_always",
-            PermissionDecision::Deny { .. } => "deny",
-            PermissionDecision::Answers(_) => "answered",
-            PermissionDecision::RejectQuestion => "rejected",
         }
     }
 }
@@ -462,132 +299,4 @@ pub enum Phase {
     /// The turn was stopped, or has failed, and not all of it has been said: what is handed
     /// over now could be taken for a part of it.
     Settling,
-}
-
-/// `OPENCODE_MODEL`, of `OPENCODE_PROVIDER` where it names none: what platforms set, whichever CLI
-/// runs.
-fn model_of_platform(env: Env<'_>) -> Option<String> {
-    let model = env("OPENCODE_MODEL")?;
-    Some(match env("OPENCODE_PROVIDER") {
-        Some(provider) if !model.contains('/') => format!("{provider}/{model}"),
-        _ => model,
-    })
-}
-
-/// Writes a file that a CLI reads, whatever stands in its place: nobody else can read it, and no
-/// link or pipe that the agent laid there is followed or waited for.
-fn write_private_file(path: &Path, text: &str) -> io::Result<()> {
-    use std::io::Write;
-    use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-    if let Some(dir) = path.parent() {
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(dir)?;
-    }
-    let fresh = path.with_extension("new");
-    let _ = std::fs::remove_file(&fresh);
-    let mut file = std::fs::File::options()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&fresh)?;
-    file.write_all(text.as_bytes())?;
-    std::fs::rename(&fresh, path)
-}
-
-/// A name for an input that begins with the time: where the CLI keeps no name, the time tells
-/// it from another with the same text.
-fn timed_id(now: i64, random: [u8; 14]) -> String {
-    format!("{now:012x}-{}", hex(&random[..8]))
-}
-
-/// The time of such a name, in milliseconds since 1970.
-fn sent_at(native_id: &str) -> Option<i64> {
-    i64::from_str_radix(native_id.split_once('-')?.0, 16).ok()
-}
-
-/// A native message: JSON, or what stands where some should.
-fn parsed(native: &[u8]) -> Value {
-    serde_json::from_slice(native)
-        .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(native).into_owned()))
-}
-
-/// The lines of a CLI's own file that contain `part`, parsed, the newest first. Such a file can be
-/// long, and what is looked for stands near its end: no other line is parsed.
-fn newest_first(file: &[u8], part: &[u8]) -> impl Iterator<Item = Value> {
-    let lines = file
-        .rsplit(|b| *b == b'\n')
-        .filter(move |line| memchr::memmem::find(line, part).is_some());
-    lines.filter_map(|line| serde_json::from_slice(line).ok())
-}
-
-/// The text of a message or of a tool's result. The content is a string, or a list of blocks, each
-/// with a text, or with the name of a tool that a search has found.
-fn text_of(content: &Value) -> String {
-    match content {
-        Value::String(text) => text.clone(),
-        blocks => {
-            let blocks = blocks.as_array().into_iter().flatten();
-            blocks
-                .filter_map(|b| b["text"].as_str().or(b["tool_name"].as_str()))
-                .collect::<Vec<_>>()
-                .join("\n")
-        }
-    }
-}
-
-/// An id of ours, made from ids of a CLI: it can stand in a path as it is.
-fn request_id(tool: &str, number: &Value) -> String {
-    let unreserved = |c: char| {
-        if c.is_ascii_alphanumeric() || "-._~".contains(c) {
-            c
-        } else {
-            '-'
-        }
-    };
-    format!("{tool}.{number}").chars().map(unreserved).collect()
-}
-
-/// A plan whose steps have a `content` and a `status`.
-fn plan(steps: &Value) -> Action {
-    let step = |s: &Value| PlanItem {
-        text: text(s, "/content").into(),
-        status: text(s, "/status").into(),
-    };
-    PlanUpdate {
-        items: steps.as_array().into_iter().flatten().map(step).collect(),
-    }
-    .into()
-}
-
-/// What a tool's permission can be answered with.
-fn permission_options() -> Vec<String> {
-    ["allow", "allow_always", "deny"]
-        .map(str::to_owned)
-        .to_vec()
-}
-
-/// What a CLI is told of a refusal that came without a reason.
-const DENIED: &str = "the user denied this";
-
-/// What is said when a CLI has compacted its history.
-const COMPACTED: &str =
-    "the conversation was compacted: the model sees a summary of what came before";
-
-/// The text at a JSON pointer; empty where there is none.
-fn text<'a>(value: &'a Value, pointer: &str) -> &'a str {
-    value
-        .pointer(pointer)
-        .and_then(Value::as_str)
-        .unwrap_or_default()
-}
-
-/// How an input gets to a busy CLI; `steers`: it can join the turn without loss, now.
-pub fn effective_mode(mode: InputMode, steers: bool) -> InputMode {
-    match mode {
-        InputMode::Auto if steers => InputMode::Steer,
-        InputMode::Auto => InputMode::Queue,
-        other => other,
-    }
 }

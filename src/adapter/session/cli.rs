@@ -13,7 +13,9 @@ use tokio::time::{Instant, sleep};
 
 use super::record::raw_output;
 use super::{Session, TOO_LONG, asked_to_end, describe, until};
-use crate::adapter::config::{AdapterConfig, read_key};
+use crate::adapter::config::AdapterConfig;
+use crate::adapter::config::ports::read_key;
+use crate::adapter::environment;
 use crate::adapter::process::{self, Process, Program};
 use crate::adapter::runtime::{LaunchContext, LaunchPlan, Transport};
 use crate::adapter::transport::{CliHttpClient, FromCli, LineSplitter};
@@ -158,7 +160,7 @@ impl Session {
             .clone()
             .unwrap_or_else(|| self.config.runtime.program.to_owned());
         let ours: Vec<(String, String)> = self.config.env.iter().cloned().chain(env).collect();
-        let env = process::environment(
+        let env = environment::environment(
             self.config.inherit_env,
             &self.config.allow_env,
             &ours,

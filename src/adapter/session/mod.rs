@@ -25,13 +25,16 @@ use tokio::time::{Instant, sleep_until};
 use self::cli::{CliExit, RunningCli, setting};
 use self::record::{raw_output, said_in_pieces, said_since};
 use super::config::AdapterConfig;
-use super::inbox::{Inbox, Input, MAX_DEATHS, Sent};
 use super::journal;
 use super::process;
-use super::runtime::{Action, PermissionDecision, Permissions, Phase, Translator, effective_mode};
 use super::transport::{self, FromCli};
 use super::trouble::{Component, Troubles};
+use crate::adapter::inbox::Sent;
+use crate::adapter::inbox::{Inbox, Input, MAX_DEATHS};
 use crate::adapter::lifecycle::{Lifecycle, TurnPayload};
+use crate::adapter::runtime::action::{Action, PermissionDecision};
+use crate::adapter::runtime::native::effective_mode;
+use crate::adapter::runtime::{Permissions, Phase, Translator};
 use crate::base::sync::lock;
 use crate::event::{
     ErrorCode, ErrorEvent, InputMode, Payload, SessionEnd, SessionEndReason, TurnEndReason,

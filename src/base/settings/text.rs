@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::camel_case;
+use super::section::camel_case;
 use super::shown::on_one_line;
 
 /// Largest configuration that is read.

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 use rustix::fs::{MemfdFlags, memfd_create};
 use zeroize::Zeroizing;
 
+use super::secret::MAX_SECRET;
+
 const TIME: Duration = Duration::from_secs(10);
 
 /// Ends early when `stop` is set.
@@ -52,14 +54,9 @@ pub(super) fn run(command: &[String], stop: &AtomicBool) -> Result<Zeroizing<Vec
     if !status.success() {
         return Err(format!("ended with {status}"));
     }
-    let mut bytes = Zeroizing::new(Vec::with_capacity(
-        crate::sidecar::credential::MAX_SECRET + 4,
-    ));
+    let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_SECRET + 4));
     out.rewind()
-        .and_then(|()| {
-            out.take(crate::sidecar::credential::MAX_SECRET as u64 + 4)
-                .read_to_end(&mut bytes)
-        })
+        .and_then(|()| out.take(MAX_SECRET as u64 + 4).read_to_end(&mut bytes))
         .map_err(|e| e.to_string())?;
     Ok(bytes)
 }

@@ -15,6 +15,8 @@ use std::time::{Duration, SystemTime};
 use rustix::fs::{Mode, OFlags};
 use zeroize::Zeroizing;
 
+use super::secret::MAX_SECRET;
+
 /// How long a file that replaced another must have been as it is.
 const REPLACED: Duration = Duration::from_millis(50);
 /// How long a file that is rewritten in place must have been as it is.
@@ -53,10 +55,8 @@ pub(super) fn read(dir: &Path, name: &str, key: &str, last: Option<Stamp>) -> Re
         } else if before.age() < REWRITTEN {
             std::thread::sleep(REPLACED);
         }
-        let mut bytes = Zeroizing::new(Vec::with_capacity(
-            crate::sidecar::credential::MAX_SECRET + 4,
-        ));
-        let limit = crate::sidecar::credential::MAX_SECRET as u64 + 4;
+        let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_SECRET + 4));
+        let limit = MAX_SECRET as u64 + 4;
         file.by_ref()
             .take(limit)
             .read_to_end(&mut bytes)

@@ -25,7 +25,7 @@ use crate::sidecar::policy::Limits;
 use crate::sidecar::provider::Utilisation;
 use crate::sidecar::record::Charge;
 use crate::sidecar::refusal::{Code, Refusal};
-use crate::sidecar::steps::body::BufferedBody;
+use crate::sidecar::steps::body::buffered::BufferedBody;
 use crate::sidecar::steps::model::facts::RequestFacts;
 use crate::sidecar::steps::route::Routed;
 use crate::sidecar::steps::scope::{Permit, Permitted};

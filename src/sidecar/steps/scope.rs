@@ -291,7 +291,7 @@ mod tests {
     #[test]
     fn a_refusal_names_the_grant_that_has_ended() {
         let text = "aiProviders: {anthropic: {secretRef: {name: a, key: k}}}\npermissionGrants: [{scope: 'ai.anthropic:claude-*', expires: 2020-01-01T00:00:00Z}]\n";
-        let policy = crate::sidecar::config::parse(text).unwrap().policy;
+        let policy = crate::sidecar::config::read::parse(text).unwrap().policy;
         let said = |model: &str| denied(&policy, "anthropic", Some(model)).message;
         assert!(said("claude-x").contains("(the grant `ai.anthropic:claude-*` ended at 2020-01-01T00:00:00Z); granted: nothing"), "{}", said("claude-x"));
         assert!(!said("other").contains("ended"));

@@ -16,10 +16,11 @@ use hyper::header::{
 use hyper::{Method, Request, Uri};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
-use crate::sidecar::credential::{Secret, Source, Store};
+use crate::sidecar::credential::Store;
+use crate::sidecar::credential::secret::{Secret, Source};
 use crate::sidecar::provider::{Auth, Verb};
 use crate::sidecar::refusal::{Code, Refusal};
-use crate::sidecar::steps::body::BufferedBodyStream;
+use crate::sidecar::steps::body::buffered::BufferedBodyStream;
 use crate::sidecar::steps::limit::Admitted;
 use crate::sidecar::steps::route::Routed;
 use crate::sidecar::steps::scope::Permit;

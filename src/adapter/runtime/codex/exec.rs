@@ -3,10 +3,10 @@
 use serde_json::{Value, json};
 
 use super::Codex;
-use crate::adapter::runtime::Action;
+use crate::adapter::runtime::action::Action;
 use crate::adapter::runtime::codex::items::camel;
 use crate::adapter::runtime::codex::turn::counts;
-use crate::adapter::runtime::text;
+use crate::adapter::runtime::native::text;
 
 impl Codex {
     /// A line of `codex exec --json`: the same items, otherwise spelled.

@@ -10,7 +10,7 @@ use crate::adapter::runtime::LaunchPlan;
 use crate::adapter::runtime::Mcp;
 use crate::adapter::runtime::Permissions;
 use crate::adapter::runtime::Transport;
-use crate::adapter::runtime::write_private_file;
+use crate::adapter::runtime::native::write_private_file;
 
 /// The variable that holds what it presents to the sidecar.
 pub(super) const TOKEN: &str = "OUTRIGGER_SIDECAR_TOKEN";

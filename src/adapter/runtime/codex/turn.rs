@@ -3,9 +3,9 @@
 use serde_json::Value;
 
 use super::Codex;
-use crate::adapter::runtime::Action;
+use crate::adapter::runtime::action::Action;
 use crate::adapter::runtime::error_code;
-use crate::adapter::runtime::text;
+use crate::adapter::runtime::native::text;
 use crate::event::{ErrorCode, ErrorEvent, Retry, TurnEnd, TurnEndReason, Usage};
 
 #[derive(Debug, Default)]

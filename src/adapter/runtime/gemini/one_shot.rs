@@ -4,9 +4,9 @@ use serde_json::Value;
 
 use super::Gemini;
 use super::turn::failure;
-use crate::adapter::runtime::Action;
+use crate::adapter::runtime::action::Action;
 use crate::adapter::runtime::items::ItemKind;
-use crate::adapter::runtime::text;
+use crate::adapter::runtime::native::text;
 use crate::event::{TurnEndReason, Usage, Warning};
 
 impl Gemini {

@@ -6,11 +6,11 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::{Gemini, GeminiTool, STEP_TIME};
-use crate::adapter::runtime::Action;
-use crate::adapter::runtime::CallPurpose;
-use crate::adapter::runtime::FilePattern;
-use crate::adapter::runtime::newest_first;
-use crate::adapter::runtime::text;
+use crate::adapter::runtime::action::Action;
+use crate::adapter::runtime::action::CallPurpose;
+use crate::adapter::runtime::action::FilePattern;
+use crate::adapter::runtime::native::newest_first;
+use crate::adapter::runtime::native::text;
 use crate::event::{Usage, Warning};
 
 /// The history of a session that is loaded is told when nothing more of it has come for so long.

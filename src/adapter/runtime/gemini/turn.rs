@@ -5,11 +5,11 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::Gemini;
-use crate::adapter::runtime::Action;
-use crate::adapter::runtime::CallPurpose;
+use crate::adapter::runtime::action::Action;
+use crate::adapter::runtime::action::CallPurpose;
 use crate::adapter::runtime::error_code;
 use crate::adapter::runtime::items::ItemKind;
-use crate::adapter::runtime::text;
+use crate::adapter::runtime::native::text;
 use crate::event::{ErrorCode, ErrorEvent, PermissionResolved, TurnEnd, TurnEndReason, Usage};
 
 /// How long after the end of a tool the step is counted. Another tool of the same step begins

@@ -11,7 +11,7 @@ use crate::adapter::runtime::LaunchPlan;
 use crate::adapter::runtime::Mcp;
 use crate::adapter::runtime::Permissions;
 use crate::adapter::runtime::Transport;
-use crate::adapter::runtime::write_private_file;
+use crate::adapter::runtime::native::write_private_file;
 use crate::catalogue::Overrides;
 
 pub(super) fn launch(setting: &LaunchContext) -> io::Result<LaunchPlan> {

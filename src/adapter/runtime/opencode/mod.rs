@@ -10,11 +10,13 @@
 //! - A retry orphans what was being written: it never gets an end.
 //! - Subagents are sessions of their own on the same bus, with an idle of their own.
 
+mod files;
 mod launch;
 mod parts;
 mod requests;
-
 mod turn;
+
+mod replies;
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
@@ -25,16 +27,19 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use self::launch::launch;
-use self::parts::{Delta, OpencodeTool};
+use self::replies::{milliseconds_after, replace_lone_surrogates};
 use self::requests::Early;
 use self::turn::{Message, OpencodeTurn};
-use super::{
-    Action, COMPACTED, CallPurpose, CallReply, Capabilities, DENIED, LaunchContext,
-    PermissionDecision, Phase, Runtime, RuntimeCall, Translator, model_of_platform, parsed, plan,
-    text,
-};
 use crate::adapter::inbox::Input;
+use crate::adapter::runtime::action::{
+    Action, CallPurpose, CallReply, PermissionDecision, RuntimeCall,
+};
+use crate::adapter::runtime::capabilities::Capabilities;
 use crate::adapter::runtime::items::OpenItems;
+use crate::adapter::runtime::native::{COMPACTED, DENIED, model_of_platform, parsed, plan, text};
+use crate::adapter::runtime::opencode::files::OpencodeTool;
+use crate::adapter::runtime::opencode::parts::Delta;
+use crate::adapter::runtime::{LaunchContext, Phase, Runtime, Translator};
 use crate::event::{Unparsed, Warning};
 
 pub static RUNTIME: Runtime = Runtime {
@@ -258,44 +263,6 @@ impl Opencode {
             });
             self.children.insert(session.to_owned(), tool);
         }
-    }
-
-    fn post(&self, tag: CallPurpose, path: &str, body: Value) -> Action {
-        Action::Call(RuntimeCall {
-            tag,
-            method: "POST",
-            path: path.to_owned(),
-            body: Some(body),
-        })
-    }
-
-    fn look(&self, tag: CallPurpose, native_id: &str) -> Action {
-        let path = format!(
-            "/session/{}/message/{native_id}",
-            self.session.as_deref().unwrap_or_default()
-        );
-        Action::Call(RuntimeCall {
-            tag,
-            method: "GET",
-            path,
-            body: None,
-        })
-    }
-
-    fn create(&self) -> Action {
-        // With a title of ours, the model is not asked for one.
-        self.post(
-            CallPurpose::Open,
-            "/session",
-            json!({ "title": format!("session {}", self.session_id) }),
-        )
-    }
-
-    fn sent_as(&self, input_id: &str) -> Option<String> {
-        self.sent
-            .iter()
-            .find(|(_, input)| input.input_id == input_id)
-            .map(|(id, _)| id.clone())
     }
 }
 
@@ -640,51 +607,11 @@ impl Translator for Opencode {
     }
 }
 
-/// From the time within an event's id to `next`; both count milliseconds since 1970, the id
-/// only their lower 36 bits.
-fn milliseconds_after(id: &str, next: u64) -> Option<u64> {
-    const BITS: u64 = (1 << 36) - 1;
-    let said = u64::from_str_radix(id.strip_prefix("evt_")?.get(..12)?, 16).ok()? >> 12;
-    let after = (next & BITS).wrapping_sub(said) & BITS;
-    // Further away than a day: the time has passed.
-    Some(if after > 86_400_000 { 0 } else { after })
-}
-
-/// JSON in which every half of a surrogate pair that stands alone is U+FFFD: JavaScript cuts
-/// texts between the two, and writes what no Unicode text can hold.
-fn replace_lone_surrogates(json: &str) -> String {
-    let unit = |at: usize| {
-        json.get(at..at + 6)
-            .and_then(|e| e.strip_prefix("\\u"))
-            .and_then(|hex| u16::from_str_radix(hex, 16).ok())
-    };
-    let (mut out, mut at) = (String::with_capacity(json.len()), 0);
-    while let Some(found) = json[at..].find('\\') {
-        let escape = at + found;
-        out.push_str(&json[at..escape]);
-        let whole = match (unit(escape), unit(escape + 6)) {
-            (Some(0xd800..=0xdbff), Some(0xdc00..=0xdfff)) => 12,
-            (Some(0xd800..=0xdfff), _) => {
-                out.push('\u{fffd}');
-                at = escape + 6;
-                continue;
-            }
-            (Some(_), _) => 6,
-            // A backslash and the character that it escapes.
-            (None, _) => 1 + json[escape + 1..].chars().next().map_or(0, char::len_utf8),
-        };
-        out.push_str(&json[escape..escape + whole]);
-        at = escape + whole;
-    }
-    out.push_str(&json[at..]);
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::adapter::runtime::opencode::parts::appended_since;
-    use crate::adapter::runtime::opencode::parts::counts;
+    use crate::adapter::runtime::opencode::files::appended_since;
+    use crate::adapter::runtime::opencode::files::counts;
 
     #[test]
     fn reasoning_is_in_the_output_whatever_the_provider_says() {

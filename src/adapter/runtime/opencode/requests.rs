@@ -4,9 +4,9 @@ use serde_json::{Value, json};
 
 use super::parts::canonical;
 use super::{CALL_TIME, Opencode};
-use crate::adapter::runtime::Action;
-use crate::adapter::runtime::permission_options;
-use crate::adapter::runtime::text;
+use crate::adapter::runtime::action::Action;
+use crate::adapter::runtime::native::permission_options;
+use crate::adapter::runtime::native::text;
 use crate::event::{
     PermissionRequest, PermissionResolved, QuestionRequest, QuestionResolved, ToolUse,
 };

@@ -6,10 +6,10 @@ use serde_json::Value;
 
 use super::{ANSWER_TIME, Opencode, milliseconds_after};
 use crate::adapter::inbox::Input;
-use crate::adapter::runtime::Action;
-use crate::adapter::runtime::CallPurpose;
+use crate::adapter::runtime::action::Action;
+use crate::adapter::runtime::action::CallPurpose;
 use crate::adapter::runtime::error_code;
-use crate::adapter::runtime::text;
+use crate::adapter::runtime::native::text;
 use crate::event::{ErrorCode, ErrorEvent, Retry, TurnEnd, TurnEndReason, TurnStart, Usage};
 
 /// After this long a turn that went idle is over, whatever is still missing: one that was

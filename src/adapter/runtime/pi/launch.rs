@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use crate::adapter::runtime::LaunchContext;
 use crate::adapter::runtime::LaunchPlan;
 use crate::adapter::runtime::Transport;
-use crate::adapter::runtime::write_private_file;
+use crate::adapter::runtime::native::write_private_file;
 
 pub(super) fn launch(setting: &LaunchContext) -> io::Result<LaunchPlan> {
     let text = |s: &str| s.to_owned();

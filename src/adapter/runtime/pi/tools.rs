@@ -3,9 +3,9 @@
 use serde_json::Value;
 
 use super::Pi;
-use crate::adapter::runtime::Action;
-use crate::adapter::runtime::text;
-use crate::adapter::runtime::text_of;
+use crate::adapter::runtime::action::Action;
+use crate::adapter::runtime::native::text;
+use crate::adapter::runtime::native::text_of;
 use crate::event::{ChangeKind, FileChange, ToolOutput, ToolResult, ToolUse};
 
 impl Pi {

@@ -19,7 +19,7 @@ use crate::sidecar::id::is_id;
 use crate::sidecar::provider::{BodyRules, Feature, ModelPlace, StreamBy};
 use crate::sidecar::record::{AuditRecord, Describe};
 use crate::sidecar::refusal::{Code, Refusal};
-use crate::sidecar::steps::body::BufferedBody;
+use crate::sidecar::steps::body::buffered::BufferedBody;
 use crate::sidecar::steps::model::scanner::ModelScanner;
 use crate::sidecar::steps::route::Routed;
 

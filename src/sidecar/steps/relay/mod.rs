@@ -7,6 +7,10 @@
 //!   and the budget charged exactly once, and the upstream connection is let go at once.
 //! - Nothing is kept of a reply but what could still be the beginning of a key.
 
+mod settle;
+
+mod head;
+
 use std::future::Future;
 use std::io::Write;
 use std::pin::Pin;
@@ -15,16 +19,13 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
-use hyper::header::{
-    CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue,
-};
-use hyper::{Response, StatusCode, http::response::Parts};
+use hyper::header::{CONTENT_ENCODING, CONTENT_LENGTH, HeaderMap, HeaderValue};
+use hyper::{Response, StatusCode};
 use tokio::time::Sleep;
 
+use self::head::{meter, returned};
+use self::settle::settle;
 use crate::sidecar::audit::AuditEntry;
-use crate::sidecar::billing;
-use crate::sidecar::billing::{Models, Prices, Settled};
-use crate::sidecar::record::Tokens;
 use crate::sidecar::redact::Redactor;
 use crate::sidecar::refusal;
 use crate::sidecar::refusal::{Code, Refusal};
@@ -32,17 +33,8 @@ use crate::sidecar::state::SidecarState;
 use crate::sidecar::steps::limit::Admitted;
 use crate::sidecar::steps::route::Routed;
 use crate::sidecar::steps::scope::Permit;
-use crate::sidecar::usage::{Framing, Meter, Report};
-
-/// The headers of a reply that are passed on for every provider, in lower case: the content type,
-/// and when to try again. Cookies, account names, redirects and hop-by-hop headers are not. Each
-/// provider lists in its own file the further headers that its clients need.
-const RETURNED: &[&str] = &[
-    "content-type",
-    "retry-after",
-    "retry-after-ms",
-    "x-should-retry",
-];
+use crate::sidecar::usage::Report;
+use crate::sidecar::usage::meter::Meter;
 
 /// A compressed reply is undone in slices of this size, so that a bomb costs a megabyte.
 const INFLATE_SLICE: usize = 1024;
@@ -132,63 +124,6 @@ pub fn relay(
         done: false,
     };
     Ok(head.map(|()| relay))
-}
-
-fn meter(route: &Routed, parts: &Parts) -> Option<Meter> {
-    let format = route.endpoint().usage?;
-    let content_type = parts
-        .headers
-        .get(CONTENT_TYPE)
-        .and_then(|v| v.to_str().ok())
-        .unwrap_or_default();
-    Framing::of(content_type).map(|framing| Meter::new(format, framing))
-}
-
-fn returned(
-    call: &RelayedCall,
-    parts: &Parts,
-    inflated: bool,
-    redactor: &Redactor,
-    entry: &AuditEntry,
-) -> HeaderMap {
-    let provider = call.permit.provider().def;
-    let mut headers = HeaderMap::with_capacity(8);
-    let listed = |name: &HeaderName| {
-        RETURNED.contains(&name.as_str()) || provider.returns.contains(&name.as_str())
-    };
-    for (name, value) in &parts.headers {
-        if listed(name) && !redactor.echoes(value.as_bytes()) {
-            headers.append(name, value.clone());
-        }
-    }
-    if let Some(length) = parts
-        .headers
-        .get(CONTENT_LENGTH)
-        .filter(|_| !inflated && parts.status != StatusCode::NO_CONTENT)
-    {
-        headers.insert(CONTENT_LENGTH, length.clone());
-    }
-    headers.insert(
-        "x-content-type-options",
-        HeaderValue::from_static("nosniff"),
-    );
-    if let Ok(id) = HeaderValue::from_str(entry.id()) {
-        if let Some(name) = provider.own_request_id {
-            headers.insert(name, id.clone());
-        }
-        headers.insert("x-outrigger-request-id", id);
-    }
-    if call.notices
-        && parts.status.is_success()
-        && let Some(budget) = entry.utilisation()
-    {
-        for (name, value) in (provider.notices)(&budget) {
-            if let Ok(value) = HeaderValue::try_from(value) {
-                headers.insert(name, value);
-            }
-        }
-    }
-    headers
 }
 
 /// Why a reply was cut.
@@ -350,71 +285,6 @@ impl Relay {
                 extra.kind = "other".into();
             }
         }
-    }
-}
-
-/// What the reply said about itself goes into the record and onto the bill.
-fn settle(call: &RelayedCall, entry: &mut AuditEntry, status: StatusCode, report: Report) {
-    let elapsed_ms = entry.elapsed_ms();
-    let record = &mut entry.record;
-    record.model_reported = report.model;
-    record.upstream_error = report.error.and_then(|e| e.kind);
-    let billed = call.routed.endpoint().usage.is_some() && status.is_success();
-    let usage = report.usage.filter(|_| billed);
-    let prices = Prices {
-        table: &call.shared.config.prices,
-        provider: call.permit.provider(),
-    };
-    let tier = report.tier.as_deref();
-    if let Some(u) = &usage {
-        record.tokens = Tokens {
-            input: u.input,
-            cache_read: u.cache_read,
-            cache_write: u.cache_write,
-            output: u.output,
-            reasoning: u.reasoning,
-        };
-        record.extra_usage = u.extra.iter().map(billing::extra).collect();
-        record.usage_complete = report.complete;
-        record.cost_usd = prices.cost(
-            u,
-            Models {
-                requested: record.model_requested.as_deref(),
-                reported: record.model_reported.as_deref(),
-            },
-            tier,
-        );
-    }
-    if let (Some(reported), Some(requested)) = (&record.model_reported, &record.model_requested)
-        && billed
-        && !reported.starts_with(requested.as_str())
-        && !call.permit.shows(reported)
-    {
-        call.shared.metrics.model_mismatches.inc();
-        tracing::warn!(request_id = %record.request_id, requested, reported, "the reply comes from a model that no grant covers");
-    }
-    let (tokens, usd) = match billed {
-        true => prices.charge(&Settled {
-            models: Models {
-                requested: record.model_requested.as_deref(),
-                reported: record.model_reported.as_deref(),
-            },
-            usage: usage.as_ref(),
-            cost: record.cost_usd,
-            tier,
-            complete: report.complete,
-            stream: record.stream,
-            generates: call.routed.endpoint().generates,
-            max_output: call.max_output,
-            whole_context: call.whole_context,
-            bytes_in: record.bytes_in,
-            bytes_out: record.bytes_out,
-            seconds: elapsed_ms / 1000.0,
-        }),
-        false => (0, 0.0),
-    };
-    if let Some(admission) = entry.admission() {
-        admission.charge(tokens, usd);
     }
 }
 

@@ -1,204 +1,19 @@
-//! Tokens of a reply, read as it passes: streaming or not, cut anywhere, constant memory.
-//!
-//! A provider's file says in a [`Format`] at which paths its API reports what; this file
-//! walks the reply. Normal form: `input` is uncached input, `output` includes reasoning;
-//! what was not reported is `None`, never 0.
+//! Reads usage from a reply as it passes.
 
+use super::{Complete, Extra, Field, Format, RawUsage, ReplyError, Report};
 use crate::base::json::{Flow, JsonEvent, Parser, Text};
 use crate::base::sse::{Piece, SseScanner};
 
-/// Where one API reports usage.
-#[derive(Debug)]
-pub struct Format {
-    /// Paths into each document of the reply: keys joined by `.`, `[]` for array items.
-    pub fields: &'static [(&'static str, Field)],
-    pub complete: Complete,
-    /// The API's meaning of its numbers.
-    pub normal: fn(&RawUsage) -> Option<ReplyUsage>,
-}
-
-/// How a *stream* of this API ends when it ends well.
-#[derive(Debug, Clone, Copy)]
-pub enum Complete {
-    /// An event of one of these `type`s.
-    Type(&'static [&'static str]),
-    /// `data: [DONE]`.
-    Done,
-    /// A document with a finish reason (or `done: true`).
-    Finished,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Field {
-    Model,
-    Input,
-    CacheRead,
-    CacheWrite,
-    CacheWrite1h,
-    Output,
-    Reasoning,
-    ToolPrompt,
-    Cost,
-    Tier,
-    /// `fast` where the reply was made in a fast mode.
-    Speed,
-    /// `us` where it was made in the United States only.
-    Geography,
-    /// How many searches the provider made.
-    Searches,
-    /// A search; they are counted.
-    Search,
-    /// The type of an item of the output: searches and pictures are billed apart.
-    OutputItem,
-    /// Tokens of pictures that a tool of the provider made.
-    PictureInput,
-    PictureOutput,
-    /// Of a list of counts by modality: which, and how many.
-    Modality,
-    ModalityCount,
-    /// The id of an object that the provider keeps, which later requests may refer to.
-    ObjectId,
-    Type,
-    Finished,
-    Object,
-    ErrorType,
-    ErrorCode,
-    ErrorMessage,
-    /// An error only when the document's `object` is `error`.
-    FlatErrorType,
-    FlatErrorMessage,
-    /// An error only when the event's `type` is `error`.
-    EventErrorType,
-    EventErrorMessage,
-    /// An array of further inferences; a later one replaces an earlier one.
-    Extras,
-    ExtraKind,
-    ExtraModel,
-    ExtraInput,
-    ExtraCacheRead,
-    ExtraCacheWrite,
-    ExtraOutput,
-}
-
-/// The numbers as the API gave them; a later value replaces an earlier one.
-#[derive(Debug, Default, Clone)]
-pub struct RawUsage {
-    pub input: Option<u64>,
-    pub cache_read: Option<u64>,
-    pub cache_write: Option<u64>,
-    pub cache_write_1h: Option<u64>,
-    pub output: Option<u64>,
-    pub reasoning: Option<u64>,
-    pub tool_prompt: Option<u64>,
-    pub cost_usd: Option<f64>,
-    pub extras: Vec<Extra>,
-    pub searches: Option<u64>,
-    /// Pictures that a tool made, and their tokens where they are told.
-    pub pictures: u64,
-    pub picture_input: Option<u64>,
-    pub picture_output: Option<u64>,
-    /// Of `output`, the tokens of pictures.
-    pub image_output: Option<u64>,
-}
-
-/// An inference on another model within the same request, billed apart.
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub struct Extra {
-    pub kind: String,
-    pub model: Option<String>,
-    pub input: Option<u64>,
-    pub cache_read: Option<u64>,
-    pub cache_write: Option<u64>,
-    pub output: Option<u64>,
-}
-
-#[derive(Debug, Default, Clone, PartialEq)]
-pub struct ReplyUsage {
-    pub input: Option<u64>,
-    pub cache_read: Option<u64>,
-    pub cache_write: Option<u64>,
-    pub cache_write_1h: Option<u64>,
-    pub output: Option<u64>,
-    pub reasoning: Option<u64>,
-    /// What the provider itself says it bills, in USD.
-    pub cost_usd: Option<f64>,
-    pub extra: Vec<Extra>,
-    /// Of `output`, the tokens of pictures.
-    pub image_output: Option<u64>,
-    /// Searches that the provider made, and pictures whose tokens it does not tell.
-    pub searches: u64,
-    pub pictures: u64,
-    pub fast: bool,
-    pub us_only: bool,
-}
-
-impl ReplyUsage {
-    /// What is billed beside the tokens, as every API tells it.
-    fn beside(mut self, raw: &RawUsage, walk: &Walk) -> ReplyUsage {
-        self.searches = raw.searches.unwrap_or(0);
-        self.image_output = raw.image_output;
-        (self.fast, self.us_only) = (walk.fast, walk.us_only);
-        match (raw.picture_input, raw.picture_output) {
-            (None, None) => self.pictures = raw.pictures,
-            (input, output) => {
-                self.extra.push(Extra {
-                    kind: PICTURES.into(),
-                    input,
-                    output,
-                    ..Extra::default()
-                });
-            }
-        }
-        self
-    }
-
-    pub fn known(self) -> Option<ReplyUsage> {
-        let any = [self.input, self.cache_read, self.cache_write, self.output]
-            .iter()
-            .any(Option::is_some);
-        any.then_some(self)
-    }
-
-    /// Every token that counts against a budget, those of extra inferences included.
-    pub fn total(&self) -> u64 {
-        let sum = |parts: [Option<u64>; 4]| parts.iter().flatten().sum::<u64>();
-        sum([self.input, self.cache_read, self.cache_write, self.output])
-            + self
-                .extra
-                .iter()
-                .map(|e| sum([e.input, e.cache_read, e.cache_write, e.output]))
-                .sum::<u64>()
-    }
-}
-
-/// What a reply said about itself.
-#[derive(Debug, Default, Clone, PartialEq)]
-pub struct Report {
-    pub model: Option<String>,
-    pub usage: Option<ReplyUsage>,
-    pub tier: Option<String>,
-    /// The reply ended as its protocol ends.
-    pub complete: bool,
-    pub error: Option<ReplyError>,
-    /// Ids of objects that the provider keeps.
-    pub ids: Vec<String>,
-}
-
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub struct ReplyError {
-    pub kind: Option<String>,
-    pub message: Option<String>,
-}
-
-/// The kind of the further inference that makes pictures.
-pub const PICTURES: &str = "image_generation";
 /// Further inferences within one reply; none has this many.
-const MAX_EXTRAS: usize = 64;
+pub(super) const MAX_EXTRAS: usize = 64;
+
 /// Ids of one reply that are remembered.
-const MAX_IDS: usize = 256;
+pub(super) const MAX_IDS: usize = 256;
+
 /// No reply has so many tokens or costs so much; what says so is broken, and sums stay sane.
-const MAX_TOKENS: u64 = 1 << 40;
-const MAX_COST: f64 = 1e6;
+pub(super) const MAX_TOKENS: u64 = 1 << 40;
+
+pub(super) const MAX_COST: f64 = 1e6;
 
 /// How a reply is divided into JSON documents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -230,45 +45,45 @@ impl Framing {
 /// Reads one reply. Feed it the bytes as they come, in any pieces.
 #[derive(Debug)]
 pub struct Meter {
-    framing: Framing,
-    sse: SseScanner,
-    parser: Parser,
-    walk: Walk,
+    pub(super) framing: Framing,
+    pub(super) sse: SseScanner,
+    pub(super) parser: Parser,
+    pub(super) walk: Walk,
     /// The first bytes of the current document, to know `[DONE]`.
-    head: [u8; 6],
-    head_len: u8,
-    broken: bool,
+    pub(super) head: [u8; 6],
+    pub(super) head_len: u8,
+    pub(super) broken: bool,
 }
 
 #[derive(Debug)]
-struct Walk {
-    format: &'static Format,
-    raw: RawUsage,
-    model: Option<String>,
-    tier: Option<String>,
-    fast: bool,
-    us_only: bool,
-    ids: Vec<String>,
-    ended: bool,
-    error: ReplyError,
+pub(super) struct Walk {
+    pub(super) format: &'static Format,
+    pub(super) raw: RawUsage,
+    pub(super) model: Option<String>,
+    pub(super) tier: Option<String>,
+    pub(super) fast: bool,
+    pub(super) us_only: bool,
+    pub(super) ids: Vec<String>,
+    pub(super) ended: bool,
+    pub(super) error: ReplyError,
     /// Of the current document only.
-    doc: Doc,
-    path: String,
-    marks: Vec<usize>,
+    pub(super) doc: Doc,
+    pub(super) path: String,
+    pub(super) marks: Vec<usize>,
 }
 
 #[derive(Debug, Default)]
-struct Doc {
-    kind: Option<String>,
-    object: Option<String>,
-    flat: ReplyError,
-    event: ReplyError,
+pub(super) struct Doc {
+    pub(super) kind: Option<String>,
+    pub(super) object: Option<String>,
+    pub(super) flat: ReplyError,
+    pub(super) event: ReplyError,
     /// Counted in this document.
-    searches: u64,
-    pictures: u64,
+    pub(super) searches: u64,
+    pub(super) pictures: u64,
     /// Of the entry of a list of counts by modality.
-    is_image: bool,
-    count: Option<u64>,
+    pub(super) is_image: bool,
+    pub(super) count: Option<u64>,
 }
 
 impl Meter {
@@ -567,7 +382,7 @@ impl Walk {
         }
     }
 
-    fn extra(&mut self, set: impl FnOnce(&mut Extra)) {
+    pub(super) fn extra(&mut self, set: impl FnOnce(&mut Extra)) {
         if let Some(e) = self.raw.extras.last_mut() {
             set(e);
         }
@@ -599,7 +414,7 @@ impl Walk {
 }
 
 /// The tier that was billed stands beside the usage in every API that has tiers.
-const SERVICE_TIER: [&str; 4] = [
+pub(super) const SERVICE_TIER: [&str; 4] = [
     "service_tier",
     "response.service_tier",
     "usage.service_tier",

@@ -4,7 +4,9 @@
 //! that breaks the grammar. hyper then sees the end of the stream; the refusal is written
 //! here, after what hyper still had to say.
 
-use std::future::{Future, poll_fn};
+mod framing;
+
+use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -18,13 +20,13 @@ use hyper::body::{Bytes, Incoming};
 use hyper::header::{CONNECTION, HeaderMap};
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, watch};
-use tokio::time::Sleep;
 
+use self::framing::StrictFraming;
 use super::refusal::{Client, Code, Refusal};
-use crate::base::framing::{Fault, HeadScanner, Verdict};
+use crate::base::framing::Fault;
 use crate::base::sync::lock;
 use crate::sidecar::activity::{Activity, InFlightGuard};
 use crate::sidecar::proxy;
@@ -35,18 +37,25 @@ use crate::sidecar::steps::route;
 
 /// A head, once begun (or a connection, once made), must be whole within this time.
 const HEAD_TIME: Duration = Duration::from_secs(10);
+
 /// Longer than the pools of the CLIs keep a connection, so that none is closed under a request.
 const IDLE_TIME: Duration = Duration::from_secs(90);
+
 /// A client that reads nothing for so long is gone; its upstream request is cancelled.
 const WRITE_STALL: Duration = Duration::from_secs(60);
+
 /// A client that reads nothing for so long makes room when others wait for a connection.
 const STALLED: Duration = Duration::from_secs(1);
+
 /// Requests in a row on one connection that are refused at full speed …
 const REFUSED_IN_A_ROW: u32 = 20;
+
 /// … before each further answer is held back for so long.
 const PENALTY: Duration = Duration::from_millis(100);
+
 /// Bytes of an unwanted body that are read away so that the client sees its refusal.
 const LINGER_BYTES: usize = 64 << 20;
+
 const LINGER_TIME: Duration = Duration::from_secs(2);
 
 /// What the acceptor knows of a connection.
@@ -265,118 +274,6 @@ async fn linger(mut io: TcpStream) {
     }
 }
 
-/// A client's bytes, followed as hyper reads them.
-struct StrictFraming {
-    io: TcpStream,
-    scanner: HeadScanner,
-    handle: Arc<Handle>,
-    /// The last byte in or out.
-    last: Instant,
-    fresh: bool,
-    complete: bool,
-    /// The body broke: its reader is told once, and answers.
-    broken: Option<&'static str>,
-    timer: Option<Pin<Box<Sleep>>>,
-}
-
-impl StrictFraming {
-    fn new(io: TcpStream, handle: Arc<Handle>) -> Self {
-        StrictFraming {
-            io,
-            scanner: HeadScanner::default(),
-            handle,
-            last: Instant::now(),
-            fresh: true,
-            complete: false,
-            broken: None,
-            timer: None,
-        }
-    }
-
-    /// Has nothing moved for this long? Otherwise the task is woken when it would be.
-    fn expired(&mut self, cx: &mut Context<'_>, limit: Duration) -> bool {
-        loop {
-            let due = self.last + limit;
-            let timer = self
-                .timer
-                .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due.into())));
-            if timer.deadline() > due.into() {
-                timer.as_mut().reset(due.into());
-            }
-            if timer.as_mut().poll(cx).is_pending() {
-                return false;
-            }
-            if Instant::now() >= due {
-                return true;
-            }
-            timer.as_mut().reset(due.into());
-        }
-    }
-}
-
-impl AsyncRead for StrictFraming {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        if let Some(what) = this.broken.take() {
-            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, what)));
-        }
-        if this.complete {
-            return this.after_the_end(cx);
-        }
-        let before = buf.filled().len();
-        if Pin::new(&mut this.io).poll_read(cx, buf)?.is_pending() {
-            // hyper does not ask again by itself when the reply is over, and then we are idle.
-            this.handle.busy.wake_after(cx.waker());
-            if this.handle.busy.is_busy() {
-                return Poll::Pending;
-            }
-            let limit = if this.fresh || this.scanner.mid_head() {
-                HEAD_TIME
-            } else {
-                IDLE_TIME
-            };
-            if !this.expired(cx, limit) {
-                return Poll::Pending;
-            }
-            this.complete = true;
-            return Poll::Ready(Ok(()));
-        }
-        // The head's time runs from its first byte, whatever trickles in after it.
-        if !this.scanner.mid_head() {
-            this.last = Instant::now();
-        }
-        this.fresh = false;
-        match this.scanner.scan(&buf.filled()[before..]) {
-            Verdict::Pass => Poll::Ready(Ok(())),
-            Verdict::BadHead { good, fault } => {
-                buf.set_filled(before + good);
-                this.complete = true;
-                let line = this.scanner.refused_line().to_owned();
-                *lock(&this.handle.fault) = Some((fault, line));
-                if good == 0 {
-                    this.after_the_end(cx)
-                } else {
-                    Poll::Ready(Ok(()))
-                }
-            }
-            Verdict::BadBody { good, fault } => {
-                buf.set_filled(before + good);
-                this.complete = true;
-                this.broken = Some(fault.what);
-                if good == 0 {
-                    Pin::new(this).poll_read(cx, buf)
-                } else {
-                    Poll::Ready(Ok(()))
-                }
-            }
-        }
-    }
-}
-
 impl StrictFraming {
     /// A bad head came behind a request that is still being served: hyper must not take the
     /// end for the client's going away, but the client may really go. What it sends is waste.
@@ -417,40 +314,5 @@ impl StrictFraming {
                 ready
             }
         }
-    }
-}
-
-impl AsyncWrite for StrictFraming {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        let result = Pin::new(&mut this.io).poll_write(cx, buf);
-        this.wrote(cx, result)
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        let result = Pin::new(&mut this.io).poll_write_vectored(cx, bufs);
-        this.wrote(cx, result)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(Pin::new(&mut self.get_mut().io).poll_shutdown(cx))?;
-        Poll::Ready(Ok(()))
     }
 }

@@ -12,129 +12,52 @@
 //!   whatever the large ones do.
 //! - Decoding gives the thread back after each chunk, so that no body holds up other requests.
 
-use std::collections::BTreeMap;
-use std::io::{BufRead, Read};
+pub mod buffered;
+mod decode;
+
+mod upload;
+
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use hyper::body::{Body as HttpBody, Bytes, Frame, Incoming, SizeHint};
-use hyper::header::{CONTENT_ENCODING, CONTENT_LENGTH, HeaderMap};
+use hyper::body::{Body as HttpBody, Bytes, Frame, Incoming};
+use hyper::header::{CONTENT_LENGTH, HeaderMap};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
+use self::buffered::BufferedBody;
+use self::decode::encoding;
+use self::upload::{GivenUp, LATENESS, Progress, Upload, UploadRegistration, Uploads};
 use crate::base::sync::lock;
-use crate::sidecar::record::{AuditRecord, Describe};
 use crate::sidecar::refusal::{Code, Refusal};
 
 /// Largest body, compressed or decoded; Anthropic's own limit.
 pub const MAX_BODY: usize = 32 * 1024 * 1024;
+
 /// What all bodies, and the lists of models that are cut down, may hold together.
 const MEMORY: usize = 96 * 1024 * 1024;
+
 /// What the parts of bodies beyond [`SMALL_BODY`] may take of it.
 const LARGE_MEMORY: usize = MEMORY / 4 * 3;
+
 const SMALL_BODY: usize = 1024 * 1024;
-/// Longest time between two pieces of a body.
-const IDLE_TIME: Duration = Duration::from_secs(15);
-/// A body may take this long, and one second more for every KiB that has come …
-const BASE_TIME: Duration = Duration::from_secs(30);
-/// … but never longer than this.
-const MAX_TIME: Duration = Duration::from_secs(600);
-/// A late body is given up at most this much later.
-const LATENESS: Duration = Duration::from_millis(250);
+
 /// How long a request waits for memory that another was told to give back.
 const EVICTION_TIME: Duration = Duration::from_secs(1);
+
 /// A body is not slow before this.
 pub const GRACE: Duration = Duration::from_millis(100);
+
 /// The read buffer of a connection; a piece that is kept pins one, whatever its own size.
 pub const READ_BUFFER: usize = 64 * 1024;
+
 /// What one body may take in before others have their turn.
 const TURN: usize = 256 * 1024;
+
 /// Pieces below this are copied together, so that what is pinned is at most twice what is held.
 const KEPT_PIECE: usize = READ_BUFFER / 2;
-/// 8 MiB: what `zstd` itself decodes without being asked to.
-const ZSTD_WINDOW_LOG: u32 = 23;
-
-/// A body held whole, in the pieces in which it came.
-#[derive(Debug, Clone, Default)]
-pub struct BufferedBody {
-    pieces: Vec<Bytes>,
-    len: usize,
-    /// Its share of the memory, given back with the last copy.
-    _share: Option<Arc<Share>>,
-}
-
-impl BufferedBody {
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    pub fn pieces(&self) -> &[Bytes] {
-        &self.pieces
-    }
-
-    /// The body of the upstream request.
-    pub fn into_stream(self) -> BufferedBodyStream {
-        BufferedBodyStream {
-            left: self.len as u64,
-            pieces: self.pieces.into_iter(),
-            _share: self._share,
-        }
-    }
-
-    #[cfg(test)]
-    pub(super) fn of(pieces: Vec<Bytes>) -> Self {
-        BufferedBody {
-            len: pieces.iter().map(Bytes::len).sum(),
-            pieces,
-            _share: None,
-        }
-    }
-}
-
-impl Describe for BufferedBody {
-    fn describe(&self, record: &mut AuditRecord) {
-        record.body_read = true;
-        record.bytes_in = self.len as u64;
-    }
-}
-
-/// Sends a [`BufferedBody`] piece by piece, without joining the pieces.
-#[derive(Debug)]
-pub struct BufferedBodyStream {
-    pieces: std::vec::IntoIter<Bytes>,
-    left: u64,
-    _share: Option<Arc<Share>>,
-}
-
-impl HttpBody for BufferedBodyStream {
-    type Data = Bytes;
-    type Error = std::convert::Infallible;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        let next = self.pieces.next();
-        if let Some(piece) = &next {
-            self.left -= piece.len() as u64;
-        }
-        Poll::Ready(next.map(|piece| Ok(Frame::data(piece))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.left == 0
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.left)
-    }
-}
 
 /// The memory for bodies, and the bodies that are still coming.
 #[derive(Debug)]
@@ -144,40 +67,6 @@ pub struct BodyMemory {
     uploads: Mutex<Uploads>,
     /// Told when an upload begins while there is no other.
     first_upload: Notify,
-}
-
-#[derive(Debug, Default)]
-struct Uploads {
-    next: u64,
-    open: BTreeMap<u64, Arc<Upload>>,
-}
-
-/// Why a body that was still coming is waited for no longer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum GivenUp {
-    /// Others needed its place.
-    MakeRoom,
-    /// Its next piece did not come in time, or the whole body did not.
-    Late,
-}
-
-/// A body that is still coming.
-#[derive(Debug)]
-struct Upload {
-    since: Instant,
-    progress: Mutex<Progress>,
-    /// Told that `progress.given_up` is set.
-    given_up: Notify,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Progress {
-    /// Bytes of memory that it holds.
-    held: usize,
-    /// Bytes of the body that came.
-    received: usize,
-    last: Instant,
-    given_up: Option<GivenUp>,
 }
 
 /// What one request holds of the memory.
@@ -205,19 +94,6 @@ impl Share {
             merge(&mut self.large, large);
         }
         self.bytes += bytes;
-    }
-}
-
-/// Takes an upload off the list when its body is whole or given up.
-struct UploadRegistration<'a> {
-    memory: &'a BodyMemory,
-    id: u64,
-    upload: Arc<Upload>,
-}
-
-impl Drop for UploadRegistration<'_> {
-    fn drop(&mut self) {
-        lock(&self.memory.uploads).open.remove(&self.id);
     }
 }
 
@@ -475,118 +351,6 @@ impl BodyMemory {
             _share: Some(Arc::new(share)),
         })
     }
-
-    /// Decodes one gzip member or one zstd frame, with nothing before or after it.
-    async fn decode(
-        &self,
-        held: BufferedBody,
-        encoding: Encoding,
-    ) -> Result<BufferedBody, Refusal> {
-        let broken = |e: &dyn std::fmt::Display| {
-            Refusal::new(Code::BadRequest, "the compressed request body is broken").cause(e)
-        };
-        let mut input = Pieces::new(&held.pieces);
-        let mut out = Decoded::default();
-        match encoding {
-            Encoding::Gzip => {
-                let mut decoder = flate2::bufread::GzDecoder::new(&mut input);
-                self.decode_from(&mut decoder, &mut out).await?;
-            }
-            Encoding::Zstd => {
-                // A skippable frame or a dictionary is nothing that a client of an API sends.
-                if !held
-                    .pieces
-                    .first()
-                    .is_some_and(|p| p.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]))
-                {
-                    return Err(broken(&"no zstd frame"));
-                }
-                let mut decoder = zstd::stream::read::Decoder::with_buffer(&mut input)
-                    .map_err(|e| broken(&e))?
-                    .single_frame();
-                decoder
-                    .window_log_max(ZSTD_WINDOW_LOG)
-                    .map_err(|e| broken(&e))?;
-                self.decode_from(&mut decoder, &mut out).await?;
-            }
-        }
-        if input.fill_buf().is_ok_and(|rest| !rest.is_empty()) {
-            return Err(broken(&"bytes after the compressed data"));
-        }
-        Ok(BufferedBody {
-            len: out.len,
-            pieces: out.pieces,
-            _share: Some(Arc::new(out.share)),
-        })
-    }
-
-    async fn decode_from(
-        &self,
-        decoder: &mut (impl Read + Send),
-        out: &mut Decoded,
-    ) -> Result<(), Refusal> {
-        loop {
-            self.reserve(&mut out.share, READ_BUFFER).await?;
-            let mut chunk = Vec::with_capacity(READ_BUFFER);
-            let read = decoder
-                .by_ref()
-                .take(READ_BUFFER as u64)
-                .read_to_end(&mut chunk);
-            read.map_err(|e| {
-                Refusal::new(Code::BadRequest, "the compressed request body is broken").cause(e)
-            })?;
-            out.len += chunk.len();
-            if out.len > MAX_BODY {
-                return Err(too_large());
-            }
-            if chunk.is_empty() {
-                return Ok(());
-            }
-            out.pieces.push(chunk.into());
-            tokio::task::yield_now().await;
-        }
-    }
-}
-
-#[derive(Default)]
-struct Decoded {
-    pieces: Vec<Bytes>,
-    len: usize,
-    share: Share,
-}
-
-impl Upload {
-    fn give_up(&self, why: GivenUp) {
-        lock(&self.progress).given_up.get_or_insert(why);
-        self.given_up.notify_one();
-    }
-
-    fn progressed(&self, held: usize, received: usize) {
-        let mut progress = lock(&self.progress);
-        progress.held = held;
-        progress.received = received;
-        progress.last = Instant::now();
-    }
-
-    fn is_late(&self, now: Instant) -> bool {
-        let progress = *lock(&self.progress);
-        let allowed = BASE_TIME + Duration::from_secs(progress.received as u64 / 1024);
-        now > self.since + allowed.min(MAX_TIME) || now > progress.last + IDLE_TIME
-    }
-
-    fn refusal(&self) -> Refusal {
-        let progress = *lock(&self.progress);
-        let (bytes, seconds) = (progress.received, self.since.elapsed().as_secs());
-        let message = match progress.given_up {
-            Some(GivenUp::Late) => {
-                format!("only {bytes} bytes of the request body arrived within {seconds} s")
-            }
-            _ => format!(
-                "the request body was given up to make room for others ({bytes} bytes in {seconds} s)"
-            ),
-        };
-        Refusal::new(Code::BodyTimeout, message)
-    }
 }
 
 /// The memory that joining a piece of this size to the others takes.
@@ -628,72 +392,12 @@ fn too_large() -> Refusal {
     )
 }
 
-#[derive(Debug, Clone, Copy)]
-enum Encoding {
-    Gzip,
-    Zstd,
-}
-
-fn encoding(headers: &HeaderMap) -> Result<Option<Encoding>, Refusal> {
-    let Some(value) = headers.get(CONTENT_ENCODING) else {
-        return Ok(None);
-    };
-    match value.as_bytes() {
-        b"identity" => Ok(None),
-        b"gzip" => Ok(Some(Encoding::Gzip)),
-        b"zstd" => Ok(Some(Encoding::Zstd)),
-        other => Err(Refusal::new(
-            Code::UnsupportedEncoding,
-            format!(
-                "content-encoding `{}` is not one of `gzip`, `zstd`, `identity`",
-                other.escape_ascii()
-            ),
-        )
-        .hint("send the body uncompressed")),
-    }
-}
-
-/// Reads the pieces of a body as if they were one.
-struct Pieces<'a> {
-    rest: &'a [Bytes],
-    at: usize,
-}
-
-impl<'a> Pieces<'a> {
-    fn new(rest: &'a [Bytes]) -> Self {
-        Pieces { rest, at: 0 }
-    }
-}
-
-impl BufRead for Pieces<'_> {
-    fn fill_buf(&mut self) -> std::io::Result<&[u8]> {
-        while let Some((first, rest)) = self.rest.split_first() {
-            if self.at < first.len() {
-                return Ok(&first[self.at..]);
-            }
-            (self.rest, self.at) = (rest, 0);
-        }
-        Ok(&[])
-    }
-
-    fn consume(&mut self, n: usize) {
-        self.at += n;
-    }
-}
-
-impl Read for Pieces<'_> {
-    fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
-        let piece = self.fill_buf()?;
-        let n = piece.len().min(out.len());
-        out[..n].copy_from_slice(&piece[..n]);
-        self.consume(n);
-        Ok(n)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sidecar::steps::body::decode::Encoding;
+    use crate::sidecar::steps::body::upload::BASE_TIME;
+    use crate::sidecar::steps::body::upload::IDLE_TIME;
 
     fn decode(bytes: Vec<u8>, encoding: Encoding) -> Result<Vec<u8>, Code> {
         let memory = BodyMemory::default();
