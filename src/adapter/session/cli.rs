@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 
-use super::record::raw_output;
+use super::stream::raw_output;
 use super::{Session, TOO_LONG, asked_to_end, describe, until};
 use crate::adapter::config::AdapterConfig;
 use crate::adapter::config::ports::read_key;
@@ -143,8 +143,8 @@ impl Session {
             Token::draw().map_err(|e| failed(format!("no random bytes can be drawn: {e}")))?;
         let setting = setting(
             &self.config,
-            &self.session_id,
-            self.lifecycle.native_session_id.clone(),
+            &self.stream.session_id,
+            self.stream.lifecycle.native_session_id.clone(),
             random,
         );
         let LaunchPlan {
@@ -180,7 +180,7 @@ impl Session {
         })?;
         let (say, from_cli) = mpsc::channel(64);
         let speaks_lines = matches!(wiring, Transport::Lines { .. });
-        let (workdir, session_id) = (self.config.workdir.clone(), self.session_id.clone());
+        let (workdir, session_id) = (self.config.workdir.clone(), self.stream.session_id.clone());
         let program = Program {
             path: found,
             args,
@@ -195,7 +195,7 @@ impl Session {
                 program.path.display()
             ))
         })?;
-        self.raw_event(json!({ "type": "start", "command": program.path.display().to_string(), "args": program.args }));
+        self.stream.raw_event(json!({ "type": "start", "command": program.path.display().to_string(), "args": program.args }));
         let http = CliHttpClient {
             address: String::new(),
             authorization: String::new(),
@@ -215,9 +215,9 @@ impl Session {
             broken: None,
             events_task: None,
         };
-        if self.lifecycle.native_session_id.is_none() {
+        if self.stream.lifecycle.native_session_id.is_none() {
             for message in warnings {
-                self.emit(Warning { message });
+                self.stream.emit(Warning { message });
             }
         }
         // Heard beside it: who wants the session to end does not wait for its start.
@@ -314,6 +314,7 @@ impl Session {
             self.check_version()?;
         }
         let known = self
+            .stream
             .lifecycle
             .native_session_id
             .clone()
@@ -327,7 +328,7 @@ impl Session {
         while !running.ready {
             tokio::select! {
                 biased;
-                () = until(self.wake_at) => self.on_time(running).await,
+                () = until(self.timers.next(false)) => self.on_time(running).await,
                 from_cli = running.from_cli.recv() => if let Some(from_cli) = from_cli { self.handle_output(running, from_cli).await },
                 status = running.process.ended() => return Err(too_early(status)),
             }
@@ -350,7 +351,7 @@ impl Session {
                 from_cli = running.from_cli.recv() => match from_cli {
                     Some(FromCli::Stdout(bytes)) => running.stdout.feed(&bytes, |line| {
                         let line = line.unwrap_or(TOO_LONG);
-                        raw_output(&mut self.raw, "stdout", line);
+                        raw_output(&mut self.stream.raw, "stdout", line);
                         address = address.take().or_else(|| announced(&String::from_utf8_lossy(line)));
                     }),
                     Some(from_cli) => self.handle_output(running, from_cli).await,
@@ -369,7 +370,7 @@ impl Session {
         let version = self.version.clone().unwrap_or_default();
         runtime.accept_version(&version)?;
         if !runtime.is_verified(&version) {
-            self.emit(Warning {
+            self.stream.emit(Warning {
                 message: format!(
                     "{} {version} was not verified; verified: {}",
                     runtime.name,
@@ -398,7 +399,7 @@ impl Session {
                 Ok((200, _)) => break,
                 Ok((401, _)) => {
                     if !std::mem::replace(&mut refused, true) {
-                        self.emit(self.wrong_token(&address));
+                        self.stream.emit(self.wrong_token(&address));
                     }
                     every = SIDECAR_EVERY.1;
                     "it refuses this session's token".to_owned()
@@ -495,7 +496,8 @@ impl Session {
         let status = self.drain_pipes(&mut running).await;
         let stderr = running.stderr.text();
         let status = stop_process(running, status).await;
-        self.raw_event(json!({ "type": "exit", "code": status.and_then(|s| s.code()) }));
+        self.stream
+            .raw_event(json!({ "type": "exit", "code": status.and_then(|s| s.code()) }));
         (status, stderr)
     }
 

@@ -10,7 +10,11 @@
 //! - Whatever ends the CLI, what it left open is closed on the stream before it is started again.
 
 mod cli;
+mod delivery;
 mod record;
+mod restarts;
+mod stream;
+mod timers;
 
 use std::collections::VecDeque;
 use std::process::ExitStatus;
@@ -23,7 +27,11 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
 use self::cli::{CliExit, RunningCli, setting};
-use self::record::{raw_output, said_in_pieces, said_since};
+use self::delivery::{Delivery, NextStep, PendingInput, Steering, next_step};
+use self::record::{said_in_pieces, said_since};
+use self::restarts::Restarts;
+use self::stream::{Stream, raw_output};
+use self::timers::{ANSWER_TIME, INTERRUPT_TIME, Timers};
 use super::config::AdapterConfig;
 use super::journal;
 use super::process;
@@ -31,30 +39,22 @@ use super::transport::{self, FromCli};
 use super::trouble::{Component, Troubles};
 use crate::adapter::inbox::Sent;
 use crate::adapter::inbox::{Inbox, Input, MAX_DEATHS};
-use crate::adapter::lifecycle::{Lifecycle, TurnPayload};
+use crate::adapter::lifecycle::Lifecycle;
 use crate::adapter::runtime::action::{Action, PermissionDecision};
-use crate::adapter::runtime::native::effective_mode;
 use crate::adapter::runtime::{Permissions, Phase, Translator};
 use crate::base::sync::lock;
+use crate::event::SessionStage;
+use crate::event::SessionStart;
+use crate::event::StageState;
 use crate::event::{
-    ErrorCode, ErrorEvent, InputMode, Payload, SessionEnd, SessionEndReason, TurnEndReason,
-    TurnStart, Unparsed, Usage, Warning,
+    ErrorCode, ErrorEvent, Payload, SessionEnd, SessionEndReason, TurnEndReason, TurnStart,
+    Unparsed, Usage, Warning,
 };
 
 pub use self::record::Rebuilt;
 
-/// After this a CLI that was told to stop its turn is restarted.
-const INTERRUPT_TIME: Duration = Duration::from_secs(10);
-/// By then the CLI has begun to answer what it was handed, or it is restarted.
-const ANSWER_TIME: Duration = Duration::from_secs(60);
-/// Crashes, each so soon after the other, after which it is given up.
-const MAX_CRASHES: usize = 5;
-const CRASH_WINDOW: Duration = Duration::from_secs(120);
-const FIRST_BACKOFF: Duration = Duration::from_millis(200);
 /// How long a CLI that has closed its output may take to end.
 const LAST_WORDS_TIME: Duration = Duration::from_millis(500);
-/// When something is tried again that the disk did not take.
-const DISK_RETRY: Duration = Duration::from_millis(200);
 /// Instead of a line that nobody keeps.
 const TOO_LONG: &[u8] = b"(a line that was too long)";
 
@@ -101,52 +101,34 @@ pub struct Ended {
     pub outcome: Option<TurnEndReason>,
 }
 
+/// The task that owns the CLI.
 pub struct Session {
     config: AdapterConfig,
-    session_id: String,
     translator: Box<dyn Translator>,
-    lifecycle: Lifecycle,
-    journal: journal::JournalWriter,
-    raw: Option<journal::JournalWriter>,
+    stream: Stream,
     inbox: Arc<Inbox>,
     commands: mpsc::Receiver<SessionCommand>,
     status: SharedStatus,
     troubles: Troubles,
-    /// The session is told to end: nothing waits for a disk any more.
-    terminating: watch::Receiver<bool>,
-    /// An input that is noted as sent, on its way to stable storage.
-    handing: Option<Handing>,
-    /// When the disk is tried again.
-    retry_at: Option<Instant>,
-    /// Inputs whose `user.message` stands in the journal already.
-    announced: Vec<String>,
-    admitted: Vec<TurnPayload>,
+    delivery: Delivery,
+    timers: Timers,
+    restarts: Restarts,
+    steps: StepLimit,
+    /// Requests to the CLI, and files that are read for the translator.
     calls: JoinSet<()>,
     /// What is to be done, in order.
     actions: VecDeque<Action>,
     version: Option<String>,
-    steps: u64,
-    /// The turn is being stopped for its steps.
-    over_limit: bool,
-    /// Somebody wants the turn stopped that is about to begin.
-    interrupt_soon: bool,
-    interrupt_by: Option<Instant>,
-    /// When an input that is in flight must have become a turn.
-    answer_by: Option<Instant>,
-    wake_at: Option<Instant>,
-    deadlines: Vec<(String, Instant)>,
-    active: Instant,
+    /// How the last turn ended.
     outcome: Option<TurnEndReason>,
-    /// An input that cannot be steered, and of which that was said.
-    unsteered: Option<String>,
-    crashes: VecDeque<Instant>,
 }
 
-/// An input that is handed over once this is on stable storage.
-struct Handing {
-    input: Input,
-    native_id: String,
-    synced: JoinHandle<std::io::Result<()>>,
+/// How many steps the turn has taken, of those that it may.
+#[derive(Debug, Default)]
+struct StepLimit {
+    taken: u64,
+    /// The turn is being stopped for its steps.
+    exceeded: bool,
 }
 
 /// What a session is made of.
@@ -177,43 +159,25 @@ impl Session {
             troubles,
             terminating,
         } = parts;
-        let now = Instant::now();
+        let launch = setting(&config, &session_id, None, String::new());
+        let runtime = config.runtime;
         Session {
-            translator: (config.runtime.translator)(&setting(
-                &config,
-                &session_id,
-                None,
-                String::new(),
-            )),
+            translator: (runtime.translator)(&launch),
             // A task that had its end before has it still.
             outcome: lifecycle.outcome.filter(|_| config.oneshot),
-            config,
-            session_id,
-            lifecycle,
-            journal,
-            raw,
+            stream: Stream::new(lifecycle, runtime.id, (journal, raw), terminating),
             inbox,
             commands,
             status,
             troubles,
-            terminating,
-            handing: None,
-            retry_at: None,
-            announced: Vec::new(),
-            admitted: Vec::new(),
+            delivery: Delivery::default(),
+            timers: Timers::new(config.idle_timeout),
+            restarts: Restarts::default(),
+            steps: StepLimit::default(),
             calls: JoinSet::new(),
             actions: VecDeque::new(),
             version: None,
-            steps: 0,
-            over_limit: false,
-            interrupt_soon: false,
-            interrupt_by: None,
-            answer_by: None,
-            wake_at: None,
-            deadlines: Vec::new(),
-            active: now,
-            unsteered: None,
-            crashes: VecDeque::new(),
+            config,
         }
     }
 
@@ -251,31 +215,31 @@ impl Session {
 
     /// What was open when an adapter before this one was killed, and whose input is where.
     async fn close_what_a_crash_left(&mut self) {
-        process::sweep(&self.session_id).await;
-        if let Some(turn) = &self.lifecycle.turn {
-            for said in said_in_pieces(&self.journal.journal(), turn.sequence) {
-                self.emit(said);
+        process::sweep(&self.stream.session_id).await;
+        if let Some(turn) = &self.stream.lifecycle.turn {
+            for said in said_in_pieces(&self.stream.journal.journal(), turn.sequence) {
+                self.stream.emit(said);
             }
             let error = ErrorEvent::new(
                 ErrorCode::Internal,
                 "the adapter was stopped while this turn was running; the CLI is started again with its history",
             );
-            self.emit(error);
-            self.emit(ended_turn(TurnEndReason::Error));
+            self.stream.emit(error);
+            self.stream.emit(ended_turn(TurnEndReason::Error));
             self.outcome = Some(TurnEndReason::Error);
         }
-        let input_ids = std::mem::take(&mut self.lifecycle.unanswered);
+        let input_ids = std::mem::take(&mut self.stream.lifecycle.unanswered);
         if !input_ids.is_empty() {
-            self.emit(TurnStart { turn: 0, input_ids });
-            self.emit(ErrorEvent::new(ErrorCode::RuntimeCrashed, "the adapter was stopped before this input was answered; it stands in the CLI's history"));
-            self.emit(ended_turn(TurnEndReason::Error));
+            self.stream.emit(TurnStart { turn: 0, input_ids });
+            self.stream.emit(ErrorEvent::new(ErrorCode::RuntimeCrashed, "the adapter was stopped before this input was answered; it stands in the CLI's history"));
+            self.stream.emit(ended_turn(TurnEndReason::Error));
             self.outcome = Some(TurnEndReason::Error);
         }
         self.look_up_open_inputs();
         for warning in std::mem::take(&mut self.config.warnings) {
-            self.emit(Warning { message: warning });
+            self.stream.emit(Warning { message: warning });
         }
-        self.commit().await;
+        self.stream.commit().await;
     }
 
     /// What the journal tells of inputs whose fate is not known.
@@ -285,10 +249,10 @@ impl Session {
             return;
         };
         let ids: Vec<&str> = open.iter().map(|o| o.input_id.as_str()).collect();
-        let said = said_since(&self.journal.journal(), from, &ids);
+        let said = said_since(&self.stream.journal.journal(), from, &ids);
         for open in open.iter().filter(|o| said.contains(&o.input_id)) {
             if open.was_sent {
-                self.announced.push(open.input_id.clone());
+                self.delivery.announced(&open.input_id);
             } else {
                 // The stream has it, and the note that it was sent is lost.
                 note(self.inbox.over(&open.input_id));
@@ -298,12 +262,12 @@ impl Session {
 
     /// A task that is over, and whose adapter was started again.
     async fn end_again(self) -> Ended {
-        if !self.lifecycle.ended {
+        if !self.stream.lifecycle.ended {
             return self.end(ended(SessionEndReason::Completed)).await;
         }
         self.inbox.close(true);
         self.set_state("ended");
-        self.journal.close();
+        self.stream.journal.close();
         Ended {
             reason: SessionEndReason::Completed,
             outcome: self.outcome,
@@ -312,11 +276,11 @@ impl Session {
 
     /// Serves inputs and commands until the CLI is gone or the session is over.
     async fn serve(&mut self, mut running: RunningCli) -> CliExit {
-        self.active = Instant::now();
+        self.timers.something_happened();
         for (input, sent) in self.inbox.in_flight() {
             let mut actions = Vec::new();
             // What it was told of, its turn was told of too.
-            let told = self.announced.contains(&input.input_id);
+            let told = self.delivery.is_announced(&input.input_id);
             self.translator
                 .look_for(&input, &sent.native_id, told, &mut actions);
             self.apply(&mut running, actions).await;
@@ -330,15 +294,7 @@ impl Session {
                 return self.stop(running, end).await;
             }
             self.show_state();
-            let wake = self
-                .wake_at
-                .into_iter()
-                .chain(self.interrupt_by)
-                .chain(self.answer_by)
-                .chain(self.deadlines.iter().map(|d| d.1))
-                .chain(self.retry_at)
-                .chain(self.idle_until())
-                .min();
+            let wake = self.timers.next(self.is_idle());
             tokio::select! {
                 biased;
                 // Before what it says, which may never end; its own end comes after that.
@@ -348,9 +304,9 @@ impl Session {
                     Some(command) => self.handle_command(&mut running, command).await,
                 },
                 () = until(wake) => self.on_time(&mut running).await,
-                synced = noted(&mut self.handing) => self.noted_as_sent(&mut running, synced).await,
+                synced = self.delivery.noted() => self.noted_as_sent(&mut running, synced).await,
                 from_cli = running.from_cli.recv() => if let Some(from_cli) = from_cli { self.handle_output(&mut running, from_cli).await },
-                () = self.inbox.changed.notified() => self.active = Instant::now(),
+                () = self.inbox.changed.notified() => self.timers.something_happened(),
                 status = running.process.ended() => {
                     let why = format!("{} ended unexpectedly ({})", self.config.runtime.name, describe(status));
                     return self.gone(running, why).await;
@@ -364,7 +320,7 @@ impl Session {
         let mut actions = Vec::new();
         match from_cli {
             FromCli::Events(bytes) => {
-                let (translator, raw) = (&mut self.translator, &mut self.raw);
+                let (translator, raw) = (&mut self.translator, &mut self.stream.raw);
                 running.events.feed(&bytes, |line| match line {
                     Ok(line) => {
                         let Some(data) = line.strip_prefix(b"data:") else {
@@ -378,7 +334,7 @@ impl Session {
                 });
             }
             FromCli::Stdout(bytes) => {
-                let raw = &mut self.raw;
+                let raw = &mut self.stream.raw;
                 let mut translator = running.speaks_lines.then_some(&mut self.translator);
                 running
                     .stdout
@@ -416,7 +372,7 @@ impl Session {
 
     fn hear_stderr(&mut self, running: &mut RunningCli, bytes: &[u8], actions: &mut Vec<Action>) {
         running.stderr.feed(bytes);
-        let (raw, translator) = (&mut self.raw, &mut self.translator);
+        let (raw, translator) = (&mut self.stream.raw, &mut self.translator);
         running.stderr.lines.feed(bytes, |line| {
             let line = line.unwrap_or(TOO_LONG);
             raw_output(raw, "stderr", line);
@@ -452,80 +408,74 @@ impl Session {
                     resumed,
                 } => {
                     running.ready = true;
-                    self.emit(self.session_start(native_session_id, resumed));
+                    self.stream
+                        .emit(self.session_start(native_session_id, resumed));
                 }
                 Action::Delivered { input_id } => {
                     // First the event, then the note that it is over: what a crash between
                     // them leaves is found in the journal.
-                    self.commit().await;
+                    self.stream.commit().await;
                     note(self.inbox.over(&input_id));
-                    self.announced.retain(|said| *said != input_id);
+                    self.delivery.delivered(&input_id);
                 }
                 Action::Undelivered { input_id } => note(self.inbox.unsent(&input_id)),
                 Action::Refused { input_id, why } => {
-                    self.emit(ErrorEvent::new(
+                    self.stream.emit(ErrorEvent::new(
                         ErrorCode::Internal,
                         format!("input `{input_id}` was not delivered: {why}"),
                     ));
                     self.outcome = Some(TurnEndReason::Error);
-                    self.interrupt_soon = false;
-                    self.commit().await;
+                    self.delivery.interrupt_soon = false;
+                    self.stream.commit().await;
                     note(self.inbox.over(&input_id));
                 }
                 Action::Step => self.count_step(),
-                Action::Wake(after) => self.wake_at = Some(Instant::now() + after),
+                Action::Wake(after) => self.timers.wake_after(after),
                 Action::Broken(why) => running.broken = Some(why),
             }
         }
         while self.calls.try_join_next().is_some() {}
-        self.commit().await;
+        self.stream.commit().await;
     }
 
     /// Puts an event on the stream, and draws the consequences that hold for every runtime.
     fn publish(&mut self, payload: Payload) {
         match payload {
             // What was told of before a crash is not told again.
-            Payload::UserMessage(message) if self.announced.contains(&message.input_id) => {}
+            Payload::UserMessage(message) if self.delivery.is_announced(&message.input_id) => {}
             Payload::UserMessage(message) => {
-                self.announced.push(message.input_id.clone());
-                self.emit(message);
+                self.delivery.announced(&message.input_id);
+                self.stream.emit(message);
             }
             Payload::TurnStart(_) => {
-                (self.steps, self.over_limit, self.answer_by) = (0, false, None);
-                self.emit(payload);
-                if std::mem::take(&mut self.interrupt_soon) {
+                self.steps = StepLimit::default();
+                self.timers.turn_began();
+                self.stream.emit(payload);
+                if std::mem::take(&mut self.delivery.interrupt_soon) {
                     self.interrupt();
                 }
             }
             Payload::TurnEnd(mut end) => {
-                if self.over_limit && end.reason == TurnEndReason::Interrupted {
+                if self.steps.exceeded && end.reason == TurnEndReason::Interrupted {
                     end.reason = TurnEndReason::MaxSteps;
                 }
                 self.outcome = Some(end.reason);
                 if end.reason != TurnEndReason::Error {
                     // It works: an earlier crash says nothing of the next.
-                    self.crashes.clear();
+                    self.restarts.it_works();
                 }
-                self.interrupt_by = None;
-                self.wake_at = None;
-                self.deadlines.clear();
-                self.active = Instant::now();
-                // One that did not join this turn begins another.
-                self.answer_by = self
-                    .inbox
-                    .is_in_flight()
-                    .then(|| Instant::now() + ANSWER_TIME);
-                self.emit(end);
-                self.journal.request_sync(true);
+                self.timers.turn_ended(self.inbox.is_in_flight());
+                self.stream.emit(end);
+                self.stream.journal.request_sync(true);
             }
             Payload::PermissionRequest(request) => {
                 let (id, answer) = (request.request_id.clone(), self.policy());
-                self.emit(request);
+                self.stream.emit(request);
                 self.wait_for_answer(id, answer);
             }
             Payload::QuestionRequest(request) => {
                 let id = request.request_id.clone();
-                self.emit(request);
+                self.stream.emit(request);
                 self.wait_for_answer(
                     id,
                     self.config
@@ -533,7 +483,7 @@ impl Session {
                         .then_some(PermissionDecision::RejectQuestion),
                 );
             }
-            other => self.emit(other),
+            other => self.stream.emit(other),
         }
     }
 
@@ -555,12 +505,12 @@ impl Session {
         match answer {
             Some(decision) => _ = self.answer(&id, &decision, "policy"),
             None => self
-                .deadlines
-                .push((id, Instant::now() + self.config.permission_timeout)),
+                .timers
+                .expect_an_answer(id, self.config.permission_timeout),
         }
     }
 
-    /// Whether such a request was open; what there is to do then, `carry_out` does.
+    /// Whether such a request was open; what there is to do then, `apply` does.
     fn answer(&mut self, request_id: &str, decision: &PermissionDecision, by: &str) -> bool {
         let mut actions = Vec::new();
         let known = self
@@ -568,44 +518,43 @@ impl Session {
             .answer(request_id, decision, by, &mut actions);
         self.actions.extend(actions);
         if known {
-            self.deadlines.retain(|(id, _)| id != request_id);
+            self.timers.answered(request_id);
         }
         known
     }
 
     fn count_step(&mut self) {
-        self.steps += 1;
-        let (steps, max) = (self.steps, self.config.max_steps);
+        self.steps.taken += 1;
+        let (steps, max) = (self.steps.taken, self.config.max_steps);
         // At each quarter of the way.
         if (1..=4).any(|quarter| steps == (max * quarter).div_ceil(4)) {
-            self.emit(Warning {
+            self.stream.emit(Warning {
                 message: format!("step {steps} of {max} of this turn"),
             });
         }
-        if steps >= max && !self.over_limit {
-            self.over_limit = true;
+        if steps >= max && !self.steps.exceeded {
+            self.steps.exceeded = true;
             self.interrupt();
         }
     }
 
     fn interrupt(&mut self) {
-        if self.lifecycle.turn.is_none() {
+        if self.stream.lifecycle.turn.is_none() {
             // Its turn has not begun, and may be about to.
-            self.interrupt_soon =
+            self.delivery.interrupt_soon =
                 self.inbox.is_in_flight() || self.translator.phase() != Phase::Idle;
             return;
         }
         let mut actions = Vec::new();
         self.translator.interrupt(&mut actions);
         if !actions.is_empty() {
-            self.interrupt_by
-                .get_or_insert(Instant::now() + INTERRUPT_TIME);
+            self.timers.interrupted();
         }
         self.actions.extend(actions);
     }
 
     async fn handle_command(&mut self, running: &mut RunningCli, command: SessionCommand) {
-        self.active = Instant::now();
+        self.timers.something_happened();
         match command {
             SessionCommand::Interrupt => self.interrupt(),
             SessionCommand::Answer {
@@ -621,33 +570,23 @@ impl Session {
     }
 
     async fn on_time(&mut self, running: &mut RunningCli) {
-        let now = Instant::now();
-        let past = |at: &mut Option<Instant>| at.is_some_and(|t| t <= now) && at.take().is_some();
-        if past(&mut self.wake_at) {
+        let expired = self.timers.take_expired();
+        if expired.wake {
             let mut actions = Vec::new();
             self.translator.wake(&mut actions);
             self.apply(running, actions).await;
         }
-        if past(&mut self.interrupt_by) && self.lifecycle.turn.is_some() {
-            running.broken = Some(format!(
-                "{} did not stop its turn within {INTERRUPT_TIME:?}",
-                self.config.runtime.name
-            ));
+        let name = self.config.runtime.name;
+        if expired.interrupt && self.stream.lifecycle.turn.is_some() {
+            let why = format!("{name} did not stop its turn within {INTERRUPT_TIME:?}");
+            running.broken = Some(why);
         }
-        if past(&mut self.answer_by) && self.lifecycle.turn.is_none() && self.inbox.is_in_flight() {
-            running.broken = Some(format!(
-                "{} did not take up an input within {ANSWER_TIME:?}",
-                self.config.runtime.name
-            ));
+        if expired.answer && self.stream.lifecycle.turn.is_none() && self.inbox.is_in_flight() {
+            let why = format!("{name} did not take up an input within {ANSWER_TIME:?}");
+            running.broken = Some(why);
         }
-        let late: Vec<String> = self
-            .deadlines
-            .iter()
-            .filter(|d| d.1 <= now)
-            .map(|d| d.0.clone())
-            .collect();
-        for id in late {
-            let decision = if self.lifecycle.questions.contains(&id) {
+        for id in expired.requests {
+            let decision = if self.stream.lifecycle.questions.contains(&id) {
                 PermissionDecision::RejectQuestion
             } else {
                 PermissionDecision::Deny {
@@ -655,62 +594,58 @@ impl Session {
                 }
             };
             self.answer(&id, &decision, "adapter");
-            self.deadlines.retain(|(late, _)| *late != id);
         }
-        past(&mut self.retry_at);
         self.apply(running, Vec::new()).await;
     }
 
     /// Hands the next input over, if its time has come.
     async fn deliver(&mut self, running: &mut RunningCli) {
-        if self.inbox.is_in_flight() || self.retry_at.is_some() {
+        if self.inbox.is_in_flight() || self.timers.waits_for_the_disk() {
             return;
         }
         let Some(mode) = self.inbox.next_mode() else {
             return;
         };
-        let busy = match self.translator.phase() {
-            Phase::Settling => return,
-            phase => phase == Phase::Busy,
-        };
-        let able = self.config.runtime.capabilities.steer;
-        match effective_mode(mode, able && self.translator.steers_now(false)) {
-            InputMode::Queue | InputMode::Auto if busy => return,
-            InputMode::Interrupt if busy => {
-                if self.interrupt_by.is_none() {
-                    self.interrupt();
-                    self.apply(running, Vec::new()).await;
+        let turns_left = self.stream.lifecycle.turns < self.config.max_turns;
+        let interrupting = self.timers.is_interrupting();
+        let phase = self.translator.phase();
+        match next_step(mode, phase, self.steering(), interrupting, turns_left) {
+            NextStep::Wait => {}
+            NextStep::Interrupt => {
+                self.interrupt();
+                self.apply(running, Vec::new()).await;
+            }
+            NextStep::CannotSteer => self.cannot_steer(),
+            NextStep::HandOver => {
+                if let Some(input) = self.inbox.next() {
+                    self.dispatch(running, input).await;
                 }
-                return;
             }
-            InputMode::Steer if busy && !(able && self.translator.steers_now(true)) => {
-                return self.cannot_steer();
-            }
-            _ => {}
         }
-        if self.lifecycle.turns >= self.config.max_turns && !busy {
-            return;
-        }
-        if let Some(input) = self.inbox.next() {
-            self.dispatch(running, input).await;
+    }
+
+    fn steering(&self) -> Steering {
+        let able = self.config.runtime.capabilities.steer;
+        match () {
+            () if able && self.translator.steers_now(false) => Steering::Yes,
+            () if able && self.translator.steers_now(true) => Steering::Lossy,
+            () => Steering::No,
         }
     }
 
     fn cannot_steer(&mut self) {
-        let Some(input) = self
-            .inbox
-            .next()
-            .filter(|i| self.unsteered.as_ref() != Some(&i.input_id))
-        else {
+        let Some(input) = self.inbox.next() else {
             return;
         };
-        self.emit(Warning {
+        if !self.delivery.is_first_refusal(&input.input_id) {
+            return;
+        }
+        self.stream.emit(Warning {
             message: format!(
                 "{} cannot be steered now: input `{}` waits for the end of the turn",
                 self.config.runtime.name, input.input_id
             ),
         });
-        self.unsteered = Some(input.input_id);
     }
 
     /// First the note that it is sent, on stable storage; then the input.
@@ -737,10 +672,10 @@ impl Session {
         if let Err(e) = self.inbox.sent(sent) {
             return self.wait_for_the_inbox(&e);
         }
-        if self.lifecycle.turn.is_none() {
-            self.answer_by = Some(Instant::now() + ANSWER_TIME);
+        if self.stream.lifecycle.turn.is_none() {
+            self.timers.expect_a_turn();
         }
-        self.handing = Some(Handing {
+        self.delivery.pending = Some(PendingInput {
             input,
             native_id,
             synced: self.sync_inbox(),
@@ -754,17 +689,17 @@ impl Session {
 
     /// The note stands on stable storage, or cannot.
     async fn noted_as_sent(&mut self, running: &mut RunningCli, synced: std::io::Result<()>) {
-        let Some(handing) = self.handing.take() else {
+        let Some(pending) = self.delivery.pending.take() else {
             return;
         };
         if let Err(e) = synced {
             self.wait_for_the_inbox(&e);
-            return note(self.inbox.unsent(&handing.input.input_id));
+            return note(self.inbox.unsent(&pending.input.input_id));
         }
         self.troubles.clear(Component::Inbox);
         let mut actions = Vec::new();
         self.translator
-            .deliver(&handing.input, &handing.native_id, &mut actions);
+            .deliver(&pending.input, &pending.native_id, &mut actions);
         self.apply(running, actions).await;
     }
 
@@ -775,8 +710,7 @@ impl Session {
         ) {
             tracing::error!(error = %e, "the inbox cannot be written; the input waits");
         }
-        self.answer_by = None;
-        self.retry_at = Some(Instant::now() + DISK_RETRY);
+        self.timers.wait_for_the_disk();
     }
 
     /// Is there a reason to end, now that nothing is running?
@@ -784,7 +718,7 @@ impl Session {
         if self.translator.phase() != Phase::Idle || self.inbox.is_in_flight() {
             return None;
         }
-        if self.lifecycle.turns >= self.config.max_turns {
+        if self.stream.lifecycle.turns >= self.config.max_turns {
             let waiting: Vec<String> = self
                 .inbox
                 .list()
@@ -796,7 +730,7 @@ impl Session {
             } else {
                 format!("; these inputs were not delivered: {}", waiting.join(", "))
             };
-            self.emit(Warning {
+            self.stream.emit(Warning {
                 message: format!("the session had its {} turns{left}", self.config.max_turns),
             });
             self.inbox.close(true);
@@ -804,27 +738,24 @@ impl Session {
         }
         let reason = match () {
             () if self.config.oneshot && self.outcome.is_some() => SessionEndReason::Completed,
-            () if self.active.elapsed() >= self.config.idle_timeout => {
-                SessionEndReason::IdleTimeout
-            }
+            () if self.timers.is_idle_too_long() => SessionEndReason::IdleTimeout,
             () => return None,
         };
         // Whoever was answered with 202 before this is delivered first.
         self.inbox.close(false).then(|| ended(reason))
     }
 
-    fn idle_until(&self) -> Option<Instant> {
-        let idle = self.translator.phase() == Phase::Idle && self.inbox.waiting() == 0;
-        idle.then(|| self.active + self.config.idle_timeout)
+    fn is_idle(&self) -> bool {
+        self.translator.phase() == Phase::Idle && self.inbox.waiting() == 0
     }
 
     async fn tell_crash(&mut self, why: &str, status: Option<ExitStatus>, stderr: &str) {
         tracing::error!(exit = %describe(status), "{why}");
         let mut error = ErrorEvent::new(ErrorCode::RuntimeCrashed, why);
         error.native = Some(json!({ "exit": describe(status), "stderr_tail": stderr }));
-        self.emit(error);
+        self.stream.emit(error);
         self.close_translator();
-        self.commit().await;
+        self.stream.commit().await;
         self.give_up_poison().await;
     }
 
@@ -840,12 +771,13 @@ impl Session {
                     "input `{}` was given up: {} ended {deaths} times while it had it",
                     input.input_id, self.config.runtime.name
                 );
-                self.emit(ErrorEvent::new(ErrorCode::RuntimeCrashed, why));
+                self.stream
+                    .emit(ErrorEvent::new(ErrorCode::RuntimeCrashed, why));
                 self.outcome = Some(TurnEndReason::Error);
-                self.commit().await;
+                self.stream.commit().await;
                 note(self.inbox.over(&input.input_id));
                 // What is behind it has its own tries.
-                self.crashes.clear();
+                self.restarts.it_works();
             }
         }
     }
@@ -860,34 +792,23 @@ impl Session {
                 } else {
                     self.outcome
                 };
-                self.emit(payload);
+                self.stream.emit(payload);
             }
         }
-        if self.lifecycle.turn.is_some() {
-            self.emit(ended_turn(TurnEndReason::Error));
+        if self.stream.lifecycle.turn.is_some() {
+            self.stream.emit(ended_turn(TurnEndReason::Error));
         }
-        (self.interrupt_by, self.answer_by, self.wake_at) = (None, None, None);
-        (self.handing, self.retry_at) = (None, None);
-        self.deadlines.clear();
+        self.timers.clear();
+        self.delivery.pending = None;
     }
 
     /// How long to wait before it is started again; `None`: no more.
     fn backoff(&mut self, was_ready: bool) -> Option<Duration> {
-        let now = Instant::now();
-        self.crashes.push_back(now);
-        while self
-            .crashes
-            .front()
-            .is_some_and(|c| now - *c > CRASH_WINDOW)
-        {
-            self.crashes.pop_front();
-        }
+        let wait = self.restarts.crashed()?;
         // One that never worked will not by itself.
-        let worked_once = was_ready || self.lifecycle.native_session_id.is_some();
-        let again = worked_once
-            && self.crashes.len() < MAX_CRASHES
-            && !(self.config.oneshot && self.outcome.is_some());
-        again.then(|| FIRST_BACKOFF * 2_u32.pow(self.crashes.len() as u32 - 1))
+        let worked_once = was_ready || self.stream.lifecycle.native_session_id.is_some();
+        let is_task_done = self.config.oneshot && self.outcome.is_some();
+        (worked_once && !is_task_done).then_some(wait)
     }
 
     /// Waits, and still obeys.
@@ -902,20 +823,21 @@ impl Session {
         self.inbox.close(true);
         self.close_translator();
         end.resume_token = self
+            .stream
             .lifecycle
             .native_session_id
             .clone()
             .map(|id| format!("{}:{id}", self.config.runtime.id));
         let reason = end.reason;
-        self.emit(end);
-        self.commit().await;
-        if let Err(e) = self.journal.commit_once() {
+        self.stream.emit(end);
+        self.stream.commit().await;
+        if let Err(e) = self.stream.journal.commit_once() {
             tracing::error!(error = %e, "the last events could not be written");
         }
         self.set_state("ended");
-        process::sweep(&self.session_id).await;
-        self.journal.close();
-        if let Some(raw) = self.raw {
+        process::sweep(&self.stream.session_id).await;
+        self.stream.journal.close();
+        if let Some(raw) = self.stream.raw {
             raw.close();
         }
         Ended {
@@ -924,27 +846,61 @@ impl Session {
         }
     }
 
+    async fn stage(
+        &mut self,
+        stage: &str,
+        state: StageState,
+        since: Instant,
+        message: Option<String>,
+    ) {
+        let duration_ms = if state == StageState::Started {
+            0
+        } else {
+            since.elapsed().as_millis() as u64
+        };
+        self.stream.emit(SessionStage {
+            stage: stage.to_owned(),
+            state,
+            duration_ms,
+            message,
+        });
+        self.stream.commit().await;
+    }
+
+    fn session_start(&self, native_session_id: String, resumed: bool) -> SessionStart {
+        SessionStart {
+            runtime: self.config.runtime.id.to_owned(),
+            runtime_version: self.version.clone(),
+            model: Some(self.config.model.clone()),
+            native_session_id,
+            workdir: self.config.workdir.display().to_string(),
+            capabilities: self.config.runtime.capabilities.names(),
+            resumed,
+        }
+    }
+
     fn set_state(&self, state: &'static str) {
         let mut status = lock(&self.status);
         status.state = state;
-        status.turn = self.lifecycle.turns;
+        status.turn = self.stream.lifecycle.turns;
         status
             .native_session_id
-            .clone_from(&self.lifecycle.native_session_id);
+            .clone_from(&self.stream.lifecycle.native_session_id);
         status.runtime_version.clone_from(&self.version);
-        status.usage.clone_from(&self.lifecycle.spent);
+        status.usage.clone_from(&self.stream.lifecycle.spent);
         status.waiting_for = self
+            .stream
             .lifecycle
             .permissions
             .iter()
-            .chain(&self.lifecycle.questions)
+            .chain(&self.stream.lifecycle.questions)
             .cloned()
             .collect();
     }
 
     fn show_state(&self) {
         self.set_state(
-            if self.lifecycle.turn.is_some() || self.translator.phase() != Phase::Idle {
+            if self.stream.lifecycle.turn.is_some() || self.translator.phase() != Phase::Idle {
                 "busy"
             } else {
                 "idle"
@@ -1003,16 +959,6 @@ fn ended_turn(reason: TurnEndReason) -> crate::event::TurnEnd {
 
 fn describe(status: Option<ExitStatus>) -> String {
     status.map_or_else(|| "no exit status".to_owned(), |s| s.to_string())
-}
-
-/// Waits until an input that is handed over is noted as such on stable storage.
-async fn noted(handing: &mut Option<Handing>) -> std::io::Result<()> {
-    match handing {
-        Some(handing) => (&mut handing.synced)
-            .await
-            .unwrap_or_else(|e| Err(std::io::Error::other(e))),
-        None => std::future::pending().await,
-    }
 }
 
 fn note(written: std::io::Result<()>) {

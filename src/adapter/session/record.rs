@@ -5,132 +5,14 @@ use std::sync::Arc;
 
 use indexmap::IndexMap;
 use serde::Deserialize;
-use serde_json::{Value, json};
-use tokio::time::Instant;
 
-use super::Session;
+use super::stream::begins_a_turn;
 use crate::adapter::journal::{self, Replay};
 use crate::adapter::lifecycle;
 use crate::adapter::lifecycle::Lifecycle;
 use crate::adapter::transport::LineSplitter;
 use crate::base::token::random_hex;
-use crate::event::{
-    self, AssistantMessage, Event, Payload, Reasoning, SessionStage, SessionStart, StageState,
-    Warning,
-};
-
-impl Session {
-    /// Adds an event to what the next commit shows.
-    pub(super) fn emit(&mut self, payload: impl Into<Payload>) {
-        let (now, payload) = (jiff::Timestamp::now(), payload.into());
-        if self.lifecycle.is_quiet() && begins_a_turn(&payload) {
-            self.journal.journal().are_quiet(&[self.journal.next()]);
-        }
-        self.lifecycle
-            .admit(now.as_millisecond(), payload, &mut self.admitted);
-        let timestamp = format!("{now:.3}");
-        let mut began = 0;
-        for (payload, turn_id) in self.admitted.drain(..) {
-            let (session_id, runtime) = (&self.session_id, self.config.runtime.id);
-            self.journal.append(|sequence, out| {
-                began = began.max(if matches!(payload, Payload::TurnStart(_)) {
-                    sequence
-                } else {
-                    0
-                });
-                let event = Event {
-                    session_id: session_id.clone(),
-                    sequence,
-                    timestamp: timestamp.clone(),
-                    turn_id,
-                    runtime: runtime.to_owned(),
-                    payload,
-                };
-                if let Err(e) = event.write(out) {
-                    tracing::error!(error = %e, "an event cannot be written");
-                }
-            });
-        }
-        self.lifecycle.began_at(began);
-    }
-
-    /// Writes what was said. A full disk is waited for, unless the session is to end.
-    pub(super) async fn commit(&mut self) {
-        if let Some(raw) = &mut self.raw {
-            raw.commit_or_drop();
-        }
-        let lifecycle = &self.lifecycle;
-        let state = || serde_json::to_string(lifecycle).unwrap_or_default();
-        let mut terminating = self.terminating.clone();
-        let trouble = tokio::select! {
-            biased;
-            trouble = self.journal.commit(state) => trouble,
-            _ = terminating.wait_for(|it_is| *it_is) => return,
-        };
-        if let Some(trouble) = trouble {
-            self.emit(Warning {
-                message: format!("the journal could not be written for {:.1} s; the CLI was held back, and nothing was lost", trouble.as_secs_f64()),
-            });
-            let lifecycle = &self.lifecycle;
-            self.journal
-                .commit(|| serde_json::to_string(lifecycle).unwrap_or_default())
-                .await;
-        }
-    }
-
-    pub(super) fn raw_event(&mut self, mut event: Value) {
-        event["timestamp"] = json!(format!("{:.3}", jiff::Timestamp::now()));
-        if let Some(raw) = &mut self.raw {
-            raw.append(|_, out| out.extend_from_slice(event.to_string().as_bytes()));
-        }
-    }
-
-    pub(super) async fn stage(
-        &mut self,
-        stage: &str,
-        state: StageState,
-        since: Instant,
-        message: Option<String>,
-    ) {
-        let duration_ms = if state == StageState::Started {
-            0
-        } else {
-            since.elapsed().as_millis() as u64
-        };
-        self.emit(SessionStage {
-            stage: stage.to_owned(),
-            state,
-            duration_ms,
-            message,
-        });
-        self.commit().await;
-    }
-
-    pub(super) fn session_start(&self, native_session_id: String, resumed: bool) -> SessionStart {
-        SessionStart {
-            runtime: self.config.runtime.id.to_owned(),
-            runtime_version: self.version.clone(),
-            model: Some(self.config.model.clone()),
-            native_session_id,
-            workdir: self.config.workdir.display().to_string(),
-            capabilities: self.config.runtime.capabilities.names(),
-            resumed,
-        }
-    }
-}
-
-/// One line of the CLI's own, for `?view=raw`.
-pub(super) fn raw_output(raw: &mut Option<journal::JournalWriter>, stream: &str, line: &[u8]) {
-    if let Some(raw) = raw {
-        raw.append(|_, out| {
-            out.extend_from_slice(b"{\"type\":\"output\",\"stream\":\"");
-            out.extend_from_slice(stream.as_bytes());
-            out.extend_from_slice(b"\",\"data\":");
-            let _ = serde_json::to_writer(&mut *out, &String::from_utf8_lossy(line));
-            out.push(b'}');
-        });
-    }
-}
+use crate::event::{self, AssistantMessage, Event, Payload, Reasoning};
 
 /// Which of these inputs does the journal, from `sequence` on, tell of?
 pub(super) fn said_since(
@@ -280,11 +162,6 @@ impl Replay for Rebuilt {
     }
 }
 
-/// With such an event a turn begins, or what leads to one.
-fn begins_a_turn(payload: &Payload) -> bool {
-    matches!(payload, Payload::UserMessage(_) | Payload::TurnStart(_))
-}
-
 /// What every event has, whatever its version.
 #[derive(Deserialize)]
 struct Numbered {
@@ -294,6 +171,7 @@ struct Numbered {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     #[test]
     fn events_of_a_later_version_are_kept() {
