@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-use crate::base::settings::section::check_session_id;
+use crate::base::settings::check_session_id;
 
 /// Keys out of reach, every model call checked and audited.
 #[derive(Debug, Parser)]

@@ -26,8 +26,10 @@
 //! | metrics, health and the operators' port | `sidecar/metrics.rs`, `sidecar/admin.rs` |
 //! | a provider | `sidecar/provider/<provider>.rs`, listed in `sidecar/provider/registry.rs` |
 //! | what operators configure | `sidecar/config/`, `config/sidecar.yaml` |
-//! | the session behind the adapter, the way of an event and of an input | `adapter/session/mod.rs` |
-//! | when a CLI is started, stopped and started again | `adapter/session/cli.rs` |
+//! | the session behind the adapter | `adapter/session/mod.rs` |
+//! | the way of an event | `adapter/session/output.rs`, `adapter/session/stream.rs` |
+//! | the way of an input | `adapter/session/input.rs`, `adapter/session/delivery.rs` |
+//! | when a CLI is started, stopped and started again | `adapter/session/cli/`, `adapter/session/restarts.rs` |
 //! | the environment of the CLI | `adapter/environment.rs` |
 //! | the rules of every stream | `adapter/lifecycle.rs` |
 //! | the events on disk | `adapter/journal/` |

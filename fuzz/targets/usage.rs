@@ -3,7 +3,8 @@
 #![no_main]
 use libfuzzer_sys::fuzz_target;
 use outrigger::sidecar::provider::registry::PROVIDERS;
-use outrigger::sidecar::usage::meter::{Framing, Meter};
+use outrigger::sidecar::usage::framing::Framing;
+use outrigger::sidecar::usage::meter::Meter;
 
 fuzz_target!(|data: &[u8]| {
     let Some((&at, data)) = data.split_first() else {

@@ -6,9 +6,10 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::event::{Event, Payload};
 use crate::event::{
-    Event, Payload, PermissionResolved, QuestionResolved, ToolResult, TurnEnd, TurnEndReason,
-    TurnStart, Unparsed, Usage,
+    PermissionResolved, QuestionResolved, ToolResult, TurnEnd, TurnEndReason, TurnStart, Unparsed,
+    Usage,
 };
 
 /// What is open, and what was the last.

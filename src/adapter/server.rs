@@ -16,12 +16,13 @@ use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::task::JoinSet;
 
 use super::config::AdapterConfig;
-use super::session::{Ended, SessionCommand};
 use crate::adapter::assembly::{Assembled, MAX_BODIES, MAX_SMALL_BODIES, OWN_DESCRIPTORS};
 use crate::adapter::port::access;
 use crate::adapter::port::access::PortGuard;
 use crate::adapter::port::tickets::Tickets;
 use crate::adapter::port::{input, stream};
+use crate::adapter::session::SessionCommand;
+use crate::adapter::session::stop::Ended;
 use crate::adapter::state::AdapterState;
 use crate::base::sync::lock;
 

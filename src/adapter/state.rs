@@ -12,7 +12,7 @@ use crate::adapter::port::access::PortGuard;
 use crate::adapter::port::tickets::Tickets;
 use crate::adapter::runtime::Runtime;
 use crate::adapter::session::SessionCommand;
-use crate::adapter::session::SharedStatus;
+use crate::adapter::session::status::SharedStatus;
 use crate::adapter::trouble::Troubles;
 
 /// What every request shares.

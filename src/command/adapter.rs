@@ -8,7 +8,7 @@ use crate::adapter::config::{self, AdapterConfig, Flags};
 use crate::adapter::environment;
 use crate::adapter::process;
 use crate::adapter::server::RunningAdapter;
-use crate::adapter::session::Ended;
+use crate::adapter::session::stop::Ended;
 use crate::base::{disk, harden, logging};
 use crate::cli;
 use crate::event::{SessionEndReason, TurnEndReason};

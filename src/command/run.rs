@@ -16,12 +16,14 @@ use crate::adapter::assembly::Assembled;
 use crate::adapter::config::{self, AdapterConfig, Flags};
 use crate::adapter::journal::StreamPart;
 use crate::adapter::process;
-use crate::adapter::session::{Ended, SessionCommand};
+use crate::adapter::session::SessionCommand;
+use crate::adapter::session::stop::Ended;
 use crate::adapter::transport::LineSplitter;
 use crate::base::token::random_hex;
 use crate::base::{harden, logging};
 use crate::cli;
-use crate::event::{Event, Payload, SessionEndReason, StageState, TurnEndReason};
+use crate::event::{Event, Payload};
+use crate::event::{SessionEndReason, StageState, TurnEndReason};
 
 /// In a run's directory: the token that goes on with it.
 const TOKEN: &str = "token";

@@ -11,7 +11,8 @@ use outrigger::adapter::inbox::Input;
 use outrigger::adapter::lifecycle::{Lifecycle, TurnPayload};
 use outrigger::adapter::runtime::action::{Action, CallReply, PermissionDecision};
 use outrigger::adapter::runtime::{LaunchContext, Mcp, Permissions, Translator, registry};
-use outrigger::event::{InputSource, Payload};
+use outrigger::event::InputSource;
+use outrigger::event::Payload;
 use serde_json::Value;
 
 fn root() -> PathBuf {

@@ -5,7 +5,8 @@ use std::io::Read;
 
 use outrigger::sidecar::provider::{Endpoint, registry};
 use outrigger::sidecar::usage::Report;
-use outrigger::sidecar::usage::meter::{Framing, Meter};
+use outrigger::sidecar::usage::framing::Framing;
+use outrigger::sidecar::usage::meter::Meter;
 use serde_json::{Value, json};
 
 use crate::kit::*;

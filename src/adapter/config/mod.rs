@@ -5,7 +5,8 @@
 //! nothing: credentials are the sidecar's, and the warning says so.
 
 pub mod ports;
-pub mod read;
+pub mod project;
+mod read;
 
 mod model;
 

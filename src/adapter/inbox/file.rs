@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::adapter::inbox::{Attachment, Input};
+use crate::adapter::inbox::input::{Attachment, Input};
 use crate::base::token::hex;
 
 /// Longest line that is read: an input of an earlier version, whose attachments stand in it.

@@ -2,11 +2,12 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use super::{Accepted, CAPACITY, CAPACITY_BYTES, InboxError, Input, REMEMBERED};
 use crate::adapter::inbox::file::InboxRecord;
 use crate::adapter::inbox::file::Log;
 use crate::adapter::inbox::file::ReadLog;
 use crate::adapter::inbox::file::Sent;
+use crate::adapter::inbox::input::{Accepted, InboxError, Input};
+use crate::adapter::inbox::{CAPACITY, CAPACITY_BYTES, REMEMBERED};
 
 /// One that is not over, as a restart looks for it in the journal.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -10,7 +10,9 @@ use serde_json::{Value, json};
 
 use crate::adapter::journal::{Journal, StreamPart};
 use crate::adapter::transport::LineSplitter;
-use crate::event::{self, Event, Gap, Payload, SessionEndReason};
+use crate::event;
+use crate::event::{Event, Payload};
+use crate::event::{Gap, SessionEndReason};
 
 /// Longest event that a filter sees: a line of the CLI, and what JSON adds to it.
 const MAX_EVENT: usize = 64 << 20;

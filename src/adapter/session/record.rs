@@ -12,7 +12,9 @@ use crate::adapter::lifecycle;
 use crate::adapter::lifecycle::Lifecycle;
 use crate::adapter::transport::LineSplitter;
 use crate::base::token::random_hex;
-use crate::event::{self, AssistantMessage, Event, Payload, Reasoning};
+use crate::event;
+use crate::event::{AssistantMessage, Reasoning};
+use crate::event::{Event, Payload};
 
 /// Which of these inputs does the journal, from `sequence` on, tell of?
 pub(super) fn said_since(

@@ -5,7 +5,8 @@ use tokio::sync::watch;
 
 use crate::adapter::journal::JournalWriter;
 use crate::adapter::lifecycle::{Lifecycle, TurnPayload};
-use crate::event::{Event, Payload, Warning};
+use crate::event::Warning;
+use crate::event::{Event, Payload};
 
 pub(super) struct Stream {
     pub(super) session_id: String,

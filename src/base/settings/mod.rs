@@ -5,6 +5,7 @@
 
 mod shown;
 mod text;
+mod values;
 
 pub mod section;
 
@@ -17,6 +18,7 @@ use shown::{on_lines, on_one_line};
 use text::line_of;
 
 pub use text::{parse_yaml, read};
+pub use values::check_session_id;
 
 /// Every mistake found so far.
 #[derive(Debug, Clone, Default)]

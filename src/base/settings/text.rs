@@ -5,8 +5,8 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::section::camel_case;
 use super::shown::on_one_line;
+use crate::base::settings::values::camel_case;
 
 /// Largest configuration that is read.
 const MAX_FILE: u64 = 4 << 20;

@@ -3,6 +3,7 @@
 use super::{Complete, Extra, Field, Format, RawUsage, ReplyError, Report};
 use crate::base::json::{Flow, JsonEvent, Parser, Text};
 use crate::base::sse::{Piece, SseScanner};
+use crate::sidecar::usage::framing::Framing;
 
 /// Further inferences within one reply; none has this many.
 pub(super) const MAX_EXTRAS: usize = 64;
@@ -14,33 +15,6 @@ pub(super) const MAX_IDS: usize = 256;
 pub(super) const MAX_TOKENS: u64 = 1 << 40;
 
 pub(super) const MAX_COST: f64 = 1e6;
-
-/// How a reply is divided into JSON documents.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Framing {
-    Document,
-    Sse,
-    /// One document a line (NDJSON).
-    Lines,
-}
-
-impl Framing {
-    /// By the reply's `content-type`.
-    pub fn of(content_type: &str) -> Option<Framing> {
-        let essence = content_type
-            .split(';')
-            .next()
-            .unwrap_or_default()
-            .trim()
-            .to_ascii_lowercase();
-        match essence.as_str() {
-            "application/json" => Some(Framing::Document),
-            "text/event-stream" => Some(Framing::Sse),
-            "application/x-ndjson" | "application/jsonl" => Some(Framing::Lines),
-            _ => None,
-        }
-    }
-}
 
 /// Reads one reply. Feed it the bytes as they come, in any pieces.
 #[derive(Debug)]

@@ -4,6 +4,7 @@
 //! walks the reply. Normal form: `input` is uncached input, `output` includes reasoning;
 //! what was not reported is `None`, never 0.
 
+pub mod framing;
 pub mod meter;
 
 use self::meter::Walk;

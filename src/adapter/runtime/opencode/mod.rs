@@ -13,10 +13,11 @@
 mod files;
 mod launch;
 mod parts;
+mod replies;
 mod requests;
 mod turn;
 
-mod replies;
+mod events;
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
@@ -26,6 +27,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
+use self::events::SILENT;
 use self::launch::launch;
 use self::replies::{milliseconds_after, replace_lone_surrogates};
 use self::requests::Early;
@@ -36,7 +38,7 @@ use crate::adapter::runtime::action::{
 };
 use crate::adapter::runtime::capabilities::Capabilities;
 use crate::adapter::runtime::items::OpenItems;
-use crate::adapter::runtime::native::{COMPACTED, DENIED, model_of_platform, parsed, plan, text};
+use crate::adapter::runtime::native::{DENIED, model_of_platform, parsed};
 use crate::adapter::runtime::opencode::files::OpencodeTool;
 use crate::adapter::runtime::opencode::parts::Delta;
 use crate::adapter::runtime::{LaunchContext, Phase, Runtime, Translator};
@@ -143,32 +145,6 @@ struct MessageHead<'a> {
     error: Option<Value>,
 }
 
-/// Events that say nothing that another does not say better.
-const SILENT: [&str; 21] = [
-    "server.connected",
-    "server.heartbeat",
-    "session.updated",
-    "session.diff",
-    "session.idle",
-    "plugin.added",
-    "catalog.updated",
-    "reference.updated",
-    "integration.updated",
-    "file.watcher.updated",
-    "file.edited",
-    "lsp.updated",
-    "lsp.client.diagnostics",
-    "vcs.branch.updated",
-    "project.updated",
-    "mcp.tools.changed",
-    "command.executed",
-    "message.removed",
-    "message.part.removed",
-    "session.deleted",
-    // On the global bus: what another event has said, for replicas.
-    "sync",
-];
-
 impl Opencode {
     pub fn new(setting: &LaunchContext) -> Self {
         let mut mcp: Vec<String> = setting.mcp.keys().cloned().collect();
@@ -178,90 +154,6 @@ impl Opencode {
             mcp,
             first: true,
             ..Opencode::default()
-        }
-    }
-
-    /// `None`: not of this session. `Some(parent)`: ours, or a subagent's of that tool call.
-    fn whose(&mut self, session: &str) -> Option<Option<String>> {
-        match &self.session {
-            Some(own) if own == session => Some(None),
-            Some(_) => self.children.get(session).cloned(),
-            // A recording that begins within a session.
-            None => {
-                self.session = Some(session.to_owned());
-                Some(None)
-            }
-        }
-    }
-
-    fn event(&mut self, id: &str, kind: &str, p: &Value, out: &mut Vec<Action>) -> bool {
-        let session = text(p, "/sessionID");
-        if kind == "session.created" {
-            self.session_created(p);
-            return true;
-        }
-        let Some(parent) = (if session.is_empty() {
-            Some(None)
-        } else {
-            self.whose(session)
-        }) else {
-            return true;
-        };
-        match kind {
-            "message.updated" => self.message(&p["info"], parent.as_ref(), out),
-            "message.part.updated" => return self.part(&p["part"], parent, out),
-            "session.status" => self.status(id, &p["status"], parent, out),
-            "session.error" => self.error(&p["error"], parent, out),
-            "permission.asked" => self.asked_for(
-                Early {
-                    asked: p.clone(),
-                    parent,
-                    question: false,
-                },
-                out,
-            ),
-            "permission.replied" => self.permission_replied(p, out),
-            "question.asked" => self.asked_for(
-                Early {
-                    asked: p.clone(),
-                    parent,
-                    question: true,
-                },
-                out,
-            ),
-            "question.replied" | "question.rejected" => self.question_over(p, out),
-            "todo.updated" if parent.is_none() => out.push(plan(&p["todos"])),
-            "todo.updated" => {}
-            "session.compacted" => out.push(
-                Warning {
-                    message: COMPACTED.into(),
-                }
-                .into(),
-            ),
-            _ => return false,
-        }
-        true
-    }
-
-    fn session_created(&mut self, p: &Value) {
-        let info = &p["info"];
-        let (session, parent) = (text(info, "/id"), text(info, "/parentID"));
-        if session.is_empty() {
-            return;
-        }
-        if parent.is_empty() {
-            self.session.get_or_insert_with(|| session.to_owned());
-        } else if self.whose(parent).is_some() {
-            // Its task has begun and has no session yet.
-            let task = self
-                .tools
-                .values_mut()
-                .find(|t| t.name == "task" && t.child.is_none());
-            let tool = task.map(|t| {
-                t.child = Some(session.to_owned());
-                t.id.clone()
-            });
-            self.children.insert(session.to_owned(), tool);
         }
     }
 }

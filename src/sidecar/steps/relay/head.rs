@@ -7,7 +7,8 @@ use super::RelayedCall;
 use crate::sidecar::audit::AuditEntry;
 use crate::sidecar::redact::Redactor;
 use crate::sidecar::steps::route::Routed;
-use crate::sidecar::usage::meter::{Framing, Meter};
+use crate::sidecar::usage::framing::Framing;
+use crate::sidecar::usage::meter::Meter;
 
 /// The headers of a reply that are passed on for every provider, in lower case: the content type,
 /// and when to try again. Cookies, account names, redirects and hop-by-hop headers are not. Each

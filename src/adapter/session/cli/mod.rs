@@ -1,108 +1,38 @@
 //! The coming and going of the CLI: started, found, heard, stopped.
 
-use std::collections::VecDeque;
-use std::os::unix::fs::DirBuilderExt;
-use std::path::PathBuf;
+mod sidecar;
+
 use std::process::ExitStatus;
 use std::time::Duration;
 
 use bytes::Bytes;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 
+use super::stop::{asked_to_end, describe};
 use super::stream::raw_output;
-use super::{Session, TOO_LONG, asked_to_end, describe, until};
-use crate::adapter::config::AdapterConfig;
-use crate::adapter::config::ports::read_key;
+use super::{Session, until};
 use crate::adapter::environment;
 use crate::adapter::process::{self, Process, Program};
-use crate::adapter::runtime::{LaunchContext, LaunchPlan, Transport};
+use crate::adapter::runtime::{LaunchPlan, Transport};
+use crate::adapter::session::launch::{host, setting};
+use crate::adapter::session::running::TOO_LONG;
+use crate::adapter::session::running::{CliExit, RunningCli, Tail};
 use crate::adapter::transport::{CliHttpClient, FromCli, LineSplitter};
-use crate::adapter::trouble::Component;
-use crate::base::disk::is_full;
 use crate::base::token::Token;
-use crate::event::{ErrorCode, ErrorEvent, SessionEnd, SessionEndReason, StageState, Warning};
+use crate::event::{SessionEnd, SessionEndReason, StageState, Warning};
 
 /// From its start until it can take a first input.
 const START_TIME: Duration = Duration::from_secs(60);
+
 /// One try of its health; an early one may never be answered.
 const HEALTH_TIME: Duration = Duration::from_millis(500);
+
 const HEALTH_EVERY: Duration = Duration::from_millis(50);
-/// One try to reach the sidecar: one that has little CPU takes its time.
-const SIDECAR_TIME: Duration = Duration::from_secs(5);
-/// Between two tries: at first, and in the end.
-const SIDECAR_EVERY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
-/// How often it is said that the sidecar is waited for.
-const SIDECAR_STAGE: Duration = Duration::from_secs(60);
+
 /// How long what is in the pipes of a CLI that is gone is read.
 const WIND_UP_TIME: Duration = Duration::from_secs(2);
-/// Between two tries to write its settings on a full disk.
-const DISK_EVERY: Duration = Duration::from_millis(500);
-/// What is kept of what it writes to stderr.
-const STDERR_TAIL: usize = 4 << 10;
-
-/// A CLI that is up.
-pub(super) struct RunningCli {
-    pub(super) process: Process,
-    pub(super) http: CliHttpClient,
-    /// It speaks in JSON lines; this writes to its standard input.
-    input: Option<mpsc::UnboundedSender<Bytes>>,
-    pub(super) speaks_lines: bool,
-    pub(super) from_cli: mpsc::Receiver<FromCli>,
-    pub(super) say: mpsc::Sender<FromCli>,
-    pub(super) events: LineSplitter,
-    pub(super) stdout: LineSplitter,
-    pub(super) stderr: Tail,
-    pub(super) ready: bool,
-    pub(super) broken: Option<String>,
-    events_task: Option<tokio::task::JoinHandle<()>>,
-}
-
-impl RunningCli {
-    /// Writes one message to its standard input, after those before it.
-    pub(super) fn send(&self, message: &Value) {
-        if let Some(input) = &self.input {
-            let mut line = message.to_string();
-            line.push('\n');
-            // One that has gone is noticed by its end.
-            let _ = input.send(line.into());
-        }
-    }
-}
-
-/// Why a CLI is not up any more.
-pub(super) enum CliExit {
-    /// The session is over.
-    Ended(SessionEnd),
-    Crashed {
-        why: String,
-        status: Option<ExitStatus>,
-        stderr: String,
-        was_ready: bool,
-    },
-}
-
-#[derive(Default)]
-pub(super) struct Tail {
-    pub(super) lines: LineSplitter,
-    kept: VecDeque<u8>,
-}
-
-impl Tail {
-    pub(super) fn feed(&mut self, bytes: &[u8]) {
-        self.kept
-            .extend(&bytes[bytes.len().saturating_sub(STDERR_TAIL)..]);
-        let over = self.kept.len().saturating_sub(STDERR_TAIL);
-        self.kept.drain(..over);
-    }
-
-    pub(super) fn text(&self) -> String {
-        String::from_utf8_lossy(&self.kept.iter().copied().collect::<Vec<u8>>())
-            .trim()
-            .to_owned()
-    }
-}
 
 impl Session {
     /// Starts the CLI, up to where it has a session of ours.
@@ -237,41 +167,6 @@ impl Session {
         }
     }
 
-    /// Writes what the CLI reads. A full disk is waited for.
-    async fn prepare(&mut self, setting: &LaunchContext) -> Result<LaunchPlan, CliExit> {
-        loop {
-            let private = std::fs::DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(&setting.home);
-            let e = match private.and_then(|()| (self.config.runtime.launch)(setting)) {
-                Ok(launch) => {
-                    self.troubles.clear(Component::Settings);
-                    return Ok(launch);
-                }
-                Err(e) => e,
-            };
-            let why = format!(
-                "what the CLI reads cannot be written into `{}`: {e}",
-                setting.home.display()
-            );
-            if !is_full(&e) {
-                return Err(CliExit::Crashed {
-                    why,
-                    status: None,
-                    stderr: String::new(),
-                    was_ready: false,
-                });
-            }
-            if self.troubles.set(Component::Settings, &why) {
-                tracing::error!("{why}; the CLI is not started until it can");
-            }
-            if let Some(end) = self.pause(DISK_EVERY, "starting").await {
-                return Err(CliExit::Ended(end));
-            }
-        }
-    }
-
     /// Waits until the CLI can be talked with, and gets a session.
     async fn connect(
         &mut self,
@@ -379,92 +274,6 @@ impl Session {
             });
         }
         Ok(())
-    }
-
-    /// A CLI without its provider would only fail, each in its own way. The sidecar may come later
-    /// than the agent: it is waited for without end.
-    pub(super) async fn wait_for_sidecar(&mut self) -> Result<(), CliExit> {
-        let (since, address) = (
-            Instant::now(),
-            self.config.sidecar.trim_start_matches("http://").to_owned(),
-        );
-        let (mut told, mut refused, mut every) = (None::<Instant>, false, SIDECAR_EVERY.0);
-        loop {
-            self.read_key_again();
-            let http = CliHttpClient {
-                address: address.clone(),
-                authorization: format!("Bearer {}", self.config.key),
-            };
-            let why = match http.ask("HEAD", "/", None, SIDECAR_TIME).await {
-                Ok((200, _)) => break,
-                Ok((401, _)) => {
-                    if !std::mem::replace(&mut refused, true) {
-                        self.stream.emit(self.wrong_token(&address));
-                    }
-                    every = SIDECAR_EVERY.1;
-                    "it refuses this session's token".to_owned()
-                }
-                Ok((status, _)) => format!("it answers with status {status}"),
-                Err(why) => why,
-            };
-            let why = format!("the sidecar at {address} is waited for: {why}");
-            self.troubles.set(Component::Sidecar, &why);
-            if told.is_none_or(|at| at.elapsed() >= SIDECAR_STAGE) {
-                told = Some(Instant::now());
-                self.stage("sidecar", StageState::Started, since, Some(why.clone()))
-                    .await;
-            }
-            if self
-                .config
-                .sidecar_patience
-                .is_some_and(|patience| since.elapsed() > patience)
-            {
-                let why = format!(
-                    "{why}\nhint: start `outrigger sidecar`, or name another address in `--sidecar` or `sidecar.url`"
-                );
-                return Err(CliExit::Crashed {
-                    why,
-                    status: None,
-                    stderr: String::new(),
-                    was_ready: false,
-                });
-            }
-            if let Some(end) = self.pause(every, "starting").await {
-                self.troubles.clear(Component::Sidecar);
-                return Err(CliExit::Ended(end));
-            }
-            every = (every * 2).min(SIDECAR_EVERY.1);
-        }
-        self.troubles.clear(Component::Sidecar);
-        if told.is_some() {
-            self.stage("sidecar", StageState::Done, since, None).await;
-        }
-        Ok(())
-    }
-
-    fn wrong_token(&self, address: &str) -> ErrorEvent {
-        let hint = match &self.config.key_file {
-            Some(file) => format!(
-                "`{}` must hold the token of the sidecar's `tokenFile`",
-                file.display()
-            ),
-            None => "name the file that holds it in `sidecar.tokenFile` of adapter.yaml".to_owned(),
-        };
-        ErrorEvent::new(
-            ErrorCode::Auth,
-            format!("the sidecar at {address} refuses this session's token\nhint: {hint}"),
-        )
-    }
-
-    /// The token may have been renewed since.
-    fn read_key_again(&mut self) {
-        let Some(file) = &self.config.key_file else {
-            return;
-        };
-        match read_key(file) {
-            Ok(key) => self.config.key = key,
-            Err(e) => tracing::warn!("the session's token stays as it was: {e}"),
-        }
     }
 
     /// Ends a CLI that works, because the session is over.
@@ -576,60 +385,4 @@ async fn stop_process(running: RunningCli, status: Option<ExitStatus>) -> Option
     let stopped = process.stop().await;
     drain.abort();
     status.or(stopped)
-}
-
-/// The host of `http://host:port`.
-fn host(url: &str) -> &str {
-    let host = url
-        .trim_start_matches("http://")
-        .split('/')
-        .next()
-        .unwrap_or_default();
-    match host.rsplit_once(':') {
-        Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => host,
-        _ => host,
-    }
-}
-
-/// `~/.config` of the CLI.
-fn user_config(config: &AdapterConfig) -> PathBuf {
-    let var = |name: &str| {
-        let ours = config
-            .env
-            .iter()
-            .find(|(n, _)| n == name)
-            .map(|(_, value)| value.into());
-        ours.or_else(|| std::env::var_os(name))
-            .filter(|value| !value.is_empty())
-    };
-    let named = var("XDG_CONFIG_HOME").filter(|_| config.inherit_env);
-    named.map_or_else(
-        || PathBuf::from(var("HOME").unwrap_or_default()).join(".config"),
-        PathBuf::from,
-    )
-}
-
-/// What the registry's runtime is given.
-pub(super) fn setting(
-    config: &AdapterConfig,
-    session_id: &str,
-    resume: Option<String>,
-    random: String,
-) -> LaunchContext {
-    LaunchContext {
-        session_id: session_id.to_owned(),
-        model: config.native_model.clone(),
-        sidecar: config.sidecar.clone(),
-        key: config.key.clone(),
-        workdir: config.workdir.clone(),
-        permissions: config.permissions,
-        allowed_tools: config.allowed_tools.clone(),
-        mcp: config.mcp.clone(),
-        subagents: config.subagents,
-        interactive: !config.oneshot,
-        home: config.home.clone(),
-        user_config: user_config(config),
-        resume,
-        random,
-    }
 }

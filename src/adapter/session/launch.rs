@@ -1,0 +1,108 @@
+//! What the CLI is started with.
+
+use std::os::unix::fs::DirBuilderExt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::adapter::config::AdapterConfig;
+use crate::adapter::runtime::{LaunchContext, LaunchPlan};
+use crate::adapter::session::Session;
+use crate::adapter::session::running::CliExit;
+use crate::adapter::trouble::Component;
+use crate::base::disk::is_full;
+
+/// Between two tries to write its settings on a full disk.
+pub(crate) const DISK_EVERY: Duration = Duration::from_millis(500);
+
+/// The host of `http://host:port`.
+pub(crate) fn host(url: &str) -> &str {
+    let host = url
+        .trim_start_matches("http://")
+        .split('/')
+        .next()
+        .unwrap_or_default();
+    match host.rsplit_once(':') {
+        Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => host,
+        _ => host,
+    }
+}
+
+/// `~/.config` of the CLI.
+pub(crate) fn user_config(config: &AdapterConfig) -> PathBuf {
+    let var = |name: &str| {
+        let ours = config
+            .env
+            .iter()
+            .find(|(n, _)| n == name)
+            .map(|(_, value)| value.into());
+        ours.or_else(|| std::env::var_os(name))
+            .filter(|value| !value.is_empty())
+    };
+    let named = var("XDG_CONFIG_HOME").filter(|_| config.inherit_env);
+    named.map_or_else(
+        || PathBuf::from(var("HOME").unwrap_or_default()).join(".config"),
+        PathBuf::from,
+    )
+}
+
+/// What the registry's runtime is given.
+pub(super) fn setting(
+    config: &AdapterConfig,
+    session_id: &str,
+    resume: Option<String>,
+    random: String,
+) -> LaunchContext {
+    LaunchContext {
+        session_id: session_id.to_owned(),
+        model: config.native_model.clone(),
+        sidecar: config.sidecar.clone(),
+        key: config.key.clone(),
+        workdir: config.workdir.clone(),
+        permissions: config.permissions,
+        allowed_tools: config.allowed_tools.clone(),
+        mcp: config.mcp.clone(),
+        subagents: config.subagents,
+        interactive: !config.oneshot,
+        home: config.home.clone(),
+        user_config: user_config(config),
+        resume,
+        random,
+    }
+}
+
+impl Session {
+    /// Writes what the CLI reads. A full disk is waited for.
+    pub(super) async fn prepare(&mut self, setting: &LaunchContext) -> Result<LaunchPlan, CliExit> {
+        loop {
+            let private = std::fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(&setting.home);
+            let e = match private.and_then(|()| (self.config.runtime.launch)(setting)) {
+                Ok(launch) => {
+                    self.troubles.clear(Component::Settings);
+                    return Ok(launch);
+                }
+                Err(e) => e,
+            };
+            let why = format!(
+                "what the CLI reads cannot be written into `{}`: {e}",
+                setting.home.display()
+            );
+            if !is_full(&e) {
+                return Err(CliExit::Crashed {
+                    why,
+                    status: None,
+                    stderr: String::new(),
+                    was_ready: false,
+                });
+            }
+            if self.troubles.set(Component::Settings, &why) {
+                tracing::error!("{why}; the CLI is not started until it can");
+            }
+            if let Some(end) = self.pause(DISK_EVERY, "starting").await {
+                return Err(CliExit::Ended(end));
+            }
+        }
+    }
+}
