@@ -3,7 +3,7 @@
 CARGO ?= cargo
 UP_PORT ?= 3100
 
-.PHONY: up test unit alerts clients soak bench fuzz fmt lint docs clean
+.PHONY: up check test unit alerts clients soak bench fuzz fmt lint docs clean
 
 ## Build, install the pinned CLI, start sidecar and adapter with a first turn, serve the console.
 ## UP_CONFIG=sidecar.yaml uses real providers instead of the scripted one, UP_FRESH=1 begins a new session.
@@ -11,6 +11,12 @@ up:
 	@[ -x target/release/outrigger ] || echo "building Outrigger and installing opencode: some 7 minutes and 2 GB, once"
 	$(CARGO) build --release --locked
 	UP_PORT=$(UP_PORT) sh tests/up.sh
+
+## For every commit: format, lints, the rules of the house, unit tests, end-to-end tests with few kills.
+check:
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	OUTRIGGER_KILLS=2 $(CARGO) test --locked
 
 ## Everything: unit and end-to-end tests, the official libraries, the real CLIs.
 test: tools unit alerts clients

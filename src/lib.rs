@@ -40,7 +40,7 @@
 //! | who may use the ports | `adapter/port/access.rs`, `adapter/port/tickets.rs` |
 //! | other shapes of the stream | `adapter/protocol/` |
 //! | the page at `:3100` | `adapter/console/` |
-//! | what UIs are sent | `event.rs` |
+//! | what UIs are sent | `event/` |
 //! | what models cost | `catalogue/` |
 //! | the embedded scripted provider | `rehearsal/` |
 //! | a command | `cli.rs`, `command/<command>.rs` |

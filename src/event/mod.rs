@@ -1,6 +1,6 @@
 //! The uniform events: what `GET :3100/stream` carries, whichever CLI runs. A public contract.
 //!
-//! Rules that hold for every stream, whatever happens to the CLI (`adapter/balance.rs` keeps
+//! Rules that hold for every stream, whatever happens to the CLI (`adapter/lifecycle.rs` keeps
 //! them):
 //! - `sequence` starts at 1 and grows by 1, across restarts.
 //! - Every `turn.start` has exactly one `turn.end`, every `tool.use` exactly one `tool.result`.

@@ -177,7 +177,7 @@ pub async fn serve(
     let has_body = !body.is_end_stream();
     entry.record.client_session = client_session(&parts.headers);
     let outcome = decide(&shared, &policy, &parts, body, &mut entry).await;
-    let shape = || route::shape(&policy, parts.uri.path());
+    let shape = || route::error_format(&policy, parts.uri.path());
     let client = || Client::of(&parts.headers);
     Ok(match outcome {
         Ok(Outcome::Reply(call, reply)) => match relay::relay(call, reply, entry) {

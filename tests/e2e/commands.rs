@@ -189,7 +189,7 @@ async fn the_process_cannot_be_looked_into() {
         .args(["--reuid=65534", "--regid=65534", "--clear-groups", "true"])
         .status();
     if !nobody.is_ok_and(|s| s.success()) {
-        eprintln!("SKIPPED: /proc of an own process of another uid (needs root and setpriv)");
+        cannot_run("/proc of a process of another user", "root and setpriv");
         return;
     }
     let public = tempfile::tempdir().unwrap();

@@ -44,6 +44,15 @@ pub async fn until_async(what: &str, mut holds: impl AsyncFnMut() -> bool) {
 /// A disk that is soon full, until it is dropped.
 pub struct SmallDisk(PathBuf);
 
+/// A test that cannot run here fails, unless it is left out on purpose.
+pub fn cannot_run(what: &str, needs: &str) {
+    assert!(
+        std::env::var_os("OUTRIGGER_LEAVE_OUT").is_some(),
+        "{what} cannot be tested: it needs {needs}\nhint: run the tests as root, or leave such tests out with OUTRIGGER_LEAVE_OUT=1"
+    );
+    eprintln!("LEFT OUT: {what}: it needs {needs}");
+}
+
 impl SmallDisk {
     /// Makes the directory and mounts a tmpfs of so many KiB on it, for a test of `what`. `None`
     /// only where such tests are left out on purpose.
@@ -55,7 +64,7 @@ impl SmallDisk {
             .arg(at)
             .stderr(Stdio::null());
         if !mount.status().is_ok_and(|s| s.success()) {
-            eprintln!("SKIPPED: {what} (needs root to mount a tmpfs)");
+            cannot_run(what, "root, to mount a tmpfs");
             return None;
         }
         Some(SmallDisk(at.to_owned()))

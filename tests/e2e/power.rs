@@ -8,7 +8,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use crate::fake;
-use crate::kit::within;
+use crate::kit::{cannot_run, within};
 use crate::pod::Pod;
 
 fn ran(program: &str, args: &[&str]) -> bool {
@@ -51,7 +51,7 @@ impl Disk {
             None
         };
         if disk.is_none() {
-            println!("SKIPPED: power cuts (they need root, mkfs.ext4 and loop devices)");
+            cannot_run("power cuts", "root, mkfs.ext4 and loop devices");
         }
         disk
     }

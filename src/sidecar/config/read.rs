@@ -1,6 +1,5 @@
 //! Reading `sidecar.yaml`.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -12,6 +11,7 @@ use crate::base::settings;
 use crate::base::settings::section::Section;
 use crate::base::settings::{Problems, parse_yaml, shown};
 use crate::base::token::Token;
+use crate::base::token::hex;
 use crate::catalogue::Overrides;
 use crate::sidecar::audit::chain::SigningKey;
 use crate::sidecar::policy::Policy;
@@ -58,10 +58,9 @@ pub fn parse(text: &str) -> Result<Loaded, Vec<String>> {
     if all.is_empty() { Ok(loaded) } else { Err(all) }
 }
 
+/// The first 8 bytes of the SHA-256 of the file, in hexadecimal.
 pub(super) fn revision(text: &str) -> String {
-    let mut hasher = DefaultHasher::new();
-    text.hash(&mut hasher);
-    format!("{:016x}", hasher.finish())
+    hex(&ring::digest::digest(&ring::digest::SHA256, text.as_bytes()).as_ref()[..8])
 }
 
 pub(super) fn config(root: &mut Section) -> SidecarConfig {

@@ -227,7 +227,7 @@ async fn refuse(
     let response = proxy::refused(
         &mut entry,
         &refusal,
-        route::shape(&policy, path),
+        route::error_format(&policy, path),
         Client::Other,
     );
     drop(entry);

@@ -13,6 +13,7 @@ use hyper::http::request::Parts;
 
 use crate::sidecar::id;
 use crate::sidecar::policy::{Policy, ProviderConfig};
+use crate::sidecar::provider::openai;
 use crate::sidecar::provider::registry;
 use crate::sidecar::provider::registry::PROVIDERS;
 use crate::sidecar::provider::{Endpoint, Provider, Verb};
@@ -71,7 +72,7 @@ impl Routed {
 }
 
 /// How answers to this path look, whatever becomes of it.
-pub fn shape(policy: &Policy, path: &str) -> ErrorFormat {
+pub fn error_format(policy: &Policy, path: &str) -> ErrorFormat {
     let mount = path.split('/').nth(1).unwrap_or_default();
     if let Some(p) = known(policy, mount) {
         return p.1.shape;
@@ -83,8 +84,7 @@ pub fn shape(policy: &Policy, path: &str) -> ErrorFormat {
             .any(|b| rel == *b || rel.starts_with(b.split('{').next().unwrap_or(b)))
     };
     let bare = PROVIDERS.iter().find(|p| p.endpoints.iter().any(leads));
-    bare.unwrap_or(&&crate::sidecar::provider::openai::PROVIDER)
-        .shape
+    bare.unwrap_or(&&openai::PROVIDER).shape
 }
 
 /// # Errors

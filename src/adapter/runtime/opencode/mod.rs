@@ -29,6 +29,7 @@ use serde_json::{Value, json};
 
 use self::events::SILENT;
 use self::launch::launch;
+use self::replies::{Lookup, said, status};
 use self::replies::{milliseconds_after, replace_lone_surrogates};
 use self::requests::Early;
 use self::turn::{Message, OpencodeTurn};
@@ -38,11 +39,11 @@ use crate::adapter::runtime::action::{
 };
 use crate::adapter::runtime::capabilities::Capabilities;
 use crate::adapter::runtime::items::OpenItems;
-use crate::adapter::runtime::native::{DENIED, model_of_platform, parsed};
+use crate::adapter::runtime::native::{model_of_platform, parsed};
 use crate::adapter::runtime::opencode::files::OpencodeTool;
 use crate::adapter::runtime::opencode::parts::Delta;
 use crate::adapter::runtime::{LaunchContext, Phase, Runtime, Translator};
-use crate::event::{Unparsed, Warning};
+use crate::event::Unparsed;
 
 pub static RUNTIME: Runtime = Runtime {
     id: "opencode",
@@ -233,120 +234,18 @@ impl Translator for Opencode {
     }
 
     fn reply(&mut self, tag: CallPurpose, reply: CallReply, out: &mut Vec<Action>) {
-        let (status, body) = match &reply {
-            CallReply::Answer { status, body } => (*status, body.as_slice()),
-            CallReply::Lost(_) => (0, &b""[..]),
-        };
-        let said = || String::from_utf8_lossy(&body[..body.len().min(500)]).into_owned();
-        let after_restart = matches!(tag, CallPurpose::Look(_));
         match tag {
-            CallPurpose::Open | CallPurpose::Resume if status == 200 => {
-                let id = serde_json::from_slice::<Value>(body)
-                    .ok()
-                    .and_then(|v| v["id"].as_str().map(str::to_owned));
-                match id {
-                    Some(id) => {
-                        self.session = Some(id.clone());
-                        out.push(Action::Ready {
-                            native_session_id: id,
-                            resumed: tag == CallPurpose::Resume,
-                        });
-                    }
-                    None => out.push(Action::Broken(format!(
-                        "opencode answered a session without an id: {}",
-                        said()
-                    ))),
-                }
+            CallPurpose::Open | CallPurpose::Resume => self.opened(&tag, &reply, out),
+            CallPurpose::Deliver(input_id) => self.taken(input_id, &reply, out),
+            CallPurpose::Look(id) => self.looked_up(id, &reply, Lookup::AfterRestart, out),
+            CallPurpose::Check(id) => self.looked_up(id, &reply, Lookup::AfterDelivery, out),
+            CallPurpose::Interrupt if status(&reply) == 200 => {}
+            CallPurpose::Interrupt => {
+                let why = format!("opencode cannot be interrupted: {}", said(&reply));
+                out.push(Action::Broken(why));
             }
-            CallPurpose::Resume if status == 404 => {
-                out.push(Warning { message: "opencode no longer has this session; a new one is begun, without its history".into() }.into());
-                self.session = None;
-                out.push(self.create());
-            }
-            CallPurpose::Open | CallPurpose::Resume => out.push(Action::Broken(format!(
-                "opencode gave no session: status {status} {}",
-                said()
-            ))),
-            CallPurpose::Deliver(input_id) => match (&reply, self.sent_as(&input_id)) {
-                (_, None)
-                | (
-                    CallReply::Answer {
-                        status: 200..300, ..
-                    },
-                    _,
-                ) => {}
-                (
-                    CallReply::Answer {
-                        status: 400..500, ..
-                    },
-                    Some(native),
-                ) => {
-                    self.sent.remove(&native);
-                    out.push(Action::Refused {
-                        input_id,
-                        why: format!("opencode refused it with status {status}: {}", said()),
-                    });
-                }
-                // Whether it arrived is not known, and is asked when opencode is up again.
-                (CallReply::Answer { .. }, _) => out.push(Action::Broken(format!(
-                    "opencode failed to take an input: status {status} {}",
-                    said()
-                ))),
-                (CallReply::Lost(why), _) => out.push(Action::Broken(format!(
-                    "opencode did not say whether it took an input: {why}"
-                ))),
-            },
-            CallPurpose::Look(input_id) | CallPurpose::Check(input_id) => match (
-                status,
-                self.sent_as(&input_id),
-            ) {
-                (_, None) => {}
-                (200, Some(native)) => {
-                    if let Some(input) = self.sent.remove(&native) {
-                        self.arrived(&native, &input, out);
-                        if after_restart {
-                            self.unanswered(out);
-                        }
-                    }
-                }
-                (404, Some(native)) => {
-                    self.sent.remove(&native);
-                    out.push(match after_restart {
-                        true => Action::Undelivered { input_id },
-                        false => Action::Refused {
-                            input_id,
-                            why: "opencode took it and did not store it".into(),
-                        },
-                    });
-                }
-                _ => out.push(Action::Broken(format!(
-                    "opencode does not say whether it has message `{input_id}`: status {status} {}",
-                    said()
-                ))),
-            },
-            CallPurpose::Interrupt if status == 200 => {}
-            CallPurpose::Interrupt => out.push(Action::Broken(format!(
-                "opencode cannot be interrupted: status {status} {}",
-                said()
-            ))),
+            CallPurpose::Answer(request) => self.answer_taken(&request, &reply, out),
             CallPurpose::Output(_) => {}
-            CallPurpose::Answer(_) if status == 200 => {}
-            CallPurpose::Answer(request) => {
-                // It still waits.
-                self.asked
-                    .entry(request.clone())
-                    .and_modify(|asked| asked.1 = false);
-                self.decided.remove(&request);
-                out.push(
-                    Warning {
-                        message: format!(
-                            "opencode did not take the answer to `{request}`: status {status} {}",
-                            said()
-                        ),
-                    }
-                    .into(),
-                )
-            }
         }
     }
 
@@ -413,45 +312,7 @@ impl Translator for Opencode {
         by: &str,
         out: &mut Vec<Action>,
     ) -> bool {
-        let about_question = matches!(
-            decision,
-            PermissionDecision::Answers(_) | PermissionDecision::RejectQuestion
-        );
-        match self.asked.get_mut(request_id) {
-            Some((is_question, answered)) if *is_question == about_question && !*answered => {
-                *answered = true
-            }
-            _ => return false,
-        }
-        let permission = |reply: &str, message: Option<&str>| {
-            (
-                format!("/permission/{request_id}/reply"),
-                json!({ "reply": reply, "message": message }),
-            )
-        };
-        let (path, body) = match decision {
-            PermissionDecision::Allow => permission("once", None),
-            PermissionDecision::AllowAlways => permission("always", None),
-            // Without a message opencode would end the turn.
-            PermissionDecision::Deny { message } => {
-                permission("reject", Some(message.as_deref().unwrap_or(DENIED)))
-            }
-            PermissionDecision::Answers(answers) => (
-                format!("/question/{request_id}/reply"),
-                json!({ "answers": answers }),
-            ),
-            PermissionDecision::RejectQuestion => {
-                (format!("/question/{request_id}/reject"), json!({}))
-            }
-        };
-        if !about_question {
-            self.decided.insert(
-                request_id.to_owned(),
-                (decision.name().to_owned(), by.to_owned()),
-            );
-        }
-        out.push(self.post(CallPurpose::Answer(request_id.to_owned()), &path, body));
-        true
+        self.decide(request_id, decision, by, out)
     }
 
     fn wake(&mut self, out: &mut Vec<Action>) {

@@ -5,6 +5,9 @@ use serde_json::{Value, json};
 use super::parts::canonical;
 use super::{CALL_TIME, Opencode};
 use crate::adapter::runtime::action::Action;
+use crate::adapter::runtime::action::CallPurpose;
+use crate::adapter::runtime::action::PermissionDecision;
+use crate::adapter::runtime::native::DENIED;
 use crate::adapter::runtime::native::permission_options;
 use crate::adapter::runtime::native::text;
 use crate::event::{
@@ -189,5 +192,54 @@ impl Opencode {
                 .into(),
             );
         }
+    }
+
+    /// Answers a request. Returns whether such a request was open.
+    pub(super) fn decide(
+        &mut self,
+        request_id: &str,
+        decision: &PermissionDecision,
+        by: &str,
+        out: &mut Vec<Action>,
+    ) -> bool {
+        let about_question = matches!(
+            decision,
+            PermissionDecision::Answers(_) | PermissionDecision::RejectQuestion
+        );
+        match self.asked.get_mut(request_id) {
+            Some((is_question, answered)) if *is_question == about_question && !*answered => {
+                *answered = true
+            }
+            _ => return false,
+        }
+        let permission = |reply: &str, message: Option<&str>| {
+            (
+                format!("/permission/{request_id}/reply"),
+                json!({ "reply": reply, "message": message }),
+            )
+        };
+        let (path, body) = match decision {
+            PermissionDecision::Allow => permission("once", None),
+            PermissionDecision::AllowAlways => permission("always", None),
+            // Without a message opencode would end the turn.
+            PermissionDecision::Deny { message } => {
+                permission("reject", Some(message.as_deref().unwrap_or(DENIED)))
+            }
+            PermissionDecision::Answers(answers) => (
+                format!("/question/{request_id}/reply"),
+                json!({ "answers": answers }),
+            ),
+            PermissionDecision::RejectQuestion => {
+                (format!("/question/{request_id}/reject"), json!({}))
+            }
+        };
+        if !about_question {
+            self.decided.insert(
+                request_id.to_owned(),
+                (decision.name().to_owned(), by.to_owned()),
+            );
+        }
+        out.push(self.post(CallPurpose::Answer(request_id.to_owned()), &path, body));
+        true
     }
 }
