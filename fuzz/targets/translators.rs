@@ -24,7 +24,7 @@ fuzz_target!(|data: &[u8]| {
         subagents: true,
         interactive: true,
         home: "/home".into(),
-        user_config: "/config".into(),
+        user_config: Some("/config".into()),
         resume: None,
         random: "0123456789abcdef".repeat(4),
     };

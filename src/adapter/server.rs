@@ -4,7 +4,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use hyper::Request;
@@ -46,6 +46,7 @@ impl AdapterState {
             "waiting_for": s.waiting_for,
             "usage": s.usage,
             "trouble": self.troubles.text(),
+            "refused_connections": self.refused_connections.load(Ordering::Relaxed),
             "inputs_waiting": self.inbox.waiting(),
             "sequence": self.journal.head(),
             "first_sequence": self.journal.first(),
@@ -108,6 +109,7 @@ impl RunningAdapter {
             bodies: Semaphore::new(MAX_BODIES),
             small_bodies: Semaphore::new(MAX_SMALL_BODIES),
             subscribers: Arc::default(),
+            refused_connections: AtomicU64::default(),
             troubles: assembled.troubles.clone(),
             status: assembled.status.clone(),
             terminating: assembled.terminating.clone(),
@@ -233,7 +235,12 @@ async fn accept<F>(
         tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) if connections.len() < most => _ = connections.spawn(serve(shared.clone(), stream, stop.clone())),
-                Ok(_) => {}
+                Ok(_) => {
+                    let before = shared.refused_connections.fetch_add(1, Ordering::Relaxed);
+                    if before == 0 {
+                        tracing::warn!(most, "a port has all the connections that it may have; others are closed");
+                    }
+                }
                 // Out of descriptors: those that there are must get on.
                 Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
             },

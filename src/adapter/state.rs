@@ -1,7 +1,7 @@
 //! What the session and both ports share.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 
 use tokio::sync::{Semaphore, mpsc, watch};
 
@@ -33,6 +33,8 @@ pub struct AdapterState {
     pub bodies: Semaphore,
     pub small_bodies: Semaphore,
     pub subscribers: Arc<AtomicUsize>,
+    /// Connections that were closed because a port had as many as it may have.
+    pub refused_connections: AtomicU64,
     pub troubles: Troubles,
     pub(crate) status: SharedStatus,
     pub(crate) draining: AtomicBool,

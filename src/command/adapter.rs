@@ -120,7 +120,11 @@ async fn serve(config: AdapterConfig) -> Exit {
         Ok(signals) => signals,
         Err(e) => return fail(Exit::Unavailable, &format!("cannot handle signals: {e}")),
     };
-    let reaper = tokio::spawn(process::keep_reaping());
+    let reaper = tokio::spawn(async {
+        if let Err(e) = process::keep_reaping().await {
+            tracing::error!(error = %e, "processes that the CLI leaves behind are not waited for");
+        }
+    });
     let mut adapter = match RunningAdapter::start(config).await {
         Ok(adapter) => adapter,
         Err(why) => return fail(Exit::Unavailable, &why),

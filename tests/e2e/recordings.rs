@@ -36,7 +36,7 @@ pub fn setting() -> LaunchContext {
         subagents: false,
         interactive: true,
         home: "/home".into(),
-        user_config: "/config".into(),
+        user_config: Some("/config".into()),
         resume: None,
         random: "0123456789abcdef".repeat(4),
     }

@@ -186,8 +186,8 @@ pub struct LaunchContext {
     /// A directory of the session's own, kept across restarts: where a CLI can be told where
     /// its settings and its history are, they are here.
     pub home: PathBuf,
-    /// Where the user's own settings are: `~/.config`.
-    pub user_config: PathBuf,
+    /// Where the user's own settings are: `~/.config`. `None`: there is no home.
+    pub user_config: Option<PathBuf>,
     /// What the CLI is to resume by.
     pub resume: Option<String>,
     /// 64 hexadecimal digits, drawn anew for each start: for a password, or an id.

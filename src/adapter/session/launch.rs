@@ -1,5 +1,6 @@
 //! What the CLI is started with.
 
+use std::ffi::OsString;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -27,22 +28,22 @@ pub(crate) fn host(url: &str) -> &str {
     }
 }
 
-/// `~/.config` of the CLI.
-pub(crate) fn user_config(config: &AdapterConfig) -> PathBuf {
+/// Where the user's own settings are. `None` where neither `XDG_CONFIG_HOME` nor `HOME` says it:
+/// nothing is written then, least of all into the working directory.
+fn user_config(config: &AdapterConfig) -> Option<PathBuf> {
     let var = |name: &str| {
-        let ours = config
-            .env
-            .iter()
-            .find(|(n, _)| n == name)
-            .map(|(_, value)| value.into());
-        ours.or_else(|| std::env::var_os(name))
-            .filter(|value| !value.is_empty())
+        let ours = config.env.iter().find(|(n, _)| n == name);
+        ours.map(|(_, value)| value.into())
+            .or_else(|| std::env::var_os(name))
     };
     let named = var("XDG_CONFIG_HOME").filter(|_| config.inherit_env);
-    named.map_or_else(
-        || PathBuf::from(var("HOME").unwrap_or_default()).join(".config"),
-        PathBuf::from,
-    )
+    config_dir(named, var("HOME"))
+}
+
+fn config_dir(named: Option<OsString>, home: Option<OsString>) -> Option<PathBuf> {
+    let given = |value: &OsString| !value.is_empty();
+    let below_home = || Some(PathBuf::from(home.filter(given)?).join(".config"));
+    named.filter(given).map(PathBuf::from).or_else(below_home)
 }
 
 /// What the registry's runtime is given.
@@ -104,5 +105,19 @@ impl Session {
                 return Err(CliExit::Ended(end));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_home_there_is_no_place_for_settings() {
+        let dir = |named: &str, home: &str| config_dir(Some(named.into()), Some(home.into()));
+        assert_eq!(config_dir(None, None), None);
+        assert_eq!(dir("", ""), None);
+        assert_eq!(dir("", "/home/a"), Some("/home/a/.config".into()));
+        assert_eq!(dir("/settings", ""), Some("/settings".into()));
     }
 }

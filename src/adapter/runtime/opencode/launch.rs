@@ -15,7 +15,9 @@ use crate::adapter::runtime::native::write_private_file;
 use crate::catalogue::Overrides;
 
 pub(super) fn launch(setting: &LaunchContext) -> io::Result<LaunchPlan> {
-    without_plugin(&setting.user_config.join("opencode"));
+    if let Some(dir) = &setting.user_config {
+        without_plugin(&dir.join("opencode"));
+    }
     let text = |s: &str| s.to_owned();
     #[rustfmt::skip]
     let env = [
