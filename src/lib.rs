@@ -8,7 +8,7 @@
 //! | the way of a request through the sidecar | `sidecar/proxy.rs` |
 //! | a step of it | `sidecar/steps/<step>.rs` or `sidecar/steps/<step>/` |
 //! | host, origin, method and content type of a request | `sidecar/steps/guard.rs` |
-//! | which endpoint a path leads to | `sidecar/steps/route.rs` |
+//! | which endpoint a path leads to | `sidecar/steps/route/` |
 //! | the limits of a body, its memory, gzip and zstd | `sidecar/steps/body/` |
 //! | which keys of a request decide | `sidecar/steps/model/keys.rs` |
 //! | scopes, grants and model globs | `sidecar/policy.rs`, `sidecar/steps/scope.rs` |

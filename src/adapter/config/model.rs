@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{AdapterConfig, Flags};
 use crate::adapter::runtime::Env;
+use crate::adapter::runtime::Runtime;
 use crate::base::settings::{Problems, did_you_mean, shown};
 
 /// A model is warned of when it ends within so many days.
@@ -39,32 +40,7 @@ pub(super) fn with_model(
     problems: &Problems,
 ) -> Option<AdapterConfig> {
     let runtime = config.runtime;
-    let tier = match &flags.tier {
-        Some(tier) => {
-            let model = agent.tiers.get(tier);
-            if model.is_none() {
-                let known: Vec<_> = agent.tiers.keys().map(|t| format!("`{t}`")).collect();
-                let known = if known.is_empty() {
-                    format!(
-                        "none; tiers stand in `agents.agentRuntimes.{}.modelTiers`",
-                        runtime.id
-                    )
-                } else {
-                    known.join(", ")
-                };
-                problems.add(
-                    "--tier",
-                    format!(
-                        "{} is not a tier of `{}`; known: {known}",
-                        shown(tier),
-                        runtime.id
-                    ),
-                );
-            }
-            model.cloned()
-        }
-        None => None,
-    };
+    let tier = tier_model(runtime, agent, flags, problems);
     let of_agent = format!("agents.agentRuntimes.{}.model", runtime.id);
     let said = [
         ("--model", flags.model.clone()),
@@ -86,34 +62,55 @@ pub(super) fn with_model(
         .split_once('/')
         .is_some_and(|(provider, name)| runtime.providers.contains(&provider) && !name.is_empty());
     if !reachable {
-        let provider = config
-            .native_model
-            .split_once('/')
-            .map_or("", |(provider, _)| provider);
-        let near = did_you_mean(provider, runtime.providers.iter().copied());
-        let meant = match crate::catalogue::provider_of(&model)
-            .filter(|provider| runtime.providers.contains(provider))
-        {
-            Some(provider) => format!("; did you mean `{provider}/{model}`?"),
-            None => near,
-        };
-        let (some, providers) = (
-            if runtime.providers.len() == 1 {
-                "the provider"
-            } else {
-                "one of the providers"
-            },
-            runtime.providers.join("`, `"),
-        );
-        problems.add(
-            place,
-            format!("{} is not a model that `{}` can reach: it is `<provider>/<model>`, with {some} `{providers}`{meant}", shown(&model), runtime.id),
-        );
+        let what = unreachable_model(runtime, &model, &config.native_model);
+        problems.add(place, what);
         return None;
     }
     config.warnings.extend(ends_soon(&config.native_model));
     config.model = model;
     Some(config)
+}
+
+/// The model of the tier that `--tier` names.
+fn tier_model(
+    runtime: &Runtime,
+    agent: &Agent,
+    flags: &Flags,
+    problems: &Problems,
+) -> Option<String> {
+    let tier = flags.tier.as_ref()?;
+    let model = agent.tiers.get(tier);
+    if model.is_none() {
+        let id = runtime.id;
+        let known: Vec<_> = agent.tiers.keys().map(|t| format!("`{t}`")).collect();
+        let known = match known.as_slice() {
+            [] => format!("none; tiers stand in `agents.agentRuntimes.{id}.modelTiers`"),
+            known => known.join(", "),
+        };
+        let what = format!("{} is not a tier of `{id}`; known: {known}", shown(tier));
+        problems.add("--tier", what);
+    }
+    model.cloned()
+}
+
+/// The message for a model whose provider the runtime cannot reach.
+fn unreachable_model(runtime: &Runtime, model: &str, native: &str) -> String {
+    let provider = native.split_once('/').map_or("", |(provider, _)| provider);
+    let known = crate::catalogue::provider_of(model);
+    let meant = match known.filter(|provider| runtime.providers.contains(provider)) {
+        Some(provider) => format!("; did you mean `{provider}/{model}`?"),
+        None => did_you_mean(provider, runtime.providers.iter().copied()),
+    };
+    let some = match runtime.providers {
+        [_] => "the provider",
+        _ => "one of the providers",
+    };
+    format!(
+        "{} is not a model that `{}` can reach: it is `<provider>/<model>`, with {some} `{}`{meant}",
+        shown(model),
+        runtime.id,
+        runtime.providers.join("`, `")
+    )
 }
 
 /// What `agents` says of one runtime.

@@ -89,58 +89,65 @@ pub(crate) async fn inject(
 }
 
 pub(crate) fn checked(inject: Inject, key: Option<String>) -> Result<Input, RequestError> {
-    let bad = |what: String| RequestError::new(400, "bad_request", what);
-    let text = match inject.text {
-        Some(text) if !text.trim().is_empty() => text,
-        _ => return Err(bad("`text` is missing or empty".into())),
-    };
-    if text.len() > MAX_TEXT {
-        return Err(RequestError::new(
-            413,
-            "body_too_large",
-            format!(
-                "`text` has {} bytes; at most {MAX_TEXT} are taken",
-                text.len()
-            ),
-        ));
-    }
-    // No terminal reads it, but what does may: nothing that is not text.
-    if let Some(c) = text
-        .chars()
-        .find(|c| c.is_control() && !matches!(c, '\n' | '\r' | '\t'))
-    {
-        return Err(bad(format!(
-            "`text` holds the control character U+{:04X}",
-            u32::from(c)
-        )));
-    }
-    let input_id = match inject
-        .input_id
-        .or(inject.event_id)
-        .or(inject.request_id)
-        .or(key)
-    {
-        Some(id)
-            if (1..=MAX_ID).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic()) =>
-        {
-            id
-        }
-        Some(id) => {
-            return Err(bad(format!(
-                "`input_id` is `{}`; allowed: 1 to {MAX_ID} visible ASCII characters",
-                id.escape_default()
-            )));
-        }
-        None => format!("in_{}", random_hex()),
-    };
+    let text = checked_text(inject.text)?;
+    let named = inject.input_id.or(inject.event_id).or(inject.request_id);
+    let input_id = checked_id(named.or(key))?;
     if inject.sender_id.as_ref().is_some_and(|s| s.len() > MAX_ID) {
         return Err(bad(format!("`sender_id` is longer than {MAX_ID} bytes")));
     }
-    if let Some(a) = inject
-        .attachments
-        .iter()
-        .find(|a| a.r#type != "image" || !MEDIA.contains(&a.media_type.as_str()))
-    {
+    Ok(Input {
+        mode: inject.mode.unwrap_or_default(),
+        sender_id: inject.sender_id,
+        attachments: checked_attachments(inject.attachments)?,
+        ..Input::new(input_id, text)
+    })
+}
+
+fn bad(what: impl Into<String>) -> RequestError {
+    RequestError::new(400, "bad_request", what.into())
+}
+
+fn too_large(what: String) -> RequestError {
+    RequestError::new(413, "body_too_large", what)
+}
+
+fn checked_text(text: Option<String>) -> Result<String, RequestError> {
+    let Some(text) = text.filter(|text| !text.trim().is_empty()) else {
+        return Err(bad("`text` is missing or empty"));
+    };
+    if text.len() > MAX_TEXT {
+        let length = text.len();
+        return Err(too_large(format!(
+            "`text` has {length} bytes; at most {MAX_TEXT} are taken"
+        )));
+    }
+    // No terminal reads it, but what does may: nothing that is not text.
+    let is_odd = |c: &char| c.is_control() && !matches!(c, '\n' | '\r' | '\t');
+    match text.chars().find(is_odd) {
+        Some(c) => Err(bad(format!(
+            "`text` holds the control character U+{:04X}",
+            u32::from(c)
+        ))),
+        None => Ok(text),
+    }
+}
+
+fn checked_id(id: Option<String>) -> Result<String, RequestError> {
+    let Some(id) = id else {
+        return Ok(format!("in_{}", random_hex()));
+    };
+    if (1..=MAX_ID).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic()) {
+        return Ok(id);
+    }
+    Err(bad(format!(
+        "`input_id` is `{}`; allowed: 1 to {MAX_ID} visible ASCII characters",
+        id.escape_default()
+    )))
+}
+
+fn checked_attachments(inline: Vec<Inline>) -> Result<Vec<Attachment>, RequestError> {
+    let is_taken = |a: &&Inline| a.r#type == "image" && MEDIA.contains(&a.media_type.as_str());
+    if let Some(a) = inline.iter().find(|a| !is_taken(a)) {
         return Err(bad(format!(
             "an attachment is a `{}` of `{}`; allowed: `image` of `{}`",
             a.r#type,
@@ -148,40 +155,20 @@ pub(crate) fn checked(inject: Inject, key: Option<String>) -> Result<Input, Requ
             MEDIA.join("`, `")
         )));
     }
-    if inject
-        .attachments
-        .iter()
-        .map(|a| a.data.len())
-        .sum::<usize>()
-        > MAX_ATTACHMENTS
-    {
-        return Err(RequestError::new(
-            413,
-            "body_too_large",
-            format!("the attachments have more than {MAX_ATTACHMENTS} bytes"),
-        ));
+    if inline.iter().map(|a| a.data.len()).sum::<usize>() > MAX_ATTACHMENTS {
+        return Err(too_large(format!(
+            "the attachments have more than {MAX_ATTACHMENTS} bytes"
+        )));
     }
-    if inject
-        .attachments
-        .iter()
-        .any(|a| a.data.is_empty() || BASE64.decode(&a.data).is_err())
-    {
-        return Err(bad("an attachment's `data` is not base64".into()));
+    let is_base64 = |a: &Inline| !a.data.is_empty() && BASE64.decode(&a.data).is_ok();
+    if !inline.iter().all(is_base64) {
+        return Err(bad("an attachment's `data` is not base64"));
     }
-    let attachments = inject
-        .attachments
-        .into_iter()
-        .map(|a| Attachment {
-            media_type: a.media_type,
-            data: a.data,
-        })
-        .collect();
-    Ok(Input {
-        mode: inject.mode.unwrap_or_default(),
-        sender_id: inject.sender_id,
-        attachments,
-        ..Input::new(input_id, text)
-    })
+    let attachment = |a: Inline| Attachment {
+        media_type: a.media_type,
+        data: a.data,
+    };
+    Ok(inline.into_iter().map(attachment).collect())
 }
 
 pub(crate) fn optional_text(body: &Value, name: &str) -> Result<Option<String>, RequestError> {

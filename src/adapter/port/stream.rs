@@ -180,80 +180,69 @@ fn stream(
 fn stream_query(request: &Request<Incoming>) -> Result<(StreamQuery, u64), RequestError> {
     let (mut wish, mut since) = (StreamQuery::default(), 0);
     for (name, value) in query(request) {
-        let bad = |allowed: &str| {
-            RequestError::new(
-                400,
-                "bad_request",
-                format!("`{name}={value}`: allowed: {allowed}"),
-            )
-        };
         match name.as_ref() {
             "since" => since = number(&value).ok_or_else(|| bad_sequence("since", &value))?,
-            "view" => {
-                wish.shape = match value.as_ref() {
-                    "native" => StreamFormat::Native,
-                    "x1" => StreamFormat::X1,
-                    "raw" => StreamFormat::Raw,
-                    _ => return Err(bad("`native`, `x1`, `raw`")),
-                }
-            }
-            "types" => {
-                wish.types = value
-                    .split(',')
-                    .filter(|t| !t.is_empty())
-                    .map(str::to_owned)
-                    .collect();
-                if wish.types.is_empty()
-                    || wish
-                        .types
-                        .iter()
-                        .any(|t| !Payload::NAMES.contains(&t.as_str()))
-                {
-                    return Err(bad(&format!(
-                        "some of `{}`, with commas",
-                        Payload::NAMES.join("`, `")
-                    )));
-                }
-            }
-            "deltas" | "named" => {
-                let on = match value.as_ref() {
-                    "0" | "false" => false,
-                    "1" | "true" => true,
-                    _ => return Err(bad("`0`, `1`")),
-                };
-                if name == "deltas" {
-                    wish.without_deltas = !on
-                } else {
-                    wish.named = on
-                }
-            }
+            "view" => wish.shape = view(&value)?,
+            "types" => wish.types = types(&value)?,
+            "deltas" => wish.without_deltas = !switch("deltas", &value)?,
+            "named" => wish.named = switch("named", &value)?,
             "ticket" => {}
             "token" | "access_token" => {
-                return Err(
-                    RequestError::new(400, "bad_request", "tokens never stand in a URL")
-                        .hint("`POST /ticket` gives one that may"),
-                );
+                return Err(bad("tokens never stand in a URL".to_owned())
+                    .hint("`POST /ticket` gives one that may"));
             }
             _ => {
-                return Err(RequestError::new(
-                    400,
-                    "bad_request",
-                    format!(
-                        "unknown parameter `{name}`; known: `since`, `view`, `types`, `deltas`, `named`, `ticket`"
-                    ),
-                ));
+                return Err(bad(format!(
+                    "unknown parameter `{name}`; known: `since`, `view`, `types`, `deltas`, `named`, `ticket`"
+                )));
             }
         }
     }
     let filtered = !wish.types.is_empty() || wish.without_deltas || wish.named;
     if wish.shape != StreamFormat::Native && filtered {
-        return Err(RequestError::new(
-            400,
-            "bad_request",
-            "`types`, `deltas` and `named` are for `view=native`",
-        ));
+        let what = "`types`, `deltas` and `named` are for `view=native`";
+        return Err(bad(what.to_owned()));
     }
     Ok((wish, since))
+}
+
+fn bad(what: String) -> RequestError {
+    RequestError::new(400, "bad_request", what)
+}
+
+fn not_allowed_value(name: &str, value: &str, allowed: &str) -> RequestError {
+    bad(format!("`{name}={value}`: allowed: {allowed}"))
+}
+
+fn view(value: &str) -> Result<StreamFormat, RequestError> {
+    match value {
+        "native" => Ok(StreamFormat::Native),
+        "x1" => Ok(StreamFormat::X1),
+        "raw" => Ok(StreamFormat::Raw),
+        _ => Err(not_allowed_value("view", value, "`native`, `x1`, `raw`")),
+    }
+}
+
+/// Types of events, with commas between them.
+fn types(value: &str) -> Result<Vec<String>, RequestError> {
+    let types: Vec<String> = value
+        .split(',')
+        .filter(|t| !t.is_empty())
+        .map(str::to_owned)
+        .collect();
+    if types.is_empty() || !types.iter().all(|t| Payload::NAMES.contains(&t.as_str())) {
+        let allowed = format!("some of `{}`, with commas", Payload::NAMES.join("`, `"));
+        return Err(not_allowed_value("types", value, &allowed));
+    }
+    Ok(types)
+}
+
+fn switch(name: &str, value: &str) -> Result<bool, RequestError> {
+    match value {
+        "0" | "false" => Ok(false),
+        "1" | "true" => Ok(true),
+        _ => Err(not_allowed_value(name, value, "`0`, `1`")),
+    }
 }
 
 fn number(text: &str) -> Option<u64> {

@@ -115,55 +115,9 @@ fn decide(
     facts: &RequestFacts,
     known: &KnownObjects,
 ) -> Result<Permit, Refusal> {
-    let mut grants = Vec::new();
     let features = features(provider, facts, known);
     let config = policy.providers.get(provider);
-    for model in facts.models() {
-        let opaque = config.is_some_and(|p| (p.def.opaque_models)(model));
-        let covers = |g: &Grant| {
-            if opaque {
-                g.is_unlimited() || g.names(model)
-            } else {
-                g.covers(model)
-            }
-        };
-        // Of several, one that allows what the request uses.
-        let allows = |g: &Grant| features.iter().all(|f| g.allow.contains(f));
-        let covering = || policy.live_grants(provider).filter(|(_, g)| covers(g));
-        let covering = covering()
-            .find(|(_, g)| allows(g))
-            .or_else(|| covering().next());
-        let Some((i, _)) = covering else {
-            return Err(denied(policy, provider, Some(model)));
-        };
-        if !grants.contains(&i) {
-            grants.push(i);
-        }
-    }
-    if facts.any_model() {
-        // The grant that allows it is the one that pays.
-        let allows = |g: &Grant| features.iter().all(|f| g.allow.contains(f));
-        let unlimited = || {
-            policy
-                .live_grants(provider)
-                .filter(|(_, g)| g.is_unlimited())
-        };
-        match unlimited()
-            .find(|(_, g)| allows(g))
-            .or_else(|| unlimited().next())
-        {
-            Some((i, _)) if !grants.contains(&i) => grants.push(i),
-            Some(_) => {}
-            None => return Err(chosen(policy, provider)),
-        }
-    }
-    if grants.is_empty() {
-        // An endpoint without a model (a list of models): any grant of the provider will do.
-        match policy.live_grants(provider).next() {
-            Some((i, _)) => grants.push(i),
-            None => return Err(denied(policy, provider, None)),
-        }
-    }
+    let grants = covering(policy, provider, facts, &features)?;
     for feature in features {
         if !grants
             .iter()
@@ -188,6 +142,48 @@ fn decide(
         grants,
         unthreaded: thread.then(|| no_threads(provider)),
     })
+}
+
+/// The grants that cover the models of the request, the main model's first. Of several that cover
+/// a model, it is one that allows the features of the request: the grant that allows also pays.
+fn covering(
+    policy: &Policy,
+    provider: &str,
+    facts: &RequestFacts,
+    features: &[Feature],
+) -> Result<Vec<usize>, Refusal> {
+    let first = |covers: &dyn Fn(&Grant) -> bool| {
+        let live = || policy.live_grants(provider).filter(|(_, g)| covers(g));
+        let allows = |g: &Grant| features.iter().all(|f| g.allow.contains(f));
+        let found = live().find(|(_, g)| allows(g)).or_else(|| live().next());
+        found.map(|(i, _)| i)
+    };
+    let config = policy.providers.get(provider);
+    let mut grants = Vec::new();
+    let add = |grants: &mut Vec<usize>, grant| {
+        if !grants.contains(&grant) {
+            grants.push(grant);
+        }
+    };
+    for model in facts.models() {
+        let opaque = config.is_some_and(|p| (p.def.opaque_models)(model));
+        let covers = |g: &Grant| match opaque {
+            true => g.is_unlimited() || g.names(model),
+            false => g.covers(model),
+        };
+        let denied = || denied(policy, provider, Some(model));
+        add(&mut grants, first(&covers).ok_or_else(denied)?);
+    }
+    if facts.any_model() {
+        let chosen = || chosen(policy, provider);
+        add(&mut grants, first(&Grant::is_unlimited).ok_or_else(chosen)?);
+    }
+    if grants.is_empty() {
+        // An endpoint without a model (a list of models): any grant of the provider will do.
+        let any = policy.live_grants(provider).next();
+        grants.push(any.ok_or_else(|| denied(policy, provider, None))?.0);
+    }
+    Ok(grants)
 }
 
 /// The tool runners of Anthropic's libraries keep their conversation in a thread at the provider,

@@ -250,32 +250,7 @@ impl Codex {
         let is_error = matches!(text(item, "/status"), "failed" | "declined")
             || exit_code.is_some_and(|c| c != 0)
             || item["success"] == false;
-        let output = match kind {
-            "commandExecution" if item["status"] == "declined" => {
-                "the command was not permitted".to_owned()
-            }
-            "commandExecution" => text(item, "/aggregatedOutput").to_owned(),
-            "fileChange" => changes(item)
-                .map(|c| format!("{} {}\n", kind_of(&c["kind"]).0, text(c, "/path")))
-                .collect(),
-            "mcpToolCall" if !item["error"].is_null() => {
-                [text(item, "/error/message"), text(item, "/error")].concat()
-            }
-            "mcpToolCall" => {
-                let blocks = item["result"]["content"].as_array().into_iter().flatten();
-                blocks
-                    .map(|b| {
-                        b["text"]
-                            .as_str()
-                            .map_or_else(|| b.to_string(), str::to_owned)
-                    })
-                    .collect::<Vec<_>>()
-                    .join("\n")
-            }
-            "collabAgentToolCall" => item["agentsStates"].to_string(),
-            "webSearch" => item["action"].to_string(),
-            _ => item.to_string(),
-        };
+        let output = output_of(kind, item);
         let duration_ms = item["durationMs"].as_u64();
         out.push(
             ToolResult {
@@ -304,5 +279,35 @@ impl Codex {
                 );
             }
         }
+    }
+}
+
+/// What a tool of this kind said.
+fn output_of(kind: &str, item: &Value) -> String {
+    match kind {
+        "commandExecution" if item["status"] == "declined" => {
+            "the command was not permitted".to_owned()
+        }
+        "commandExecution" => text(item, "/aggregatedOutput").to_owned(),
+        "fileChange" => changes(item)
+            .map(|c| format!("{} {}\n", kind_of(&c["kind"]).0, text(c, "/path")))
+            .collect(),
+        "mcpToolCall" if !item["error"].is_null() => {
+            [text(item, "/error/message"), text(item, "/error")].concat()
+        }
+        "mcpToolCall" => {
+            let blocks = item["result"]["content"].as_array().into_iter().flatten();
+            blocks
+                .map(|b| {
+                    b["text"]
+                        .as_str()
+                        .map_or_else(|| b.to_string(), str::to_owned)
+                })
+                .collect::<Vec<_>>()
+                .join("\n")
+        }
+        "collabAgentToolCall" => item["agentsStates"].to_string(),
+        "webSearch" => item["action"].to_string(),
+        _ => item.to_string(),
     }
 }

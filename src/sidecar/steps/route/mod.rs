@@ -6,19 +6,23 @@
 //!   what is held here.
 //! - A percent sign means something in a model segment only, where it is decoded once.
 
+mod refuse;
+
+pub use self::refuse::error_format;
+
 use std::sync::Arc;
 
 use hyper::Method;
 use hyper::http::request::Parts;
 
+use self::refuse::{allowed, not_offered, unknown};
 use crate::sidecar::id;
 use crate::sidecar::policy::{Policy, ProviderConfig};
-use crate::sidecar::provider::openai;
 use crate::sidecar::provider::registry;
 use crate::sidecar::provider::registry::PROVIDERS;
 use crate::sidecar::provider::{Endpoint, Provider, Verb};
 use crate::sidecar::record::{AuditRecord, Describe};
-use crate::sidecar::refusal::{Code, ErrorFormat, Refusal};
+use crate::sidecar::refusal::{Code, Refusal};
 use crate::sidecar::steps::guard::Guarded;
 
 #[derive(Debug)]
@@ -71,22 +75,6 @@ impl Routed {
     }
 }
 
-/// How answers to this path look, whatever becomes of it.
-pub fn error_format(policy: &Policy, path: &str) -> ErrorFormat {
-    let mount = path.split('/').nth(1).unwrap_or_default();
-    if let Some(p) = known(policy, mount) {
-        return p.1.shape;
-    }
-    let rel = path.trim_start_matches('/');
-    let leads = |e: &Endpoint| {
-        e.bare
-            .iter()
-            .any(|b| rel == *b || rel.starts_with(b.split('{').next().unwrap_or(b)))
-    };
-    let bare = PROVIDERS.iter().find(|p| p.endpoints.iter().any(leads));
-    bare.unwrap_or(&&openai::PROVIDER).shape
-}
-
 /// # Errors
 /// `unknown_provider`, `route_denied`, `bad_request`.
 pub fn resolve(policy: &Policy, parts: &Parts, _: &Guarded) -> Result<RouteTarget, Refusal> {
@@ -109,46 +97,7 @@ pub fn resolve(policy: &Policy, parts: &Parts, _: &Guarded) -> Result<RouteTarge
         Method::POST => Verb::Post,
         _ => return Err(not_offered(path, parts, None)),
     };
-    // `/compat/<name>/…` is another spelling of `/<name>/…`.
-    let mounted = if segments[0] == "compat" && !policy.providers.contains_key("compat") {
-        &segments[1..]
-    } else {
-        &segments[..]
-    };
-    let found = match mounted.first().and_then(|m| known(policy, m)) {
-        Some((name, def)) => {
-            let config = policy.providers.get(name);
-            match def
-                .endpoints
-                .iter()
-                .filter(|e| offers(config, e))
-                .find_map(|e| {
-                    Some((
-                        e,
-                        behind_mount(e, verb, &mounted[1..], base_path(config, def))?,
-                    ))
-                }) {
-                Some((endpoint, model)) => Some((name.to_owned(), endpoint, model)),
-                None => return Err(not_offered(path, parts, Some(def))),
-            }
-        }
-        None => PROVIDERS.iter().find_map(|def| {
-            let config = policy.providers.get(def.kind);
-            let named = |e: &&Endpoint| {
-                offers(config, e) && e.bare_needs.is_none_or(|h| parts.headers.contains_key(h))
-            };
-            let (endpoint, model) = def.endpoints.iter().filter(named).find_map(|e| {
-                Some((
-                    e,
-                    e.bare.iter().find_map(|t| matches(t, e, verb, &segments))?,
-                ))
-            })?;
-            Some((def.kind.to_owned(), endpoint, model))
-        }),
-    };
-    let Some((provider, endpoint, model)) = found else {
-        return Err(unknown(policy, path));
-    };
+    let (provider, endpoint, model) = endpoint_of(policy, parts, verb, &segments)?;
     if let Some(m) = model.as_deref().filter(|m| !id::is_id(m)) {
         return Err(Refusal::new(
             Code::BadRequest,
@@ -164,6 +113,48 @@ pub fn resolve(policy: &Policy, parts: &Parts, _: &Guarded) -> Result<RouteTarge
         model,
         query,
     }))
+}
+
+/// An endpoint, with the provider's name and the model that the path names.
+type Found = (String, &'static Endpoint, Option<String>);
+
+fn endpoint_of(
+    policy: &Policy,
+    parts: &Parts,
+    verb: Verb,
+    segments: &[&str],
+) -> Result<Found, Refusal> {
+    let path = parts.uri.path();
+    // `/compat/<name>/…` is another spelling of `/<name>/…`.
+    let mounted = if segments[0] == "compat" && !policy.providers.contains_key("compat") {
+        &segments[1..]
+    } else {
+        segments
+    };
+    if let Some((name, def)) = mounted.first().and_then(|m| known(policy, m)) {
+        let config = policy.providers.get(name);
+        let base = base_path(config, def);
+        let mut offered = def.endpoints.iter().filter(|e| offers(config, e));
+        let found = offered.find_map(|e| Some((e, behind_mount(e, verb, &mounted[1..], base)?)));
+        return match found {
+            Some((endpoint, model)) => Ok((name.to_owned(), endpoint, model)),
+            None => Err(not_offered(path, parts, Some(def))),
+        };
+    }
+    let bare = |def: &&'static Provider| {
+        let config = policy.providers.get(def.kind);
+        let named = |e: &&Endpoint| {
+            offers(config, e) && e.bare_needs.is_none_or(|h| parts.headers.contains_key(h))
+        };
+        let mut named = def.endpoints.iter().filter(named);
+        let (endpoint, model) = named.find_map(|e| {
+            let model = e.bare.iter().find_map(|t| matches(t, e, verb, segments))?;
+            Some((e, model))
+        })?;
+        Some((def.kind.to_owned(), endpoint, model))
+    };
+    let found = PROVIDERS.iter().find_map(bare);
+    found.ok_or_else(|| unknown(policy, path))
 }
 
 /// Calls that Claude Code makes beside its requests: it looks whether its provider is there, and
@@ -347,57 +338,6 @@ fn query(endpoint: &Endpoint, query: &str) -> Result<String, Refusal> {
         kept.push_str(pair);
     }
     Ok(kept)
-}
-
-fn allowed(endpoint: &Endpoint) -> String {
-    if endpoint.query.is_empty() {
-        "none".into()
-    } else {
-        format!("`{}`", endpoint.query.join("`, `"))
-    }
-}
-
-fn not_offered(path: &str, parts: &Parts, def: Option<&Provider>) -> Refusal {
-    let offered = def.map(|d| {
-        let list: Vec<String> = d
-            .endpoints
-            .iter()
-            .filter(|e| !e.optional)
-            .map(|e| {
-                format!(
-                    "`{} {}`",
-                    if e.method == Verb::Get { "GET" } else { "POST" },
-                    e.paths[0]
-                )
-            })
-            .collect();
-        format!("; offered: {}", list.join(", "))
-    });
-    Refusal::new(
-        Code::RouteDenied,
-        format!(
-            "`{} {}` is not offered by this proxy{}",
-            parts.method,
-            path.escape_debug(),
-            offered.unwrap_or_default()
-        ),
-    )
-}
-
-fn unknown(policy: &Policy, path: &str) -> Refusal {
-    let configured: Vec<String> = policy.providers.keys().map(|p| format!("`/{p}`")).collect();
-    let list = if configured.is_empty() {
-        "none".into()
-    } else {
-        configured.join(", ")
-    };
-    Refusal::new(
-        Code::UnknownProvider,
-        format!(
-            "path `{}` belongs to no provider; known prefixes: {list}",
-            path.escape_debug()
-        ),
-    )
 }
 
 #[cfg(test)]
