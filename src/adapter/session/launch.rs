@@ -41,9 +41,9 @@ fn user_config(config: &AdapterConfig) -> Option<PathBuf> {
 }
 
 fn config_dir(named: Option<OsString>, home: Option<OsString>) -> Option<PathBuf> {
-    let given = |value: &OsString| !value.is_empty();
-    let below_home = || Some(PathBuf::from(home.filter(given)?).join(".config"));
-    named.filter(given).map(PathBuf::from).or_else(below_home)
+    let absolute = |value: OsString| Some(PathBuf::from(value)).filter(|path| path.is_absolute());
+    let below_home = || Some(home.and_then(absolute)?.join(".config"));
+    named.and_then(absolute).or_else(below_home)
 }
 
 /// What the registry's runtime is given.
@@ -117,6 +117,7 @@ mod tests {
         let dir = |named: &str, home: &str| config_dir(Some(named.into()), Some(home.into()));
         assert_eq!(config_dir(None, None), None);
         assert_eq!(dir("", ""), None);
+        assert_eq!(dir("settings", "home"), None);
         assert_eq!(dir("", "/home/a"), Some("/home/a/.config".into()));
         assert_eq!(dir("/settings", ""), Some("/settings".into()));
     }

@@ -253,12 +253,12 @@ impl Session {
     }
 
     async fn on_time(&mut self, running: &mut RunningCli) {
-        let expired = self.timers.take_expired();
-        if expired.wake {
+        if self.timers.take_wake() {
             let mut actions = Vec::new();
             self.translator.wake(&mut actions);
             self.apply(running, actions).await;
         }
+        let expired = self.timers.take_expired();
         let name = self.config.runtime.name;
         if expired.interrupt && self.stream.lifecycle.turn.is_some() {
             let why = format!("{name} did not stop its turn within {INTERRUPT_TIME:?}");

@@ -29,7 +29,6 @@ pub(super) struct Timers {
 /// What has run out.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Expired {
-    pub(super) wake: bool,
     pub(super) interrupt: bool,
     pub(super) answer: bool,
     /// Requests that nobody answered in time.
@@ -127,7 +126,14 @@ impl Timers {
             .min()
     }
 
-    /// Takes what has run out by now.
+    /// Whether the translator is to be called now. Asked before [`Timers::take_expired`]: what the
+    /// translator does then may end or begin a turn, and with it the other times.
+    pub(super) fn take_wake(&mut self) -> bool {
+        let due = self.wake_at.is_some_and(|at| at <= Instant::now());
+        due && self.wake_at.take().is_some()
+    }
+
+    /// Takes what else has run out by now.
     pub(super) fn take_expired(&mut self) -> Expired {
         let now = Instant::now();
         let past = |at: &mut Option<Instant>| at.is_some_and(|t| t <= now) && at.take().is_some();
@@ -135,7 +141,6 @@ impl Timers {
         let late = self.deadlines.extract_if(.., |d| d.1 <= now);
         let requests = late.map(|(id, _)| id).collect();
         Expired {
-            wake: past(&mut self.wake_at),
             interrupt: past(&mut self.interrupt_by),
             answer: past(&mut self.answer_by),
             requests,
@@ -163,7 +168,8 @@ mod tests {
         assert_eq!(timers.take_expired(), Expired::default());
         tokio::time::advance(Duration::from_secs(6)).await;
         let expired = timers.take_expired();
-        assert!(expired.wake && !expired.interrupt && expired.requests == ["per_1"]);
+        assert!(timers.take_wake() && !timers.take_wake());
+        assert!(!expired.interrupt && expired.requests == ["per_1"]);
         assert_eq!(timers.take_expired(), Expired::default());
         tokio::time::advance(INTERRUPT_TIME).await;
         assert!(timers.take_expired().interrupt && !timers.is_interrupting());

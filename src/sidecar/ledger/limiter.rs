@@ -70,13 +70,21 @@ pub struct GrantUsage {
     pub held: Hold,
 }
 
-/// Every limiter there has been, by its grant.
+/// Every limiter that there has been, by the text of its grant.
 #[derive(Debug, Default)]
 pub struct Ledger {
     pub(crate) session: String,
     /// What grants had spent before this process.
     pub(crate) before: HashMap<Arc<str>, Counts>,
-    pub(crate) limiters: Mutex<HashMap<Arc<str>, Arc<Limiter>>>,
+    grants: Mutex<HashMap<Arc<str>, Kept>>,
+}
+
+/// What is kept of the grants with one text.
+#[derive(Debug)]
+struct Kept {
+    spent: Arc<Spent>,
+    /// One for each of the limits that such a grant has had: few, since operators write them.
+    limiters: Vec<Arc<Limiter>>,
 }
 
 impl Ledger {
@@ -93,7 +101,7 @@ impl Ledger {
         Ledger {
             session,
             before: state.grants.into_iter().collect(),
-            limiters: Mutex::default(),
+            grants: Mutex::default(),
         }
     }
 
@@ -101,25 +109,18 @@ impl Ledger {
         &self.session
     }
 
-    /// The limiter of a grant, with the counts it had under earlier limits.
-    /// It is made when the first request under these limits is admitted, so that a configuration
-    /// which is refused resets no rate limit.
+    /// The limiter of grants with this text and these limits. What was spent is shared by all
+    /// limits, a rate is not: neither a configuration that is refused, nor a grant of equal text,
+    /// nor a look at the metrics resets the rate of another.
     pub fn limiter(&self, id: &Arc<str>, limits: &Limits) -> Arc<Limiter> {
-        let mut all = lock(&self.limiters);
-        let known = all.get(id);
-        if let Some(limiter) = known.filter(|l| l.limits == *limits) {
+        let mut grants = lock(&self.grants);
+        let kept = grants.entry(id.clone()).or_insert_with(|| Kept {
+            spent: self.spent_before(id),
+            limiters: Vec::new(),
+        });
+        if let Some(limiter) = kept.limiters.iter().find(|l| l.limits == *limits) {
             return limiter.clone();
         }
-        let spent = known.map(|l| l.spent.clone()).unwrap_or_else(|| {
-            let spent = self.before.get(id).copied().unwrap_or_default();
-            Arc::new(Spent {
-                active: AtomicU32::new(0),
-                budget: Mutex::new(Budget {
-                    spent,
-                    ..Budget::default()
-                }),
-            })
-        });
         let rate = limits
             .requests_per_minute
             .and_then(NonZeroU32::new)
@@ -128,10 +129,22 @@ impl Ledger {
             id: id.clone(),
             limits: *limits,
             rate,
-            spent,
+            spent: kept.spent.clone(),
         });
-        all.insert(id.clone(), limiter.clone());
+        kept.limiters.push(limiter.clone());
         limiter
+    }
+
+    fn spent_before(&self, id: &Arc<str>) -> Arc<Spent> {
+        let spent = self.before.get(id).copied().unwrap_or_default();
+        let budget = Budget {
+            spent,
+            ..Budget::default()
+        };
+        Arc::new(Spent {
+            active: AtomicU32::new(0),
+            budget: Mutex::new(budget),
+        })
     }
 
     /// As [`Ledger::limiter`].

@@ -344,6 +344,29 @@ mod tests {
     }
 
     #[test]
+    fn grants_of_equal_text_do_not_reset_each_other() {
+        let ledger = Ledger::new(&LedgerState::default(), Some("s"));
+        let narrow = Limits {
+            requests_per_minute: Some(2),
+            ..Limits::default()
+        };
+        let other = Limits {
+            tokens_per_day: Some(1),
+            ..narrow
+        };
+        let id = grant_id("ai.x");
+        let is_let_in = |limits| {
+            let limiter = ledger.limiter(&id, limits);
+            limiter.rate.as_ref().unwrap().check().is_ok()
+        };
+        assert!(is_let_in(&narrow) && is_let_in(&narrow) && !is_let_in(&narrow));
+        assert!(is_let_in(&other));
+        assert!(!is_let_in(&narrow), "the other grant gave it a new rate");
+        let spent = |limits| ledger.limiter(&id, limits).spent.clone();
+        assert!(Arc::ptr_eq(&spent(&narrow), &spent(&other)));
+    }
+
+    #[test]
     fn counts_outlive_a_change_of_limits_and_a_restart() {
         let mut state = LedgerState::default();
         state.enter("s");

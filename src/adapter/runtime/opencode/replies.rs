@@ -1,5 +1,7 @@
 //! The answers of opencode to what it was asked, and how it is asked.
 
+use std::borrow::Cow;
+
 use serde_json::{Value, json};
 
 use super::Opencode;
@@ -68,9 +70,13 @@ pub(super) fn status(reply: &CallReply) -> u16 {
 
 /// `status 500 the first words of its body`, for messages.
 pub(super) fn said(reply: &CallReply) -> String {
+    format!("status {} {}", status(reply), words(reply))
+}
+
+/// The first words of the body of an answer.
+fn words(reply: &CallReply) -> Cow<'_, str> {
     let body = body(reply);
-    let words = String::from_utf8_lossy(&body[..body.len().min(500)]);
-    format!("status {} {words}", status(reply))
+    String::from_utf8_lossy(&body[..body.len().min(500)])
 }
 
 fn body(reply: &CallReply) -> &[u8] {
@@ -97,7 +103,7 @@ impl Opencode {
                     }
                     None => out.push(Action::Broken(format!(
                         "opencode answered a session without an id: {}",
-                        said(reply)
+                        words(reply)
                     ))),
                 }
             }
@@ -128,7 +134,11 @@ impl Opencode {
                 self.sent.remove(&native);
                 out.push(Action::Refused {
                     input_id,
-                    why: format!("opencode refused it with {}", said(reply)),
+                    why: format!(
+                        "opencode refused it with status {}: {}",
+                        status(reply),
+                        words(reply)
+                    ),
                 });
             }
             // Whether it arrived is not known, and is asked when opencode is up again.
