@@ -1,4 +1,5 @@
-//! The Responses and Chat Completions APIs, as `openai` and Codex read them.
+//! Imitates OpenAI's Responses and Chat Completions APIs, in the form that the `openai` SDK and
+//! Codex can read.
 
 use serde_json::{Value, json};
 
@@ -32,7 +33,7 @@ fn read(path: &str, body: &Value) -> Ask {
         read_responses(body)
     };
     ask.stream = body["stream"] == true;
-    // `json_object` asks for any object.
+    // A `json_object` format has no schema: every JSON object is valid.
     let any = [&body["response_format"], &body["text"]["format"]]
         .into_iter()
         .any(|f| f["type"] == "json_object");

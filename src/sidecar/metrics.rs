@@ -1,5 +1,5 @@
-//! Counters for Prometheus. Labels come from the configuration and from enums only: nothing
-//! that a client sends can make a new series.
+//! Metrics for Prometheus. Label values come only from the configuration and from enums, so that
+//! nothing that a client sends can create a new series.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicI64, AtomicU64};
@@ -57,7 +57,8 @@ type Usd = Counter<f64, AtomicU64>;
 
 type Histograms = Family<ProviderLabel, Histogram, fn() -> Histogram>;
 
-/// Everything that one request counts in: most are counted as the one before them.
+/// All metrics that a request with these labels updates. The last ones are kept, because most
+/// requests have the same labels as the request before them.
 #[derive(Debug)]
 struct Series {
     labels: RequestLabels,
@@ -87,11 +88,12 @@ pub struct Metrics {
     pub model_mismatches: Counter,
     budgets: Family<BudgetLabels, Gauge<f64, AtomicU64>>,
     credential_age: Family<ProviderLabel, Gauge<f64, AtomicU64>>,
-    /// Refused requests that share a record with others.
+    /// Counts the refused requests that share an audit record with others.
     pub coalesced: Counter,
-    /// Connections that were closed because all places were taken by others.
+    /// Counts the new connections that were closed at once, because no place could be freed for
+    /// them or the audit's memory was full.
     pub dropped_connections: Counter,
-    /// The number of the last audit record.
+    /// The sequence number (`seq`) of the last audit record.
     pub audit_seq: Gauge,
     pub log_lines_dropped: Gauge,
 }
@@ -237,8 +239,8 @@ impl Metrics {
         m
     }
 
-    /// A request is over; `provider` is the label of its provider, if it is a configured one, and
-    /// `model` that of the grant's pattern for its model.
+    /// Counts a finished request. The label `provider` is the configured provider, and `model` is
+    /// the model pattern of the grant that covers the model. A label without a value is `none`.
     pub fn request(&self, record: &AuditRecord) {
         let provider = record.labels.provider.unwrap_or("none");
         let status = match record.status.unwrap_or(0) / 100 {
@@ -280,7 +282,7 @@ impl Metrics {
         }
     }
 
-    /// What a request with these labels counts in.
+    /// Looks up the metrics that a request with these labels updates.
     fn series(&self, labels: RequestLabels) -> Series {
         let provider = labels.provider;
         let label = ProviderLabel { provider };
@@ -312,7 +314,8 @@ impl Metrics {
             .set(ok.into());
     }
 
-    /// Grants and providers that are not configured any more have no series.
+    /// Removes the series of all grants and providers. The caller then sets those of the current
+    /// configuration, so that the series of earlier configurations disappear.
     pub fn forget_operators_series(&self) {
         self.budgets.clear();
         self.secret_ok.clear();
@@ -325,7 +328,7 @@ impl Metrics {
             .set(age);
     }
 
-    /// A grant's budgets as they stand.
+    /// Sets the metrics of a grant's budgets to their current values.
     pub fn budget(&self, grant: &str, usage: &GrantUsage) {
         let grant = label(grant);
         let set = |unit, limit: f64, spent: f64, held: f64| {
@@ -353,7 +356,7 @@ impl Metrics {
         }
     }
 
-    /// The text exposition format.
+    /// Renders all metrics in the OpenMetrics text format.
     pub fn render(&self) -> String {
         let mut out = String::new();
         let _ = text::encode(&mut out, &self.registry);
@@ -361,7 +364,8 @@ impl Metrics {
     }
 }
 
-/// A provider's own errors have codes of their own: an alert on `code != "ok"` sees an outage.
+/// Returns the label `code` of a request. Errors of the provider get codes (`upstream_…`), too, so
+/// that an alert on `code != "ok"` detects an outage.
 fn code(record: &AuditRecord) -> &'static str {
     match (record.code, record.status) {
         (Some(code), _) => code,

@@ -1,4 +1,4 @@
-//! The platform's own configuration of a project.
+//! Reads the sections `agents` and `project`, which have the format that users of Fracta know.
 
 use std::collections::BTreeMap;
 
@@ -48,7 +48,7 @@ pub(super) fn agents(
         };
         let id = agent.adapter.as_deref().unwrap_or(&name);
         if registry::find(id).is_none() && Some(&name) != chosen.as_ref() {
-            // A file of another project may have more.
+            // This is not an error: a file from elsewhere can list runtimes that are unknown here.
             warnings.push(format!(
                 "`agents.agentRuntimes.{name}` is not used: {}",
                 registry::unknown(id)
@@ -66,7 +66,7 @@ pub(super) fn agents(
     (chosen, batch, agents)
 }
 
-/// The models of tiers and of the map are looked at before a session needs one.
+/// Checks the models in `modelTiers` and `modelMap` now, and not when a session first needs one.
 pub(super) fn check_models(s: &Section, agent: &Agent) {
     let is_model = |model: &String| {
         agent.map.contains_key(model)
@@ -134,7 +134,7 @@ pub(super) fn project(
         }
         let (command, url) = (s.value("command"), s.string("url"));
         let (args, kind) = (s.strings("args").unwrap_or_default(), s.string("type"));
-        // A tool server's own credentials are the project's affair.
+        // These values may be keys: the project is responsible for its tool servers' credentials.
         let vars = |s: &mut Section, key| {
             let texts = s.texts(key);
             expanded(problems, &s.path(key), texts, env)
@@ -189,7 +189,7 @@ pub(super) fn project(
     (allowed, servers)
 }
 
-/// `<runtime>:<the CLI's own id>`.
+/// Splits the token of `--resume`, `<runtime>:<the CLI's own session id>`, into its two parts.
 pub(super) fn resumed(flags: &Flags, problems: &Problems) -> Option<(String, String)> {
     let token = flags.resume.as_ref()?;
     let parts = token
@@ -206,7 +206,7 @@ pub(super) fn resumed(flags: &Flags, problems: &Problems) -> Option<(String, Str
     parts.map(|(runtime, id)| (runtime.to_owned(), id.to_owned()))
 }
 
-/// Tools that can be allowed, as Claude Code spells them.
+/// The names of the tools that `allowedTools` can list, in Claude Code's spelling.
 pub(super) const TOOLS: [&str; 13] = [
     "Bash",
     "Read",
@@ -223,7 +223,8 @@ pub(super) const TOOLS: [&str; 13] = [
     "TodoWrite",
 ];
 
-/// `${NAME}` as a whole value is taken from the environment.
+/// Replaces each value that is exactly `${NAME}` with the environment variable `NAME`. A variable
+/// that is not set is reported as a problem.
 pub(super) fn expanded(
     problems: &Problems,
     path: &str,

@@ -1,12 +1,14 @@
-//! The way of an input: the durable, ordered queue between `POST /inject` and the CLI.
+//! The durable, ordered queue of inputs between `POST /inject` and the CLI.
 //!
 //! Invariants:
-//! - What was answered with 202 is on stable storage and reaches the CLI, in order, once.
-//! - The same id again is answered as before and delivers nothing.
-//! - That an input is sent, and by which name it will be known in the CLI, is on stable storage
-//!   before it is handed over. After a crash or a power cut the CLI is asked by that name
-//!   whether it has it, and the journal whether it told of it.
-//! - Nobody holds the queue while the disk is waited for, but who wants to write to it.
+//! - An input that was answered with 202 is on stable storage. Inputs reach the CLI in order, and
+//!   each of them reaches it once.
+//! - A second input with the same id gets the same position as the first and is not delivered.
+//! - Before an input is handed over, a record of this, with the input's id in the CLI, is on stable
+//!   storage. After a crash or a power cut, the CLI is asked by that id whether it has the input,
+//!   and the journal is searched for the input's `user.message`.
+//! - A sync of the log holds `writing` and not `queue`, so that only calls that write to stable
+//!   storage, too, wait for the disk. The one exception is the directory's sync in `compact`.
 
 mod file;
 pub mod queue;
@@ -29,25 +31,26 @@ use crate::event::InputMode;
 
 pub use self::input::{Accepted, Attachment, InboxError, Input, ListedInput, TakenBack};
 
-/// Inputs that may wait.
+/// How many inputs may be open: they wait, or their delivery is not confirmed yet.
 pub const CAPACITY: usize = 256;
 
-/// What their texts and attachments may have together.
+/// The maximum total size of the texts and attachments of all open inputs.
 pub const CAPACITY_BYTES: u64 = 64 << 20;
 
-/// Ids of delivered inputs that are remembered across a restart.
+/// How many ids of accepted inputs are remembered, also across a restart, to detect repeated ones.
 const REMEMBERED: usize = 16_384;
 
-/// A log that is this long, and four times as long as it need be, is rewritten.
+/// A log is rewritten when it has at least this size and at least four times the size of the
+/// records that are still needed.
 const COMPACT_BYTES: u64 = 1 << 20;
 
-/// An input during which the CLI ended so often is given up.
+/// An input is given up when the CLI has ended this many times while it had the input.
 pub const MAX_DEATHS: u32 = 3;
 
 #[derive(Debug)]
 pub struct Inbox {
     queue: Mutex<Queue>,
-    /// Held by whoever waits for the disk.
+    /// Held while an input is accepted or the log is synced, including the wait for the disk.
     writing: Mutex<()>,
     payloads: Payloads,
     troubles: Troubles,
@@ -55,10 +58,11 @@ pub struct Inbox {
 }
 
 impl Inbox {
-    /// Opens the inbox, repairing its tail. Returns what the session should say of it.
+    /// Opens the inbox and cuts off an incomplete last record. Also returns the state in
+    /// which the inbox was found, so that the session can report damage.
     ///
     /// # Errors
-    /// The file cannot be opened or read. A full disk is no reason.
+    /// The file cannot be opened or read. A full disk does not cause an error.
     pub fn open(path: &Path, troubles: Troubles) -> io::Result<(Inbox, OpenedInbox)> {
         let (log, found) = Log::open(path)?;
         let opened = OpenedInbox {
@@ -81,11 +85,11 @@ impl Inbox {
         Ok((inbox, opened))
     }
 
-    /// Puts an input on stable storage; `sequence`: the last that the journal has now. Blocks for
-    /// as long as the disk takes.
+    /// Puts an input on stable storage. `sequence` is the journal's current last sequence number.
+    /// Blocks until the disk has stored the input.
     ///
     /// # Errors
-    /// Too many are waiting, or the disk takes no more. Nothing was accepted then.
+    /// The inbox is full or closed, or its log cannot be written. The input is not accepted then.
     pub fn accept(&self, mut input: Input, sequence: u64) -> Result<Accepted, InboxError> {
         let _turn = lock(&self.writing);
         let attachments = std::mem::take(&mut input.attachments);
@@ -138,7 +142,7 @@ impl Inbox {
         let (file, after) = (queue.log.file(), queue.log.len());
         drop(queue);
         file.sync_data().inspect_err(|_| {
-            // Who is told that it was not accepted must not find it there after a restart.
+            // The client is told that the input was not accepted. A restart must not find it.
             let mut queue = self.lock();
             if queue.log.len() == after {
                 queue.log.take_back(before);
@@ -148,32 +152,33 @@ impl Inbox {
         })
     }
 
-    /// One was handed over, and its fate is not known.
+    /// Whether there is an input that was handed over and whose delivery is not confirmed yet.
     pub fn is_in_flight(&self) -> bool {
         self.lock().open.iter().any(|o| o.sent.is_some())
     }
 
-    /// How the first that was not handed over wants to be.
+    /// The delivery mode of the first input that was not handed over.
     pub fn next_mode(&self) -> Option<InputMode> {
         self.lock().waiting().next().map(|o| o.input.mode)
     }
 
-    /// Takes no more inputs from now on, if none waits or if it must be.
+    /// Closes the inbox to further inputs if no input is open, or in any case if `whatever_waits`
+    /// is set. Returns whether the inbox is closed.
     pub fn close(&self, whatever_waits: bool) -> bool {
         let mut queue = self.lock();
         queue.closed |= whatever_waits || queue.open.is_empty();
         queue.closed
     }
 
-    /// The first that was not handed over.
+    /// The first input that was not handed over. [`Inbox::load`] reads its attachments.
     pub fn next(&self) -> Option<Input> {
         self.lock().waiting().next().map(|o| o.input.clone())
     }
 
-    /// Reads the attachments of an input that is to be handed over.
+    /// Reads the attachments of an input, which is about to be handed over, from their file.
     ///
     /// # Errors
-    /// They cannot be read: it cannot be delivered as it was meant.
+    /// The attachments cannot be read. The input cannot be delivered without them.
     pub fn load(&self, input: &mut Input) -> io::Result<()> {
         if input.attachment_bytes > 0 && input.attachments.is_empty() {
             input.attachments = self.payloads.get(&input.input_id)?;
@@ -181,7 +186,7 @@ impl Inbox {
         Ok(())
     }
 
-    /// Those whose fate is not known.
+    /// The inputs that were handed over and whose delivery is not confirmed yet.
     pub fn in_flight(&self) -> Vec<(Input, Sent)> {
         let sent: Vec<_> = self
             .lock()
@@ -191,7 +196,7 @@ impl Inbox {
             .collect();
         sent.into_iter()
             .map(|(mut input, sent)| {
-                // Only their number matters to what is told of it.
+                // Events only contain the number of attachments, so an error is only logged.
                 if let Err(e) = self.load(&mut input) {
                     tracing::error!(error = %e, input = input.input_id, "the attachments of an input cannot be read");
                 }
@@ -200,7 +205,7 @@ impl Inbox {
             .collect()
     }
 
-    /// All that are not over.
+    /// All open inputs: they wait, or their delivery is not confirmed yet.
     pub fn undecided(&self) -> Vec<Undecided> {
         let queue = self.lock();
         queue
@@ -232,11 +237,11 @@ impl Inbox {
         listed.collect()
     }
 
-    /// Notes that an input is about to be handed over. It must not be before [`Inbox::sync`] has
-    /// returned.
+    /// Records that an input is about to be handed over. The caller must not hand it over before
+    /// [`Inbox::sync`] has returned.
     ///
     /// # Errors
-    /// The disk takes no more.
+    /// The log cannot be written.
     pub fn sent(&self, sent: Sent) -> io::Result<()> {
         let mut queue = self.lock();
         let record = InboxRecord::Sent(sent);
@@ -245,18 +250,20 @@ impl Inbox {
         Ok(())
     }
 
-    /// Puts what was noted on stable storage. Blocks for as long as the disk takes.
+    /// Puts all records of the log on stable storage. Blocks until the disk has stored them.
     ///
     /// # Errors
-    /// The disk's.
+    /// The log cannot be synced.
     pub fn sync(&self) -> io::Result<()> {
         let _turn = lock(&self.writing);
         let file = self.lock().log.file();
         file.sync_data()
     }
 
+    /// Records that the CLI does not have this input after all, so that the input waits again.
+    ///
     /// # Errors
-    /// The disk takes no more; it waits again for this process all the same.
+    /// The log cannot be written. In this process, the input waits again all the same.
     pub fn unsent(&self, input_id: &str) -> io::Result<()> {
         let mut queue = self.lock();
         let record = InboxRecord::Unsent(input_id.to_owned());
@@ -264,10 +271,10 @@ impl Inbox {
         queue.log.append(&record)
     }
 
-    /// The CLI ended while it had this input. Returns how often it did.
+    /// Records that the CLI ended while it had this input. Returns how often this has happened.
     ///
     /// # Errors
-    /// The disk takes no more; it is counted for this process all the same.
+    /// The log cannot be written. In this process, the end of the CLI is counted all the same.
     pub fn died(&self, input_id: &str) -> io::Result<u32> {
         let mut queue = self.lock();
         let Some(open) = queue.find(input_id) else {
@@ -279,10 +286,10 @@ impl Inbox {
         queue.log.append(&record).map(|()| deaths)
     }
 
-    /// The CLI has it, or never will.
+    /// Records that an input is no longer open: the CLI has it, or it will never be delivered.
     ///
     /// # Errors
-    /// The disk takes no more; it is over for this process all the same.
+    /// The log cannot be written. In this process, the input is no longer open all the same.
     pub fn over(&self, input_id: &str) -> io::Result<()> {
         let mut queue = self.lock();
         let record = InboxRecord::Over(
@@ -296,10 +303,10 @@ impl Inbox {
         written
     }
 
-    /// Takes back an input that was not handed over.
+    /// Withdraws an input unless it was handed over already.
     ///
     /// # Errors
-    /// The disk takes no more: then it still waits.
+    /// The log cannot be written. The input keeps waiting then.
     pub fn take_back(&self, input_id: &str) -> io::Result<TakenBack> {
         let mut queue = self.lock();
         let Some(open) = queue.find(input_id) else {
@@ -324,7 +331,9 @@ impl Inbox {
         Ok(TakenBack::Yes)
     }
 
-    /// Rewrites the log if most of it is over. Only what is appended meanwhile is waited for.
+    /// Rewrites the log if most of it is about inputs that are no longer open. The queue is not
+    /// locked while the new log is written; if a record is appended meanwhile, the new log is
+    /// discarded.
     fn compact(&self) -> io::Result<()> {
         let (path, records, len) = {
             let queue = self.lock();
@@ -343,7 +352,7 @@ impl Inbox {
         };
         let new = Log::write_new(&path, &records)?;
         let mut queue = self.lock();
-        // Something was noted meanwhile: the next time will do.
+        // If a record was appended meanwhile, the new log lacks it. A later call tries again.
         if queue.log.len() == len {
             queue.log.replace(new)
         } else {
@@ -356,12 +365,12 @@ impl Inbox {
     }
 }
 
-/// What an inbox was found to be.
+/// The state in which an inbox was found when it was opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OpenedInbox {
-    /// There was none.
+    /// There was no inbox yet: its file was created.
     pub fresh: bool,
-    /// Lines of it that could not be read.
+    /// How many lines of the log could not be read; they are skipped.
     pub damaged: usize,
 }
 

@@ -1,8 +1,9 @@
-//! What both ports share: the wall in front of them, the answers, one connection.
+//! What both ports share: who may use them, how they answer, and how one connection is served.
 //!
-//! The wall: `Host` must be ours (DNS rebinding), an `Origin` must be configured or, on the
-//! port that serves the console, the page's own (CSRF), a body is JSON, and where tokens are
-//! configured one is presented: one to read, another to write.
+//! A request is served only if its `Host` is one of ours (against DNS rebinding) and its `Origin`
+//! is configured or, on the port that serves the console, is that of the page (against CSRF). A
+//! body must be JSON. Where tokens are configured, the request must present one: there is a token
+//! to read and another to write.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -113,19 +114,19 @@ pub fn not_allowed(allowed: &'static str) -> PortResponse {
 /// What a route lets its caller do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
-    /// Says nothing of the session.
+    /// The route tells nothing about the session.
     Open,
     Read,
     Write,
 }
 
-/// The wall in front of one port.
+/// Checks the requests of one port before they are served.
 #[derive(Debug)]
 pub struct PortGuard {
     port: u16,
-    /// Others than this machine can reach it.
+    /// The port can be reached from other machines.
     public: bool,
-    /// It serves the console, whose page may write.
+    /// The port serves the console, whose page may write.
     console: bool,
     attempts: Attempts,
 }

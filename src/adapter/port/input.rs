@@ -99,7 +99,7 @@ pub async fn route(
         (_, target) => target.as_ref().map_or(Access::Write, InputRoute::access),
     };
     shared
-        .input_door
+        .input_guard
         .check(&shared.policy, request.headers(), access)?;
     if *request.method() == Method::OPTIONS {
         return preflight(&shared.policy, request.headers());

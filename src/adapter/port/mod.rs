@@ -1,4 +1,4 @@
-//! The two ports: events out on `:3100`, input in on `:8788`.
+//! The adapter's two HTTP ports: `:3100` serves the events, and `:8788` accepts the inputs.
 
 pub mod access;
 pub mod answer;

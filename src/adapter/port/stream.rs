@@ -55,7 +55,7 @@ pub async fn route(
         _ => target.as_ref().map_or(Access::Read, InputRoute::access),
     };
     shared
-        .stream_door
+        .stream_guard
         .check(&shared.policy, request.headers(), access)?;
     if *request.method() == Method::OPTIONS {
         return preflight(&shared.policy, request.headers());

@@ -1,4 +1,4 @@
-//! A provider's key.
+//! The type that holds a provider's key, and the places that a key is read from.
 
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -10,9 +10,9 @@ use zeroize::Zeroizing;
 /// Where one key comes from.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Source {
-    /// `<secretsDir>/<name>/<key>`, as Kubernetes mounts a Secret.
+    /// The key is in the file `<secretsDir>/<name>/<key>`, which is how Kubernetes mounts a Secret.
     File { name: String, key: String },
-    /// What a program prints, run again when `ttl` is over.
+    /// A program prints the key. It is run again shortly before `ttl` has passed.
     Command { command: Vec<String>, ttl: Duration },
 }
 
@@ -27,14 +27,14 @@ impl std::fmt::Display for Source {
     }
 }
 
-/// Longest key that is taken for one.
+/// The maximum length of a key in bytes. Longer content is rejected.
 pub(super) const MAX_SECRET: usize = 4096;
 
 /// A provider's key.
 #[derive(Debug)]
 pub struct Secret {
     pub(super) text: SecretString,
-    /// The header that carries it, with the word before it; made once.
+    /// The header value with the key, and the prefix that it was made for. It is made only once.
     pub(super) header: OnceLock<(&'static str, HeaderValue)>,
 }
 
@@ -46,7 +46,8 @@ impl Secret {
         }
     }
 
-    /// What a header says that carries it behind `prefix`. `None`: it cannot stand in a header.
+    /// Returns a sensitive header value that consists of `prefix` and the key. Returns `None` if
+    /// the key is not allowed in a header.
     pub fn header(&self, prefix: &'static str) -> Option<HeaderValue> {
         if let Some((_, value)) = self
             .header
@@ -62,7 +63,8 @@ impl Secret {
         Some(value)
     }
 
-    /// Takes a file's or a program's content: one line end is trimmed, the rest must be a key.
+    /// Reads a key from the content of a file or the output of a program. One line ending is
+    /// removed, and the rest must be a valid key.
     pub(super) fn new(bytes: Zeroizing<Vec<u8>>) -> Result<Secret, &'static str> {
         let mut text = bytes.as_slice();
         text = text.strip_suffix(b"\n").unwrap_or(text);
@@ -85,7 +87,7 @@ impl Secret {
     }
 }
 
-/// A name that stays inside the directory it is joined to.
+/// Whether `name` is a plain file name, which cannot lead out of the directory it is joined to.
 pub fn is_file_name(name: &str) -> bool {
     (1..=253).contains(&name.len())
         && !name.starts_with('.')

@@ -1,7 +1,7 @@
-//! Anthropic: the Messages API.
+//! Describes the provider Anthropic and its Messages API.
 //!
-//! Formats: `@anthropic-ai/sdk` 1.11 (resources, errors, streaming) and the LLM gateway
-//! contract of Claude Code's documentation.
+//! The formats are those of `@anthropic-ai/sdk` 1.11 (resources, errors, streaming) and of the LLM
+//! gateway contract in Claude Code's documentation.
 
 use std::borrow::Cow;
 
@@ -24,7 +24,7 @@ pub static PROVIDER: Provider = Provider {
         Endpoint {
             name: "messages",
             paths: &["v1/messages", "messages"],
-            // `/messages`: the AI SDK takes `ANTHROPIC_BASE_URL` as ending in `/v1`.
+            // The AI SDK expects `ANTHROPIC_BASE_URL` to end in `/v1` and appends only `/messages`.
             bare: &["v1/messages", "messages"],
             upstream: "v1/messages",
             query: &["beta=true"],
@@ -69,10 +69,11 @@ pub static PROVIDER: Provider = Provider {
         },
     ],
     opaque_models: never,
-    // New headers come with any release of Claude Code.
+    // Any release of Claude Code can add headers, so the list has a pattern for them.
     forwards: FORWARDS,
     returns: &["x-should-retry"],
-    // The provider's own id belongs to the workspace's account; ours leads to the audit.
+    // The provider's request id belongs to the workspace's account. Clients get our id instead,
+    // which also identifies the audit record.
     own_request_id: Some("request-id"),
     notices,
     scrub_header: Some(("anthropic-beta", without_oauth)),
@@ -86,8 +87,8 @@ pub(super) const FORWARDS: &[&str] = &[
     "x-claude-code-*",
 ];
 
-/// What Claude Code's description of a gateway's replies calls for: how far the cap is used, and
-/// a threshold once it is passed.
+/// Makes the reply headers that Claude Code's gateway contract requires. They tell which share of
+/// the budget is used, and the highest threshold that was reached.
 fn notices(budget: &Utilisation) -> Vec<(&'static str, String)> {
     let threshold = [0.95, 0.75].into_iter().find(|t| budget.used >= *t);
     let status = if threshold.is_some() {
@@ -146,8 +147,9 @@ pub(super) const MESSAGES: BodyRules = BodyRules {
     item_references: false,
 };
 
-/// A client that was logged in announces its token's kind; ours is a key. Every other beta
-/// goes on byte for byte: gateways that drop one break the CLI that needs it.
+/// Removes the `oauth-…` betas. A client that is logged in sends them to announce an OAuth token,
+/// but the sidecar sends an API key instead. Every other beta is kept as it is, because a gateway
+/// that drops one breaks the CLI that needs it.
 fn without_oauth(value: &str) -> Cow<'_, str> {
     let is_oauth = |beta: &&str| beta.trim().starts_with("oauth-");
     if !value.split(',').any(|b| is_oauth(&b)) {
@@ -220,8 +222,9 @@ pub(super) static FORMAT: Format = Format {
     normal,
 };
 
-/// `input_tokens` excludes both kinds of cache; `output_tokens` includes thinking and is
-/// cumulative. Compaction and advisor iterations are in neither total (SDK `BetaUsage`).
+/// Converts the reported numbers. `input_tokens` excludes cache reads and cache writes.
+/// `output_tokens` includes thinking and is cumulative. Neither of the two includes compaction and
+/// advisor iterations (SDK `BetaUsage`).
 fn normal(raw: &RawUsage) -> Option<ReplyUsage> {
     let billed_apart = |kind: &str| kind == "compaction" || kind.starts_with("advisor");
     ReplyUsage {
@@ -249,13 +252,13 @@ const SHAPE: ErrorFormat = ErrorFormat {
 
 fn render_error(refusal: &RefusalText<'_>) -> ErrorReply {
     let (status, kind) = match refusal.code {
-        // One request by each of 15 clients, with the text on the screen. A 429 is retried or
-        // waited for until the reset, and an `invalid_request_error` makes Claude Code drop fields
-        // and try again.
+        // With this answer, each of the 15 clients that were tested sends one request and shows the
+        // text. Clients retry a 429 or wait for the reset, and an `invalid_request_error` makes
+        // Claude Code drop fields and try again.
         Code::BudgetExhausted => (400, "billing_error"),
-        // "A scope that is not granted is answered with 403" holds for everybody but these: Claude
-        // Code shows this type as it is, without a login prompt and without a fallback model, and
-        // the others lose the text of a 403.
+        // Other clients get a 403. Claude Code shows a `policy_blocked` error as it is, without a
+        // login prompt and without a fallback model. The clients of `Client::Shows400` retry a 403
+        // or show a text of their own instead of ours.
         Code::ScopeDenied | Code::SecretMissing | Code::UpstreamAuth
             if refusal.client != Client::Other =>
         {

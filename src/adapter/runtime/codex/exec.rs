@@ -1,4 +1,4 @@
-//! The lines of `codex exec --json`.
+//! Translates the lines that `codex exec --json` prints.
 
 use serde_json::{Value, json};
 
@@ -9,7 +9,8 @@ use crate::adapter::runtime::codex::turn::counts;
 use crate::adapter::runtime::native::text;
 
 impl Codex {
-    /// A line of `codex exec --json`: the same items, otherwise spelled.
+    /// Translates a line of `codex exec --json`. Its items are those of the app-server, but their
+    /// keys and types are spelled in `snake_case`. Returns whether the line was understood.
     pub(super) fn exec_line(&mut self, m: &Value, out: &mut Vec<Action>) -> bool {
         let m = camel(m);
         self.one_shot |= matches!(text(&m, "/type"), "thread.started" | "turn.started");

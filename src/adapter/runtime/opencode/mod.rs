@@ -1,14 +1,18 @@
-//! opencode, through `opencode serve`: its event bus in, its session API out.
+//! The translator for opencode, which runs as `opencode serve`. It reads opencode's event bus and
+//! calls its session API.
 //!
-//! Format: the legacy surface of opencode 1.18 (`GET /event`, `POST /session/:id/prompt_async`),
-//! as recorded in `tests/fixtures/native/opencode/`. What makes it odd, each with a recording:
-//! - A turn has no id. It is everything from `busy` to `idle`, and an answer's `parentID` says
-//!   whose it is; an input that came too late for one turn is answered in the next.
-//! - `idle` comes twice after an abort or an error, the first before the last updates. Such a
-//!   turn ends with the second, any other when all of its messages are complete.
-//! - A running tool's output is sent whole with every update, later a window of its last 30 KB.
-//! - A retry orphans what was being written: it never gets an end.
-//! - Subagents are sessions of their own on the same bus, with an idle of their own.
+//! The format is the legacy API of opencode 1.18 (`GET /event`, `POST /session/:id/prompt_async`),
+//! as recorded in `tests/fixtures/native/opencode/`. A recording shows each of its peculiarities:
+//! - A turn has no id. It spans everything from `busy` to `idle`. The `parentID` of an answer names
+//!   the user message that it answers. An input that comes too late for one turn is answered in
+//!   the next one.
+//! - After an abort or an error, `idle` comes twice, and the first one precedes the turn's last
+//!   updates. Such a turn ends with the second `idle`. Any other turn ends when `idle` has come and
+//!   all of its messages are complete.
+//! - Every update of a running tool repeats the whole output, or only its last 30 KB once it is
+//!   longer than that.
+//! - A retry abandons the text and reasoning that were being written: they never get an end.
+//! - Subagents are separate sessions on the same bus, and each of them sends its own `idle`.
 
 mod files;
 mod launch;
@@ -87,13 +91,15 @@ pub static RUNTIME: Runtime = Runtime {
     translator: |setting| Box::new(Opencode::new(setting)),
 };
 
-/// By then opencode has begun to answer what it has.
+/// How long opencode may take to begin a turn for an input that is in its history. After that, the
+/// input is reported as unanswered.
 const ANSWER_TIME: Duration = Duration::from_secs(15);
 
-/// By then what it was given stands in its history, or never will.
+/// How long opencode may take to store an input in its history. After that, opencode is asked for
+/// the input, and an input that it does not have counts as refused.
 const STORE_TIME: Duration = Duration::from_secs(20);
 
-/// By then the call has come that a request was made for.
+/// How long a permission request or question that came before its tool call waits for that call.
 const CALL_TIME: Duration = Duration::from_millis(500);
 
 #[derive(Default)]
@@ -101,29 +107,32 @@ pub struct Opencode {
     session_id: String,
     mcp: Vec<String>,
     session: Option<String>,
-    /// Sessions of subagents, with the tool call that each serves.
+    /// Ids of the subagents' sessions, each with the tool call that started it, if it is known.
     children: HashMap<String, Option<String>>,
-    /// Inputs handed over, by their message's id.
+    /// Inputs that were handed over and are not known to be stored yet, by message id.
     sent: HashMap<String, Input>,
-    /// User messages whose text has been said, or is known.
+    /// Ids of the user messages that are already on the event stream.
     users: HashSet<String>,
-    /// Inputs that no turn has started for: message's id, input's id.
+    /// Stored inputs for which no turn has begun yet, as pairs of message id and input id.
     waiting: Vec<(String, String)>,
     messages: HashMap<String, Message>,
     items: OpenItems,
     tools: HashMap<String, OpencodeTool>,
-    /// Messages of turns that were stopped: what still comes of them belongs to no other turn.
+    /// Ids of the model's messages in turns that were interrupted or failed. Later updates of these
+    /// messages are ignored, because they belong to no other turn.
     ended: HashSet<String>,
-    /// Parts that are finished: what comes of them later is known already.
+    /// Ids of finished parts. Later updates of these parts bring nothing new and are ignored.
     done: HashSet<String>,
     tool_ids: HashSet<String>,
     turn: Option<OpencodeTurn>,
     said_error: Option<String>,
-    /// Who decided what, until the CLI says that it has heard.
+    /// Decisions on permission requests, each with who made it, by request id. A decision is kept
+    /// until opencode confirms it.
     decided: HashMap<String, (String, String)>,
-    /// Requests that wait: whether it is a question, and whether it was answered.
+    /// Open requests by id. The first flag is set for a question (and not for a permission), the
+    /// second one once the request was answered.
     asked: HashMap<String, (bool, bool)>,
-    /// Requests for calls that were not told of yet.
+    /// Requests that came before the tool calls that they belong to.
     early: Vec<Early>,
     first: bool,
 }
@@ -249,7 +258,8 @@ impl Translator for Opencode {
         }
     }
 
-    /// As opencode makes them: it orders messages by their ids, which begin with the time.
+    /// Makes an id in opencode's own format. opencode orders messages by their ids, which begin
+    /// with the time.
     fn native_id(&self, now: i64, random: [u8; 14]) -> String {
         const LETTERS: &[u8; 62] =
             b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
@@ -283,7 +293,7 @@ impl Translator for Opencode {
 
     fn look_for(&mut self, input: &Input, native_id: &str, told: bool, out: &mut Vec<Action>) {
         if told {
-            // That was said when it stood in opencode's history.
+            // The input was announced only once it was in opencode's history: no look-up is needed.
             self.users.insert(native_id.to_owned());
             return out.push(Action::Delivered {
                 input_id: input.input_id.clone(),
@@ -295,7 +305,7 @@ impl Translator for Opencode {
 
     fn interrupt(&mut self, out: &mut Vec<Action>) {
         if let Some(turn) = &mut self.turn {
-            // While it waits to retry, opencode says nothing of an abort.
+            // opencode sends no event for an abort while it waits to retry.
             turn.aborted = true;
             let path = format!(
                 "/session/{}/abort",
@@ -332,7 +342,7 @@ impl Translator for Opencode {
     fn close(&mut self, out: &mut Vec<Action>) {
         self.orphan(None, out);
         if let Some(turn) = &mut self.turn {
-            // Its last word was said: what is missing is only the word that it is idle.
+            // With this finish reason and no running tool, only the `idle` event is missing.
             let finished =
                 self.tools.is_empty() && matches!(turn.finish.as_deref(), Some("stop" | "length"));
             turn.error |= !turn.draining && !turn.aborted && !finished;
@@ -341,7 +351,7 @@ impl Translator for Opencode {
         if !self.waiting.is_empty() {
             self.unanswered(out);
         }
-        // Inputs that were handed over are looked for when it is up again.
+        // After the restart, the session calls `look_for` for each input that was handed over.
         *self = Opencode {
             session_id: std::mem::take(&mut self.session_id),
             mcp: std::mem::take(&mut self.mcp),
@@ -394,7 +404,7 @@ mod tests {
             appended_since(&windowed, &later),
             (700..900).map(line).collect::<String>()
         );
-        // Nothing in common: all of it.
+        // Texts without a common part yield the whole new window.
         assert_eq!(appended_since("x", "...\n\nyy"), "yy");
         assert_eq!(appended_since("é", "éà"), "à");
     }
