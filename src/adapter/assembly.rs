@@ -10,22 +10,12 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::adapter::config::AdapterConfig;
 use crate::adapter::inbox;
-use crate::adapter::inbox::Inbox;
-use crate::adapter::inbox::InboxError;
-use crate::adapter::inbox::Input;
-use crate::adapter::journal::Journal;
-use crate::adapter::journal::JournalWriter;
-use crate::adapter::journal::Replay;
-use crate::adapter::journal::Retention;
-use crate::adapter::session::Parts;
-use crate::adapter::session::Rebuilt;
-use crate::adapter::session::Session;
-use crate::adapter::session::SessionCommand;
-use crate::adapter::session::status::SharedStatus;
-use crate::adapter::session::status::Status;
+use crate::adapter::inbox::{Inbox, InboxError, Input};
+use crate::adapter::journal::{Journal, JournalWriter, Replay, Retention};
+use crate::adapter::session::status::{SharedStatus, Status};
 use crate::adapter::session::stop::Ended;
-use crate::adapter::trouble::Component;
-use crate::adapter::trouble::Troubles;
+use crate::adapter::session::{Parts, Rebuilt, Session, SessionCommand};
+use crate::adapter::trouble::{Component, Troubles};
 use crate::base::disk::is_full;
 use crate::event::{InputMode, InputSource};
 

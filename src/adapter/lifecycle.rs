@@ -6,10 +6,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::event::{Event, Payload};
 use crate::event::{
-    PermissionResolved, QuestionResolved, ToolResult, TurnEnd, TurnEndReason, TurnStart, Unparsed,
-    Usage,
+    Event, Payload, PermissionResolved, QuestionResolved, ToolResult, TurnEnd, TurnEndReason,
+    TurnStart, Unparsed, Usage,
 };
 
 /// What is open, and what was the last.

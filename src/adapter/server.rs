@@ -17,10 +17,9 @@ use tokio::task::JoinSet;
 
 use super::config::AdapterConfig;
 use crate::adapter::assembly::{Assembled, MAX_BODIES, MAX_SMALL_BODIES, OWN_DESCRIPTORS};
-use crate::adapter::port::access;
 use crate::adapter::port::access::PortGuard;
 use crate::adapter::port::tickets::Tickets;
-use crate::adapter::port::{input, stream};
+use crate::adapter::port::{access, input, stream};
 use crate::adapter::session::SessionCommand;
 use crate::adapter::session::stop::Ended;
 use crate::adapter::state::AdapterState;

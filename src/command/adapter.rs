@@ -5,10 +5,9 @@ use std::path::PathBuf;
 
 use super::{Exit, Signals, broken, fail, place, print};
 use crate::adapter::config::{self, AdapterConfig, Flags};
-use crate::adapter::environment;
-use crate::adapter::process;
 use crate::adapter::server::RunningAdapter;
 use crate::adapter::session::stop::Ended;
+use crate::adapter::{environment, process};
 use crate::base::{disk, harden, logging};
 use crate::cli;
 use crate::event::{SessionEndReason, TurnEndReason};

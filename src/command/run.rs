@@ -22,8 +22,7 @@ use crate::adapter::transport::LineSplitter;
 use crate::base::token::random_hex;
 use crate::base::{harden, logging};
 use crate::cli;
-use crate::event::{Event, Payload};
-use crate::event::{SessionEndReason, StageState, TurnEndReason};
+use crate::event::{Event, Payload, SessionEndReason, StageState, TurnEndReason};
 
 /// In a run's directory: the token that goes on with it.
 const TOKEN: &str = "token";

@@ -4,10 +4,8 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::rehearsal::Ask;
-use crate::rehearsal::Tool;
-use crate::rehearsal::reply::{Failure, ScriptedCall, ScriptedReply};
-use crate::rehearsal::reply::{arguments, shell_call};
+use crate::rehearsal::reply::{Failure, ScriptedCall, ScriptedReply, arguments, shell_call};
+use crate::rehearsal::{Ask, Tool};
 
 /// Names a prompt can pick with `rehearse:<name>`, and what they show.
 #[rustfmt::skip]

@@ -6,8 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use crate::sidecar::config::SidecarConfig;
 use crate::sidecar::credential::secret::Source;
-use crate::sidecar::policy::Grant;
-use crate::sidecar::policy::Policy;
+use crate::sidecar::policy::{Grant, Policy};
 
 /// All warnings about a configuration, each with its place in the file.
 pub fn on(config: &SidecarConfig, policy: &Policy) -> Vec<String> {

@@ -10,10 +10,9 @@ use hyper::http::uri::{Authority, Scheme};
 
 use crate::base::intern;
 use crate::base::settings::shown;
-use crate::sidecar::credential;
-use crate::sidecar::id;
 use crate::sidecar::provider::{Feature, Provider};
 use crate::sidecar::record::{AuditRecord, Describe};
+use crate::sidecar::{credential, id};
 
 /// Everything that authorises a request. Immutable; replaced as a whole by each reload.
 #[derive(Debug)]

@@ -25,8 +25,7 @@ use crate::sidecar::steps::limit::Admitted;
 use crate::sidecar::steps::relay::RelayedCall;
 use crate::sidecar::steps::route::RouteTarget;
 use crate::sidecar::steps::sign::BodyUse;
-use crate::sidecar::steps::upstream;
-use crate::sidecar::steps::{guard, limit, model, relay, route, scope, sign};
+use crate::sidecar::steps::{guard, limit, model, relay, route, scope, sign, upstream};
 
 /// Where a request that may be served leads.
 #[expect(

@@ -7,12 +7,10 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::base::settings;
-use crate::sidecar::advice;
-use crate::sidecar::config;
-use crate::sidecar::config::Fixed;
-use crate::sidecar::config::Loaded;
+use crate::sidecar::config::{Fixed, Loaded};
 use crate::sidecar::credential::SecretKind;
 use crate::sidecar::state::SidecarState;
+use crate::sidecar::{advice, config};
 
 /// How often files are looked at: grants within 1 s, keys within 2 s, with room to spare.
 pub(crate) const LOOK: Duration = Duration::from_millis(250);

@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{AdapterConfig, Flags};
-use crate::adapter::runtime::Env;
-use crate::adapter::runtime::Runtime;
+use crate::adapter::runtime::{Env, Runtime};
 use crate::base::settings::{Problems, did_you_mean, shown};
 
 /// A model is warned of when it ends within so many days.

@@ -6,9 +6,7 @@ use serde_json::Value;
 
 use crate::adapter::config::Flags;
 use crate::adapter::config::model::Agent;
-use crate::adapter::runtime::Env;
-use crate::adapter::runtime::Mcp;
-use crate::adapter::runtime::registry;
+use crate::adapter::runtime::{Env, Mcp, registry};
 use crate::base::settings::section::Section;
 use crate::base::settings::{Problems, did_you_mean, shown};
 

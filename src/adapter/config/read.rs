@@ -9,17 +9,13 @@ use serde_json::Value;
 use super::model::with_model;
 use super::ports::{ports, sidecar};
 use super::{AdapterConfig, Flags};
-use crate::adapter::config::project::expanded;
-use crate::adapter::config::project::{agents, project, resumed};
+use crate::adapter::config::project::{agents, expanded, project, resumed};
 use crate::adapter::environment;
 use crate::adapter::journal::Retention;
-use crate::adapter::runtime::Env;
-use crate::adapter::runtime::Permissions;
-use crate::adapter::runtime::registry;
+use crate::adapter::runtime::{Env, Permissions, registry};
 use crate::base::settings;
-use crate::base::settings::check_session_id;
 use crate::base::settings::section::Section;
-use crate::base::settings::{Problems, looks_like_a_key, parse_yaml, shown};
+use crate::base::settings::{Problems, check_session_id, looks_like_a_key, parse_yaml, shown};
 
 /// Reads the file, if there is one.
 ///

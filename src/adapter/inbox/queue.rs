@@ -2,10 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use crate::adapter::inbox::file::InboxRecord;
-use crate::adapter::inbox::file::Log;
-use crate::adapter::inbox::file::ReadLog;
-use crate::adapter::inbox::file::Sent;
+use crate::adapter::inbox::file::{InboxRecord, Log, ReadLog, Sent};
 use crate::adapter::inbox::input::{Accepted, InboxError, Input};
 use crate::adapter::inbox::{CAPACITY, CAPACITY_BYTES, REMEMBERED};
 

@@ -5,8 +5,7 @@ use std::time::Duration;
 use http_body_util::{BodyExt, Limited};
 use hyper::Request;
 use hyper::body::{Body, Bytes, Incoming};
-use hyper::header::CONTENT_LENGTH;
-use hyper::header::CONTENT_TYPE;
+use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use serde_json::{Value, json};
 
 use crate::adapter::port::access::RequestError;

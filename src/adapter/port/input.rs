@@ -16,11 +16,8 @@ use crate::adapter::inbox::TakenBack;
 use crate::adapter::port::access::{
     Access, PortResponse, RequestError, json_answer, not_allowed, preflight,
 };
-use crate::adapter::port::answer::MAX_ANSWER;
-use crate::adapter::port::answer::{permission, question};
-use crate::adapter::port::body::MAX_BODY;
-use crate::adapter::port::body::body;
-use crate::adapter::port::body::object;
+use crate::adapter::port::answer::{MAX_ANSWER, permission, question};
+use crate::adapter::port::body::{MAX_BODY, body, object};
 use crate::adapter::port::health;
 use crate::adapter::port::inject::{inject, optional_text};
 use crate::adapter::runtime::action::PermissionDecision;

@@ -11,8 +11,7 @@ use serde_json::{Value, json};
 use crate::adapter::journal::{Journal, StreamPart};
 use crate::adapter::transport::LineSplitter;
 use crate::event;
-use crate::event::{Event, Payload};
-use crate::event::{Gap, SessionEndReason};
+use crate::event::{Event, Gap, Payload, SessionEndReason};
 
 /// Longest event that a filter sees: a line of the CLI, and what JSON adds to it.
 const MAX_EVENT: usize = 64 << 20;

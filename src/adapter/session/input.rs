@@ -3,13 +3,9 @@
 use tokio::task::JoinHandle;
 
 use super::Session;
-use crate::adapter::inbox::Input;
-use crate::adapter::inbox::Sent;
+use crate::adapter::inbox::{Input, Sent};
 use crate::adapter::runtime::action::Action;
-use crate::adapter::session::delivery::NextStep;
-use crate::adapter::session::delivery::PendingInput;
-use crate::adapter::session::delivery::Steering;
-use crate::adapter::session::delivery::next_step;
+use crate::adapter::session::delivery::{NextStep, PendingInput, Steering, next_step};
 use crate::adapter::session::running::RunningCli;
 use crate::adapter::trouble::Component;
 use crate::event::Warning;

@@ -6,13 +6,11 @@ use super::input::note;
 use super::{Session, StepLimit};
 use crate::adapter::runtime::Permissions;
 use crate::adapter::runtime::action::{Action, PermissionDecision};
-use crate::adapter::session::running::RunningCli;
-use crate::adapter::session::running::TOO_LONG;
+use crate::adapter::session::running::{RunningCli, TOO_LONG};
 use crate::adapter::session::stream::raw_output;
 use crate::adapter::transport;
 use crate::adapter::transport::FromCli;
-use crate::event::Payload;
-use crate::event::{ErrorCode, ErrorEvent, TurnEndReason, Unparsed, Warning};
+use crate::event::{ErrorCode, ErrorEvent, Payload, TurnEndReason, Unparsed, Warning};
 
 /// How long a CLI that has closed its output may take to end.
 pub(super) const LAST_WORDS_TIME: Duration = Duration::from_millis(500);

@@ -13,8 +13,7 @@ use crate::adapter::lifecycle::Lifecycle;
 use crate::adapter::transport::LineSplitter;
 use crate::base::token::random_hex;
 use crate::event;
-use crate::event::{AssistantMessage, Reasoning};
-use crate::event::{Event, Payload};
+use crate::event::{AssistantMessage, Event, Payload, Reasoning};
 
 /// Which of these inputs does the journal, from `sequence` on, tell of?
 pub(super) fn said_since(

@@ -7,10 +7,7 @@ use tokio::time::Instant;
 use super::Session;
 use crate::adapter::runtime::Phase;
 use crate::base::sync::lock;
-use crate::event::SessionStage;
-use crate::event::SessionStart;
-use crate::event::StageState;
-use crate::event::Usage;
+use crate::event::{SessionStage, SessionStart, StageState, Usage};
 
 /// What can be asked of the session at any time: `GET /status`.
 #[derive(Debug, Clone)]

@@ -12,11 +12,9 @@ use crate::adapter::inbox::MAX_DEATHS;
 use crate::adapter::process;
 use crate::adapter::runtime::Phase;
 use crate::adapter::runtime::action::Action;
-use crate::adapter::session::record::said_in_pieces;
-use crate::adapter::session::record::said_since;
-use crate::event::Payload;
+use crate::adapter::session::record::{said_in_pieces, said_since};
 use crate::event::{
-    ErrorCode, ErrorEvent, SessionEnd, SessionEndReason, TurnEndReason, TurnStart, Warning,
+    ErrorCode, ErrorEvent, Payload, SessionEnd, SessionEndReason, TurnEndReason, TurnStart, Warning,
 };
 
 /// Why the session is over.

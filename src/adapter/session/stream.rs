@@ -5,8 +5,7 @@ use tokio::sync::watch;
 
 use crate::adapter::journal::JournalWriter;
 use crate::adapter::lifecycle::{Lifecycle, TurnPayload};
-use crate::event::Warning;
-use crate::event::{Event, Payload};
+use crate::event::{Event, Payload, Warning};
 
 pub(super) struct Stream {
     pub(super) session_id: String,

@@ -9,10 +9,7 @@ use crate::adapter::process;
 use crate::adapter::runtime::registry;
 use crate::base::token::random_hex;
 use crate::cli;
-use crate::command::Exit;
-use crate::command::broken;
-use crate::command::fail;
-use crate::command::place;
+use crate::command::{Exit, broken, fail, place};
 use crate::sidecar::server;
 
 /// Where everything is.

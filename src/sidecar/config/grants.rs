@@ -8,8 +8,7 @@ use crate::base::settings::section::Section;
 use crate::base::settings::shown;
 use crate::sidecar::ledger::state::grant_id;
 use crate::sidecar::policy;
-use crate::sidecar::policy::Limits;
-use crate::sidecar::policy::{Glob, Grant};
+use crate::sidecar::policy::{Glob, Grant, Limits};
 use crate::sidecar::provider::Feature;
 
 pub(super) fn grants(root: &mut Section, providers: Option<&BTreeSet<String>>) -> Vec<Grant> {

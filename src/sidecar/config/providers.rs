@@ -9,10 +9,9 @@ use hyper::http::uri::{Scheme, Uri};
 use crate::base::settings;
 use crate::base::settings::section::Section;
 use crate::base::settings::{looks_like_a_key, shown};
-use crate::sidecar::credential;
-use crate::sidecar::policy;
 use crate::sidecar::policy::{BaseUrl, ProviderConfig, is_loopback};
 use crate::sidecar::provider::{Auth, registry};
+use crate::sidecar::{credential, policy};
 
 /// Returns the providers that can be used, and the names of all providers in the file. A grant may
 /// name a provider that is itself wrong: that is reported once, for the provider. The names are

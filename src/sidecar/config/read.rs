@@ -10,8 +10,7 @@ use super::{
 use crate::base::settings;
 use crate::base::settings::section::Section;
 use crate::base::settings::{Problems, parse_yaml, shown};
-use crate::base::token::Token;
-use crate::base::token::hex;
+use crate::base::token::{Token, hex};
 use crate::catalogue::Overrides;
 use crate::sidecar::audit::chain::SigningKey;
 use crate::sidecar::policy::Policy;

@@ -7,11 +7,10 @@ use std::borrow::Cow;
 
 use serde_json::json;
 
-use crate::sidecar::provider::Utilisation;
 use crate::sidecar::provider::{
-    Auth, Billing, BodyRules, Endpoint, Feature, ModelPlace, Provider, StreamBy, Verb,
+    Auth, BASE, Billing, BodyRules, Endpoint, Feature, ModelPlace, NO_BODY, Provider, StreamBy,
+    Utilisation, Verb, never, nobody,
 };
-use crate::sidecar::provider::{BASE, NO_BODY, never, nobody};
 use crate::sidecar::refusal::{self, Client, Code, ErrorFormat, ErrorReply, RefusalText};
 use crate::sidecar::usage::{Complete, Field, Format, RawUsage, ReplyUsage};
 

@@ -4,9 +4,9 @@
 
 use super::openai;
 use crate::sidecar::provider::{
-    Auth, Billing, BodyRules, Endpoint, Feature, Provider, StreamBy, Verb,
+    Auth, BASE, Billing, BodyRules, Endpoint, Feature, NO_BODY, Provider, StreamBy, Verb, never,
+    no_notices,
 };
-use crate::sidecar::provider::{BASE, NO_BODY, never, no_notices};
 use crate::sidecar::usage::{Complete, Format, RawUsage, ReplyUsage};
 
 pub static GENERIC: Provider = BASE_PROVIDER;

@@ -5,9 +5,9 @@
 use serde_json::json;
 
 use crate::sidecar::provider::{
-    Auth, Billing, BodyRules, Endpoint, Feature, ModelPlace, Provider, StreamBy, Verb,
+    Auth, BASE, Billing, BodyRules, Endpoint, Feature, ModelPlace, NO_BODY, Provider, StreamBy,
+    Verb, never, no_notices, nobody,
 };
-use crate::sidecar::provider::{BASE, NO_BODY, never, no_notices, nobody};
 use crate::sidecar::refusal::{self, Code, ErrorFormat, ErrorReply, RefusalText};
 use crate::sidecar::usage::{Complete, Field, Format, RawUsage, ReplyUsage};
 

@@ -7,9 +7,9 @@ use serde_json::json;
 
 use super::{anthropic, openai};
 use crate::sidecar::provider::{
-    Auth, Billing, BodyRules, Endpoint, ModelPlace, Provider, StreamBy, Verb,
+    Auth, BASE, Billing, BodyRules, Endpoint, ModelPlace, NO_BODY, Provider, StreamBy, Verb,
+    no_notices, nobody,
 };
-use crate::sidecar::provider::{BASE, NO_BODY, no_notices, nobody};
 use crate::sidecar::refusal::{ErrorFormat, ErrorReply, RefusalText};
 use crate::sidecar::usage::{Complete, Field, Format};
 

@@ -4,9 +4,9 @@ use serde_json::json;
 
 use super::{anthropic, openai};
 use crate::sidecar::provider::{
-    Auth, Billing, BodyRules, Endpoint, Feature, ModelPlace, Provider, StreamBy, ToolName, Verb,
+    Auth, BASE, Billing, BodyRules, Endpoint, Feature, ModelPlace, NO_BODY, Provider, StreamBy,
+    ToolName, Verb, no_notices,
 };
-use crate::sidecar::provider::{BASE, NO_BODY, no_notices};
 use crate::sidecar::refusal::{ErrorFormat, ErrorReply, RefusalText};
 
 pub static PROVIDER: Provider = Provider {

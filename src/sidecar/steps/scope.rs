@@ -7,8 +7,7 @@
 use std::sync::Arc;
 
 use crate::sidecar::known_objects::KnownObjects;
-use crate::sidecar::policy::Grant;
-use crate::sidecar::policy::{Policy, ProviderConfig};
+use crate::sidecar::policy::{Grant, Policy, ProviderConfig};
 use crate::sidecar::provider::Feature;
 use crate::sidecar::record::{AuditRecord, Describe};
 use crate::sidecar::refusal::{Code, Refusal};

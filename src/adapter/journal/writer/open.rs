@@ -6,19 +6,12 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
-use crate::adapter::journal::Journal;
-use crate::adapter::journal::Replay;
-use crate::adapter::journal::Retention;
-use crate::adapter::journal::Segment;
-use crate::adapter::journal::life::Last;
-use crate::adapter::journal::life::Life;
-use crate::adapter::journal::segment;
+use crate::adapter::journal::life::{Last, Life};
 use crate::adapter::journal::segment::Scanned;
-use crate::adapter::journal::sums;
-use crate::adapter::journal::sums::Sums;
-use crate::adapter::journal::sums::SumsWriter;
+use crate::adapter::journal::sums::{Sums, SumsWriter};
 use crate::adapter::journal::sync::Syncer;
 use crate::adapter::journal::writer::{JournalWriter, MAX_UNSYNCED};
+use crate::adapter::journal::{Journal, Replay, Retention, Segment, segment, sums};
 use crate::adapter::trouble::{Component, Troubles};
 
 /// A journal, opened.

@@ -5,12 +5,8 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use crate::adapter::runtime::LaunchContext;
-use crate::adapter::runtime::LaunchPlan;
-use crate::adapter::runtime::Mcp;
-use crate::adapter::runtime::Permissions;
-use crate::adapter::runtime::Transport;
 use crate::adapter::runtime::native::write_private_file;
+use crate::adapter::runtime::{LaunchContext, LaunchPlan, Mcp, Permissions, Transport};
 
 /// Variables that would lead it past the sidecar.
 pub(super) const DETOURS: [&str; 7] = [

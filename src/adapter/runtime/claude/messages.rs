@@ -6,8 +6,7 @@ use super::Claude;
 use crate::adapter::runtime::action::Action;
 use crate::adapter::runtime::claude::result::named;
 use crate::adapter::runtime::items::ItemKind;
-use crate::adapter::runtime::native::COMPACTED;
-use crate::adapter::runtime::native::text;
+use crate::adapter::runtime::native::{COMPACTED, text};
 use crate::event::{ErrorCode, PermissionResolved, Retry, Warning};
 
 #[derive(Debug, Default)]

@@ -5,8 +5,7 @@ use serde_json::{Map, Value, json};
 use super::{Claude, ECHO_TIME};
 use crate::adapter::runtime::action::Action;
 use crate::adapter::runtime::error_code;
-use crate::adapter::runtime::native::newest_first;
-use crate::adapter::runtime::native::text;
+use crate::adapter::runtime::native::{newest_first, text};
 use crate::event::{ErrorCode, ErrorEvent, TurnEnd, TurnEndReason, Usage};
 
 /// Adds up what each model used, and takes the cost as the CLI counts it.

@@ -4,10 +4,7 @@ use serde_json::Value;
 
 use super::Claude;
 use crate::adapter::runtime::action::Action;
-use crate::adapter::runtime::native::permission_options;
-use crate::adapter::runtime::native::plan;
-use crate::adapter::runtime::native::text;
-use crate::adapter::runtime::native::text_of;
+use crate::adapter::runtime::native::{permission_options, plan, text, text_of};
 use crate::event::{ChangeKind, FileChange, PermissionRequest, ToolResult, ToolUse};
 
 #[derive(Debug)]

@@ -5,9 +5,7 @@ use serde_json::{Value, json};
 use super::Codex;
 use crate::adapter::runtime::action::Action;
 use crate::adapter::runtime::items::ItemKind;
-use crate::adapter::runtime::native::COMPACTED;
-use crate::adapter::runtime::native::text;
-use crate::adapter::runtime::native::text_of;
+use crate::adapter::runtime::native::{COMPACTED, text, text_of};
 use crate::event::{ChangeKind, FileChange, ToolResult, ToolUse, Warning};
 
 /// The command within `/bin/bash -lc '…'`.

@@ -5,12 +5,8 @@ use std::io;
 
 use serde_json::{Value, json};
 
-use crate::adapter::runtime::LaunchContext;
-use crate::adapter::runtime::LaunchPlan;
-use crate::adapter::runtime::Mcp;
-use crate::adapter::runtime::Permissions;
-use crate::adapter::runtime::Transport;
 use crate::adapter::runtime::native::write_private_file;
+use crate::adapter::runtime::{LaunchContext, LaunchPlan, Mcp, Permissions, Transport};
 
 /// The variable that holds what it presents to the sidecar.
 pub(super) const TOKEN: &str = "OUTRIGGER_SIDECAR_TOKEN";

@@ -6,9 +6,7 @@ use super::{Codex, RUNTIME};
 use crate::adapter::runtime::action::Action;
 use crate::adapter::runtime::codex::items::command;
 use crate::adapter::runtime::items::ItemKind;
-use crate::adapter::runtime::native::permission_options;
-use crate::adapter::runtime::native::request_id;
-use crate::adapter::runtime::native::text;
+use crate::adapter::runtime::native::{permission_options, request_id, text};
 use crate::event::{
     PermissionRequest, PermissionResolved, PlanItem, PlanUpdate, ToolOutput, Warning,
 };

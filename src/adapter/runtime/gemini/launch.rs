@@ -5,11 +5,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use crate::adapter::runtime::LaunchContext;
-use crate::adapter::runtime::LaunchPlan;
-use crate::adapter::runtime::Permissions;
-use crate::adapter::runtime::Transport;
 use crate::adapter::runtime::native::write_private_file;
+use crate::adapter::runtime::{LaunchContext, LaunchPlan, Permissions, Transport};
 
 pub(super) fn launch(setting: &LaunchContext) -> io::Result<LaunchPlan> {
     let text = |s: &str| s.to_owned();

@@ -31,13 +31,12 @@ use self::turn::{GeminiTurn, STEP_TIME};
 use crate::adapter::inbox::Input;
 use crate::adapter::runtime::action::{Action, CallPurpose, CallReply, PermissionDecision};
 use crate::adapter::runtime::capabilities::Capabilities;
-use crate::adapter::runtime::error_code;
 use crate::adapter::runtime::in_flight::InFlight;
 use crate::adapter::runtime::items::OpenItems;
 use crate::adapter::runtime::native::{
     DENIED, model_of_platform, newest_first, parsed, sent_at, text, timed_id,
 };
-use crate::adapter::runtime::{LaunchContext, Mcp, Phase, Runtime, Translator};
+use crate::adapter::runtime::{LaunchContext, Mcp, Phase, Runtime, Translator, error_code};
 use crate::event::{ErrorCode, PermissionResolved, Retry, TurnEnd, TurnEndReason, Unparsed};
 
 pub static RUNTIME: Runtime = Runtime {

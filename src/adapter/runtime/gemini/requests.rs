@@ -6,11 +6,9 @@ use super::Gemini;
 use crate::adapter::runtime::Mcp;
 use crate::adapter::runtime::action::Action;
 use crate::adapter::runtime::gemini::session_file::HISTORY_TIME;
-use crate::adapter::runtime::gemini::turn::STEP_TIME;
-use crate::adapter::runtime::gemini::turn::error_text;
+use crate::adapter::runtime::gemini::turn::{STEP_TIME, error_text};
 use crate::adapter::runtime::items::ItemKind;
-use crate::adapter::runtime::native::plan;
-use crate::adapter::runtime::native::text;
+use crate::adapter::runtime::native::{plan, text};
 use crate::event::Warning;
 
 /// What an answer is to.

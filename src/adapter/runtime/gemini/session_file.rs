@@ -6,11 +6,8 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::{Gemini, GeminiTool, STEP_TIME};
-use crate::adapter::runtime::action::Action;
-use crate::adapter::runtime::action::CallPurpose;
-use crate::adapter::runtime::action::FilePattern;
-use crate::adapter::runtime::native::newest_first;
-use crate::adapter::runtime::native::text;
+use crate::adapter::runtime::action::{Action, CallPurpose, FilePattern};
+use crate::adapter::runtime::native::{newest_first, text};
 use crate::event::{Usage, Warning};
 
 /// The history of a session that is loaded is told when nothing more of it has come for so long.

@@ -6,12 +6,9 @@ use serde_json::{Map, Value, json};
 
 use super::Gemini;
 use crate::adapter::runtime::Mcp;
-use crate::adapter::runtime::action::Action;
-use crate::adapter::runtime::action::CallPurpose;
+use crate::adapter::runtime::action::{Action, CallPurpose};
 use crate::adapter::runtime::gemini::session_file::TRIES;
-use crate::adapter::runtime::native::permission_options;
-use crate::adapter::runtime::native::request_id;
-use crate::adapter::runtime::native::text;
+use crate::adapter::runtime::native::{permission_options, request_id, text};
 use crate::event::{ChangeKind, FileChange, PermissionRequest, ToolResult, ToolUse};
 
 /// The longest texts of which the difference is looked for, and how long.

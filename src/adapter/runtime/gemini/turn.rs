@@ -5,8 +5,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::Gemini;
-use crate::adapter::runtime::action::Action;
-use crate::adapter::runtime::action::CallPurpose;
+use crate::adapter::runtime::action::{Action, CallPurpose};
 use crate::adapter::runtime::error_code;
 use crate::adapter::runtime::items::ItemKind;
 use crate::adapter::runtime::native::text;

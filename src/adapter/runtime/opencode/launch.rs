@@ -6,12 +6,8 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::RUNTIME;
-use crate::adapter::runtime::LaunchContext;
-use crate::adapter::runtime::LaunchPlan;
-use crate::adapter::runtime::Mcp;
-use crate::adapter::runtime::Permissions;
-use crate::adapter::runtime::Transport;
 use crate::adapter::runtime::native::write_private_file;
+use crate::adapter::runtime::{LaunchContext, LaunchPlan, Mcp, Permissions, Transport};
 use crate::catalogue::Overrides;
 
 pub(super) fn launch(setting: &LaunchContext) -> io::Result<LaunchPlan> {

@@ -33,8 +33,7 @@ use serde_json::{Value, json};
 
 use self::events::SILENT;
 use self::launch::launch;
-use self::replies::{Lookup, said, status};
-use self::replies::{milliseconds_after, replace_lone_surrogates};
+use self::replies::{Lookup, milliseconds_after, replace_lone_surrogates, said, status};
 use self::requests::Early;
 use self::turn::{Message, OpencodeTurn};
 use crate::adapter::inbox::Input;

@@ -9,8 +9,7 @@ use super::Opencode;
 use crate::adapter::runtime::action::Action;
 use crate::adapter::runtime::items::ItemKind;
 use crate::adapter::runtime::native::text;
-use crate::adapter::runtime::opencode::files::OpencodeTool;
-use crate::adapter::runtime::opencode::files::{appended_since, counts, file_change};
+use crate::adapter::runtime::opencode::files::{OpencodeTool, appended_since, counts, file_change};
 use crate::adapter::runtime::opencode::launch::sanitized;
 use crate::event::{InputMode, InputSource, ToolOutput, ToolResult, ToolUse, Usage, UserMessage};
 

@@ -5,10 +5,7 @@ use std::borrow::Cow;
 use serde_json::{Value, json};
 
 use super::Opencode;
-use crate::adapter::runtime::action::Action;
-use crate::adapter::runtime::action::CallPurpose;
-use crate::adapter::runtime::action::CallReply;
-use crate::adapter::runtime::action::RuntimeCall;
+use crate::adapter::runtime::action::{Action, CallPurpose, CallReply, RuntimeCall};
 use crate::event::Warning;
 
 /// From the time within an event's id to `next`; both count milliseconds since 1970, the id

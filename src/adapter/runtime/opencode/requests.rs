@@ -4,12 +4,8 @@ use serde_json::{Value, json};
 
 use super::parts::canonical;
 use super::{CALL_TIME, Opencode};
-use crate::adapter::runtime::action::Action;
-use crate::adapter::runtime::action::CallPurpose;
-use crate::adapter::runtime::action::PermissionDecision;
-use crate::adapter::runtime::native::DENIED;
-use crate::adapter::runtime::native::permission_options;
-use crate::adapter::runtime::native::text;
+use crate::adapter::runtime::action::{Action, CallPurpose, PermissionDecision};
+use crate::adapter::runtime::native::{DENIED, permission_options, text};
 use crate::event::{
     PermissionRequest, PermissionResolved, QuestionRequest, QuestionResolved, ToolUse,
 };

@@ -6,8 +6,7 @@ use serde_json::Value;
 
 use super::{ANSWER_TIME, Opencode, milliseconds_after};
 use crate::adapter::inbox::Input;
-use crate::adapter::runtime::action::Action;
-use crate::adapter::runtime::action::CallPurpose;
+use crate::adapter::runtime::action::{Action, CallPurpose};
 use crate::adapter::runtime::error_code;
 use crate::adapter::runtime::native::text;
 use crate::event::{ErrorCode, ErrorEvent, Retry, TurnEnd, TurnEndReason, TurnStart, Usage};

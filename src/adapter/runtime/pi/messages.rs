@@ -6,9 +6,7 @@ use super::{Pi, RETRY_TIME, RUN_TIME, STRANDED_TIME};
 use crate::adapter::runtime::action::Action;
 use crate::adapter::runtime::error_code;
 use crate::adapter::runtime::items::ItemKind;
-use crate::adapter::runtime::native::COMPACTED;
-use crate::adapter::runtime::native::text;
-use crate::adapter::runtime::native::text_of;
+use crate::adapter::runtime::native::{COMPACTED, text, text_of};
 use crate::event::{ErrorEvent, Retry, TurnEnd, TurnEndReason, Usage, Warning};
 
 #[derive(Debug, Default)]

@@ -4,8 +4,7 @@ use serde_json::Value;
 
 use super::Pi;
 use crate::adapter::runtime::action::Action;
-use crate::adapter::runtime::native::text;
-use crate::adapter::runtime::native::text_of;
+use crate::adapter::runtime::native::{text, text_of};
 use crate::event::{ChangeKind, FileChange, ToolOutput, ToolResult, ToolUse};
 
 impl Pi {

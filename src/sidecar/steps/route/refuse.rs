@@ -4,9 +4,8 @@ use hyper::http::request::Parts;
 
 use super::known;
 use crate::sidecar::policy::Policy;
-use crate::sidecar::provider::openai;
 use crate::sidecar::provider::registry::PROVIDERS;
-use crate::sidecar::provider::{Endpoint, Provider, Verb};
+use crate::sidecar::provider::{Endpoint, Provider, Verb, openai};
 use crate::sidecar::refusal::{Code, ErrorFormat, Refusal};
 
 /// How answers to this path look, whatever becomes of it.

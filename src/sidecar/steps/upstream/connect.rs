@@ -1,14 +1,13 @@
 //! A connection to a provider: name, address, TCP, TLS, each within its time.
 
 use std::error::Error as StdError;
-use std::fmt;
 use std::future::Future;
-use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
+use std::{fmt, io};
 
 use hyper::Uri;
 use hyper_util::client::legacy::connect::{Connected, Connection};

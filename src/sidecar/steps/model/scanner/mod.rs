@@ -9,8 +9,7 @@ mod values;
 
 use crate::base::json::{Flow, JsonEvent};
 use crate::sidecar::provider::{BodyRules, Feature, StreamBy};
-use crate::sidecar::steps::model::facts::RequestFacts;
-use crate::sidecar::steps::model::facts::{MAX_MODELS, MAX_VALUES};
+use crate::sidecar::steps::model::facts::{MAX_MODELS, MAX_VALUES, RequestFacts};
 use crate::sidecar::steps::model::keys::KeyRole;
 
 /// Keys of content whose values are content too.
