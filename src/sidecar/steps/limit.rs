@@ -1,4 +1,4 @@
-//! Step 5 of a request: how often, how many at once, how much.
+//! Step 6 of a request: how often, how many at once, how much.
 //!
 //! Rates are charged on admission (GCRA on the monotonic clock). Of a budget, all that a request
 //! can spend is held back on admission, and settled by what it did spend (`billing.rs`).

@@ -1,4 +1,4 @@
-//! Step 4 of a request: may this session call this model?
+//! Step 5 of a request: may this session call this model?
 //!
 //! Grammar: `ai.<provider>` or `ai.<provider>:<glob>`; `*` is the only wildcard, anchored,
 //! case-sensitive. No grant, nothing allowed. A [`Permit`] can be made here only, and no

@@ -1,4 +1,4 @@
-//! Step 6 of a request: replace the client's credentials with the workspace's.
+//! Step 7 of a request: replace the client's credentials with the workspace's.
 //!
 //! Invariants:
 //! - The upstream request is new: method, target, host and framing are ours, and of the

@@ -13,10 +13,9 @@
 //!   transcript (`cost-state`), which are written when a process ends in good order.
 
 mod launch;
+mod messages;
 mod result;
 mod tools;
-
-mod messages;
 
 use std::collections::HashMap;
 use std::time::Duration;

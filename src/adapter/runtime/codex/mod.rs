@@ -13,9 +13,8 @@
 mod exec;
 mod items;
 mod launch;
-mod turn;
-
 mod messages;
+mod turn;
 
 use std::collections::{HashMap, HashSet};
 

@@ -12,11 +12,10 @@
 
 mod launch;
 mod one_shot;
+mod requests;
 mod session_file;
 mod tools;
 mod turn;
-
-mod requests;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::path::PathBuf;

@@ -14,14 +14,13 @@
 //! - A retry abandons the text and reasoning that were being written: they never get an end.
 //! - Subagents are separate sessions on the same bus, and each of them sends its own `idle`.
 
+mod events;
 mod files;
 mod launch;
 mod parts;
 mod replies;
 mod requests;
 mod turn;
-
-mod events;
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};

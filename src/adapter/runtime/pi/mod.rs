@@ -7,9 +7,8 @@
 //! - It has neither permissions nor tool servers.
 
 mod launch;
-mod tools;
-
 mod messages;
+mod tools;
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;

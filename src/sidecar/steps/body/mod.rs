@@ -1,6 +1,6 @@
 //! The request's body, held whole in memory that all requests share.
 //!
-//! Part of step 3. Nothing is decided before the body is whole, and what was checked is what is
+//! Step 3 of a request. Nothing is decided before the body is whole, and what was checked is what is
 //! forwarded: the client's own bytes, or, where they were compressed, what they decode to.
 //!
 //! Invariants:

@@ -1,4 +1,4 @@
-//! Step 3 of a request: every place in its body that can name a model, a server or a stored
+//! Step 4 of a request: every place in its body that can name a model, a server or a stored
 //! object, and what tells how much it can cost.
 //!
 //! Invariants:

@@ -1,4 +1,4 @@
-//! Step 8 of a request: the reply's bytes, as they come.
+//! Step 9 of a request: the reply's bytes, as they come.
 //!
 //! Invariants:
 //! - A reply that was cut is cut for the client too (its connection is aborted): it never

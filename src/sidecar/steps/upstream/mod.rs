@@ -1,4 +1,4 @@
-//! Step 7 of a request: to the provider and back, once.
+//! Step 8 of a request: to the provider and back, once.
 //!
 //! Invariants:
 //! - Only a [`Signed`] is sent, and it is sent once: a pooled connection that turns
