@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 bin=target/release/outrigger
 dir=.outrigger
 port=${UP_PORT:-3100}
-version=$(sed -n 's/^    verified: "\(.*\)",$/\1/p' src/adapter/runtime/opencode.rs)
+version=$(sed -n 's/^    verified: "\(.*\)",$/\1/p' src/adapter/runtime/opencode/mod.rs)
 cli=$dir/cli/opencode-$version
 if [ ! -x "$cli/node_modules/.bin/opencode" ]; then
     echo "installing opencode $version into $cli"
