@@ -119,15 +119,13 @@ async fn send(
     let signed = sign::sign(admitted, body_use, client, &shared.secrets)?;
     let used = signed.secret().cloned();
     let reply = shared.upstream.send(signed).await?;
-    let provider = admitted.permit().provider().clone();
-    let (Some(used), Some(source)) = (used, &provider.secret) else {
-        admitted.take_body();
-        return Ok(reply);
-    };
     if !upstream::refuses_key(reply.status()) {
-        admitted.take_body();
         return Ok(reply);
     }
+    let provider = admitted.permit().provider().clone();
+    let (Some(used), Some(source)) = (used, &provider.secret) else {
+        return Ok(reply);
+    };
     shared.secrets.reread(source).await;
     let now = shared.secrets.get(source);
     if admitted.body().is_some() && now.is_ok_and(|now| !Arc::ptr_eq(&now, &used)) {
@@ -171,7 +169,7 @@ pub async fn serve(
     }
     let mut entry = shared.audit.entry();
     let policy = shared.policy.load_full();
-    entry.record.policy_revision = Some(policy.revision.clone());
+    entry.note(&*policy);
     let (parts, body) = request.into_parts();
     let has_body = !body.is_end_stream();
     entry.record.client_session = client_session(&parts.headers);

@@ -34,8 +34,7 @@ use tokio::sync::Notify;
 use crate::base::sync::lock;
 
 pub use self::cursor::{Cursor, StreamPart};
-pub use self::writer::JournalWriter;
-pub use self::writer::OpenedJournal;
+pub use self::writer::{JournalWriter, OpenedJournal};
 
 /// How much of the newest frames is kept in memory: what live subscribers read.
 const RECENT_BYTES: usize = 2 << 20;

@@ -14,7 +14,7 @@ use crate::sidecar::policy::{Grant, Limits};
 use crate::sidecar::refusal::{Code, Refusal};
 
 /// The limits of one grant, and what was spent of them.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Limiter {
     pub(crate) id: Arc<str>,
     pub(crate) limits: Limits,
@@ -73,9 +73,9 @@ pub struct GrantUsage {
 /// Every limiter that there has been, by the text of its grant.
 #[derive(Debug, Default)]
 pub struct Ledger {
-    pub(crate) session: String,
+    session: String,
     /// What grants had spent before this process.
-    pub(crate) before: HashMap<Arc<str>, Counts>,
+    before: HashMap<Arc<str>, Counts>,
     grants: Mutex<HashMap<Arc<str>, Kept>>,
 }
 
@@ -142,8 +142,8 @@ impl Ledger {
             ..Budget::default()
         };
         Arc::new(Spent {
-            active: AtomicU32::new(0),
             budget: Mutex::new(budget),
+            ..Spent::default()
         })
     }
 

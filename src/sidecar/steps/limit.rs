@@ -30,7 +30,8 @@ use crate::sidecar::steps::model::facts::RequestFacts;
 use crate::sidecar::steps::route::Routed;
 use crate::sidecar::steps::scope::{Permit, Permitted};
 
-/// Proof that a request was let in; gives back its place when it is finished or dropped.
+/// The place of a request that was let in, with what its budgets hold back for it. Both are given
+/// back when it is finished or dropped.
 #[derive(Debug)]
 pub struct Admission {
     limiters: Vec<Arc<Limiter>>,
@@ -40,8 +41,7 @@ pub struct Admission {
     charged: Option<Charge>,
 }
 
-/// Proof that a request was let in. Its place and what is held back for it are the [`Admission`],
-/// which belongs to the record of the request.
+/// Proof that a request was let in. The [`Admission`] belongs to the record of the request.
 #[derive(Debug)]
 pub struct Admitted {
     routed: Routed,

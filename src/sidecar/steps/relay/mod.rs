@@ -54,7 +54,8 @@ pub struct RelayedCall {
 }
 
 impl RelayedCall {
-    /// `client`: the headers of the request.
+    /// `client`: the headers of the request. The body that may have been kept for a second try
+    /// gives its memory back here.
     pub fn new(shared: &Arc<SidecarState>, admitted: Admitted, client: &HeaderMap) -> RelayedCall {
         let (routed, permit, facts) = admitted.into_parts();
         RelayedCall {
