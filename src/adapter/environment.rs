@@ -65,8 +65,10 @@ pub fn reroutes(name: &str) -> bool {
         || name == MARK
 }
 
-/// The CLI's environment: the container's (all of it, or what every program needs), without
-/// keys that were not `allowed` and without detours, with ours; `sidecar` is its host.
+/// The CLI's environment. It starts from the container's: all of it with `inherit`, otherwise only
+/// what every program needs. Variables that hold a key are left out unless they are `allowed`, and
+/// so are those that lead the CLI to another provider. `ours` are set last. `sidecar` is the host
+/// of the sidecar, which `NO_PROXY` names.
 pub fn environment(
     inherit: bool,
     allowed: &[String],

@@ -21,7 +21,7 @@ pub(crate) const DRAIN_TIME: Duration = Duration::from_secs(5);
 
 pub(crate) const BODY_TIME: Duration = Duration::from_secs(30);
 
-/// The body, which is JSON by its type, up to `max` bytes.
+/// Reads a body of at most `max` bytes. Its content type must be JSON.
 pub(crate) async fn body(request: Request<Incoming>, max: usize) -> Result<Bytes, RequestError> {
     let too_large = || RequestError::new(413, "body_too_large", format!("more than {max} bytes"));
     let announced = request

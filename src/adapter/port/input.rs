@@ -132,7 +132,7 @@ pub async fn act(
         .get("idempotency-key")
         .and_then(|v| v.to_str().ok())
         .map(str::to_owned);
-    // What waits can be read without a body, and when the session is over, too.
+    // The waiting inputs can be listed without a body, also after the end of the session.
     let bytes = if target == InputRoute::Inputs {
         Bytes::new()
     } else {

@@ -62,7 +62,8 @@ pub(super) fn check_head(head: &[u8]) -> Result<HeadState, Fault> {
     })
 }
 
-/// Headers that decide something, here or upstream; a repeated one decides nothing.
+/// Headers that may stand only once. The sidecar or the provider decides by them, and of two values
+/// each could take another.
 pub(super) const SINGLE: [&str; 12] = [
     "host",
     "content-length",

@@ -35,8 +35,8 @@ pub(super) fn launch(setting: &LaunchContext) -> io::Result<LaunchPlan> {
     })
 }
 
-/// `config.toml`: the sidecar as the only provider, no retries of its own (a refused request
-/// would be sent six times), nothing looked up outside.
+/// Makes `config.toml`. The sidecar is the only provider, and nothing is looked up outside. Codex
+/// is told not to retry: otherwise it would send a request that is refused six times.
 pub(super) fn configuration(setting: &LaunchContext) -> String {
     // A JSON string is a TOML basic string.
     let quoted = |s: &str| Value::from(s).to_string();

@@ -289,7 +289,7 @@ impl Opencode {
             Some("length") => TurnEndReason::MaxTokens,
             Some("content-filter") => TurnEndReason::Refusal,
             Some(_) => TurnEndReason::EndTurn,
-            // No answer was finished: somebody stopped it while it waited to retry.
+            // Without a finished answer, the turn was stopped while opencode waited to retry.
             None => TurnEndReason::Interrupted,
         };
         let stopped = turn.stopped();

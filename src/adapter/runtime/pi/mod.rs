@@ -70,10 +70,10 @@ pub struct Pi {
     ready: bool,
     in_flight: InFlight,
     turn: Option<PiTurn>,
-    /// The message that is written; its time names its items.
+    /// The time of the message that the model is writing. The ids of its items are made from it.
     message: String,
     items: OpenItems,
-    /// Calls that run, with what they have printed.
+    /// The tool calls that are running, each with its output so far.
     tools: HashMap<String, String>,
     used: HashSet<String>,
     /// The user messages of the resumed history that have not been matched with an input yet, in

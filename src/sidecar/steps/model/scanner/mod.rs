@@ -92,16 +92,17 @@ mod found {
 #[derive(Debug, Clone, Copy)]
 struct Level {
     place: ScanPlace,
-    /// What the key of this container means for its items.
+    /// What the key before this object or list means for its items.
     role: KeyRole,
     top: bool,
     list: bool,
     found: u32,
-    /// Which deciding keys this object has had, to find a second.
+    /// The deciding keys that this object has had so far, as bits: one that stands twice is refused.
     seen: u128,
-    /// Where in [`ModelScanner::parameters`] the models begin that a tool's `parameters` named.
+    /// The index in [`ModelScanner::parameters`] of the first model that this tool's `parameters`
+    /// name.
     parameters_from: Option<usize>,
-    /// Where in [`ModelScanner::ids`] the ids of this object begin.
+    /// The index in [`ModelScanner::ids`] of the first id of this object.
     ids_from: usize,
 }
 
